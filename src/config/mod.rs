@@ -1,0 +1,154 @@
+//! TOML to a resolved configuration that cannot be wrong: all findings at once, each with file, line, column and a hint.
+//!
+//! The types here are the resolved ones: no `Option` means "default". Raw TOML shapes stay private to the room.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::relation::{Modes, TableName};
+
+/// A whole pipeline: one source, one Kafka, its tables and sinks.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Pipeline name, `[a-z0-9_]{1,40}`.
+    pub name: String,
+    /// May `run` create what is missing: publication, slot, topics, the `lockstep` schema in sinks.
+    pub create: bool,
+    pub source: Source,
+    pub kafka: Kafka,
+    pub http: Http,
+    /// In order of name.
+    pub sinks: Vec<Sink>,
+    /// In order of table name.
+    pub tables: Vec<Table>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub database: Database,
+    pub slot: String,
+    pub publication: String,
+    /// `failover = true` on Postgres 17+.
+    pub failover: bool,
+    /// Receive window of the replication connection; small, so that the server sends large segments while we are behind.
+    pub receive_bytes: usize,
+    /// Nap while behind, so that the next read is a burst.
+    pub receive_nap: Duration,
+    /// `wal_sender_timeout` that our own connection sets.
+    pub sender_timeout: Duration,
+    /// How long a slot held by another Lockstep may stay held before it is an error; zero waits for ever.
+    pub snapshot_chunk_rows: usize,
+    pub snapshot_chunk_bytes: usize,
+}
+
+/// Where a Postgres is and how to get in.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub host: Host,
+    pub port: u16,
+    pub user: String,
+    pub password: Option<SecretString>,
+    pub dbname: String,
+    pub tls: Tls,
+    pub connect_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    Tcp(String),
+    /// Folder of the server's unix socket.
+    Unix(PathBuf),
+}
+
+/// TLS is verified or off, nothing in between. Off is the default only where traffic can't leave the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    Off,
+    /// Certificate chain and host name are verified, against the file's certificates or else the system's.
+    Verified { ca_file: Option<PathBuf> },
+}
+
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    pub brokers: String,
+    pub topic_prefix: String,
+    /// Ledger topic.
+    pub ledger: String,
+    pub compression: Compression,
+    pub retention: Duration,
+    /// `None`: min(3, brokers).
+    pub replication_factor: Option<i32>,
+    pub record_bytes_max: usize,
+    /// Records sent and not yet acknowledged.
+    pub in_flight_bytes_max: usize,
+    pub linger: Duration,
+    pub security: Security,
+    /// At least this much time between two checkpoints while busy; at once when idle.
+    pub checkpoint_interval: Duration,
+    pub base_entries: u64,
+    pub base_interval: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Lz4,
+    Zstd,
+    Snappy,
+    Gzip,
+}
+
+#[derive(Debug, Clone)]
+pub struct Security {
+    pub tls: bool,
+    pub ca_file: Option<PathBuf>,
+    pub sasl: Option<Sasl>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sasl {
+    /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+    pub mechanism: String,
+    pub username: String,
+    pub password: SecretString,
+}
+
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// `None`: off.
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sink {
+    pub name: String,
+    pub database: Database,
+    /// Rows folded in memory before they are written into the open transaction.
+    pub batch_rows_max: usize,
+    pub batch_bytes_max: usize,
+    /// How long records that the ledger counts may take to become readable.
+    pub span_wait: Duration,
+    pub lock_timeout: Duration,
+}
+
+/// One routed table: a resolved connector file.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub name: TableName,
+    pub topic: String,
+    pub partitions: i32,
+    pub modes: Modes,
+    /// In order of sink name.
+    pub sinks: Vec<SinkTable>,
+}
+
+/// What one sink takes of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkTable {
+    pub sink: String,
+    pub table: TableName,
+    /// `None`: every column.
+    pub columns: Option<Vec<String>>,
+}
