@@ -11,3 +11,5 @@ pub mod lsn;
 pub mod record;
 pub mod relation;
 pub mod value;
+pub mod ledger;
+pub mod capture;
