@@ -5,6 +5,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod apply;
+pub mod change;
 pub mod config;
 pub mod error;
 pub mod key;

@@ -1,0 +1,3 @@
+//! Turns the log into databases. It never imports `capture`: the topics and the ledger are the contract.
+
+pub mod net;
