@@ -6,13 +6,13 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+pub mod capture;
 pub mod change;
 pub mod config;
 pub mod error;
 pub mod key;
+pub mod ledger;
 pub mod lsn;
 pub mod record;
 pub mod relation;
 pub mod value;
-pub mod ledger;
-pub mod capture;

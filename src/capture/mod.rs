@@ -3,3 +3,4 @@
 //! [`machine`] and [`snapshot`] decide and are pure; [`driver`] does all IO. Knows nothing about sinks but their names.
 
 pub mod machine;
+pub mod snapshot;

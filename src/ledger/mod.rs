@@ -7,4 +7,3 @@
 
 pub mod entry;
 pub mod state;
-pub mod topic;

@@ -191,8 +191,13 @@ mod tests {
     #[test]
     fn a_checkpoint_is_valid_iff_its_epoch_is_the_latest_claim_before_it() {
         let (a, b) = (Epoch { offset: 0, nonce: 5 }, Epoch { offset: 2, nonce: 6 });
-        let (state, events) =
-            fold(&[claim(5), checkpoint(a, 10, vec![]), claim(6), checkpoint(a, 20, vec![]), checkpoint(b, 30, vec![])]);
+        let (state, events) = fold(&[
+            claim(5),
+            checkpoint(a, 10, vec![]),
+            claim(6),
+            checkpoint(a, 20, vec![]),
+            checkpoint(b, 30, vec![]),
+        ]);
         assert!(matches!(events[1], Event::Valid(_)) && matches!(events[4], Event::Valid(_)));
         assert_eq!(events[3], Event::Superseded(a));
         assert_eq!(state.last.unwrap().anchor, Anchor { offset: 4, epoch: b, to: Position::new(Lsn(30), 0) });
@@ -224,7 +229,14 @@ mod tests {
         };
         let a = Epoch { offset: 0, nonce: 5 };
         let named = checkpoint(a, 1, vec![chunk(Some(1), Some("x"))]);
-        let (state, _) = fold(&[claim(5), request(1, "x"), request(2, "y"), named, checkpoint(a, 2, vec![chunk(None, None)]), request(3, "z")]);
+        let (state, _) = fold(&[
+            claim(5),
+            request(1, "x"),
+            request(2, "y"),
+            named,
+            checkpoint(a, 2, vec![chunk(None, None)]),
+            request(3, "z"),
+        ]);
         let loaded: Vec<usize> = state.joins.iter().map(|join| join.loaded.len()).collect();
         assert_eq!(loaded, [2, 1, 0]);
     }
