@@ -1,3 +1,5 @@
 //! Turns the log into databases. It never imports `capture`: the topics and the ledger are the contract.
 
+pub mod machine;
 pub mod net;
+pub mod span;
