@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod key;
 pub mod lsn;
+pub mod postgres;
 pub mod record;
 pub mod relation;
 pub mod value;
