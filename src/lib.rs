@@ -13,6 +13,7 @@ pub mod error;
 pub mod key;
 pub mod ledger;
 pub mod lsn;
+pub mod postgres;
 pub mod record;
 pub mod relation;
 pub mod value;
