@@ -8,6 +8,8 @@
 pub mod config;
 pub mod error;
 pub mod lsn;
+pub mod postgres;
 pub mod record;
 pub mod relation;
+pub mod session;
 pub mod value;
