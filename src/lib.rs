@@ -16,4 +16,5 @@ pub mod lsn;
 pub mod postgres;
 pub mod record;
 pub mod relation;
+pub mod session;
 pub mod value;

@@ -18,7 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::{self, RelationShape};
-use crate::postgres::chunk::{self, ChunkRequest};
+use crate::postgres::chunk::{self, ChunkRequest, Extent};
 use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::relation::{Relation, TableName};
@@ -203,10 +203,14 @@ impl Worker {
         let table = routed(&config, &read.table)?;
         let outbox = self.outbox.clone();
         let session = self.session().await?;
+        let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
+        let facts = facts.ok_or_else(|| gone(&read.table))?;
         let request = ChunkRequest {
-            table: &read.table,
-            range: &read.range,
+            relation: &catalog::build_relation(&facts, shape(table))?,
+            extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
+            bytes_max: config.source.snapshot_chunk_bytes,
+            row_bytes: None,
             lock_timeout: LOCK_TIMEOUT,
         };
         let found = chunk::read_chunk(session, &request).await?;
@@ -234,4 +238,9 @@ fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
     config.tables.iter().find(|table| table.name == *name).ok_or_else(|| {
         Error::halt(Code::TableMissing, format!("table {name} is in no connector"), format!("write a connector for {name}"))
     })
+}
+
+fn gone(name: &TableName) -> Error {
+    let hint = format!("create it again, or take the connector of {name} away");
+    Error::halt(Code::TableMissing, format!("table {name} was dropped while its rows were being read"), hint)
 }

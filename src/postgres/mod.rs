@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod chunk;
 pub mod copytext;
 pub mod failure;
+pub mod pgoutput;
 pub mod preflight;
 pub mod publication;
 pub mod slot;
