@@ -9,6 +9,7 @@ pub mod apply;
 pub mod change;
 pub mod config;
 pub mod error;
+pub mod key;
 pub mod lsn;
 pub mod record;
 pub mod relation;
