@@ -13,4 +13,5 @@ pub mod key;
 pub mod lsn;
 pub mod record;
 pub mod relation;
+pub mod sink;
 pub mod value;
