@@ -17,4 +17,5 @@ pub mod postgres;
 pub mod record;
 pub mod relation;
 pub mod session;
+pub mod sink;
 pub mod value;
