@@ -15,4 +15,5 @@ pub mod ledger;
 pub mod lsn;
 pub mod record;
 pub mod relation;
+pub mod status;
 pub mod value;
