@@ -18,4 +18,5 @@ pub mod record;
 pub mod relation;
 pub mod session;
 pub mod sink;
+pub mod status;
 pub mod value;
