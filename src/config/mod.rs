@@ -61,7 +61,7 @@ pub struct Source {
     pub receive_nap: Duration,
     /// `wal_sender_timeout` that our own connection sets.
     pub sender_timeout: Duration,
-    /// A chunk ends at this many rows or, in a column's text, bytes, whichever comes first: it is held in memory.
+    /// A chunk is held in memory; it ends at this many rows or bytes, whichever come first.
     pub snapshot_chunk_rows: usize,
     pub snapshot_chunk_bytes: usize,
 }

@@ -373,7 +373,7 @@ impl<'a> Section<'a> {
             return None;
         };
         let hint = |_: &DeValue<'_>| format!("write {key} = {example}");
-        let texts = items.iter().filter_map(|item| self.expanded(key, item, hint)).collect();
+        let texts = items.iter().filter_map(|item| self.expanded(&format!("each of {key}"), item, hint)).collect();
         Some((self.document.at(value.span()), texts))
     }
 

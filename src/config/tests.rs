@@ -347,4 +347,19 @@ proptest::proptest! {
             let _ = findings.to_string();
         }
     }
+
+    /// Whatever a pasted password does to the line it stands on, what is said about the line does not hold it.
+    #[test]
+    fn no_finding_shows_a_password(
+        pieces in proptest::collection::vec("XQZJ|[@:/?#%&= ,'\"\\\\\\[\\]]", 1..8),
+        rest in "@h/d|@h:5432/d\\?sslmode=require|@",
+        quotes in "\"|'|\"\"\"|",
+    ) {
+        let url = format!("url = {quotes}postgres://u:XQZJ{}XQZJ{rest}{quotes}\n", pieces.concat());
+        let main = MAIN.replace("url = \"postgres://u@127.0.0.1/orders\"\n", &url);
+        if let Err(findings) = one(&main).load() {
+            let (said, debug) = (findings.to_string(), format!("{findings:?}"));
+            proptest::prop_assert!(!said.contains("XQZJ") && !debug.contains("XQZJ"), "{}{}", url, said);
+        }
+    }
 }
