@@ -42,10 +42,7 @@ pub struct Halt {
 
 impl Error {
     /// A failure that may heal by itself.
-    pub fn retry(
-        doing: impl Into<String>,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub fn retry(doing: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Retry(Retry { doing: doing.into(), source: Some(source.into()) })
     }
 

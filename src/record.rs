@@ -88,8 +88,7 @@ impl Header {
         let mut out = [0; HEADER_BYTES];
         out[0] = VERSION;
         out[1] = self.kind as u8;
-        let fields =
-            [self.epoch.offset, self.epoch.nonce, self.position.lsn.0, self.position.ordinal, self.relation.0];
+        let fields = [self.epoch.offset, self.epoch.nonce, self.position.lsn.0, self.position.ordinal, self.relation.0];
         for (i, field) in fields.into_iter().enumerate() {
             out[2 + i * 8..10 + i * 8].copy_from_slice(&field.to_be_bytes());
         }

@@ -67,7 +67,9 @@ pub enum Host {
 pub enum Tls {
     Off,
     /// Certificate chain and host name are verified, against the file's certificates or else the system's.
-    Verified { ca_file: Option<PathBuf> },
+    Verified {
+        ca_file: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone)]
