@@ -12,6 +12,7 @@ pub mod config;
 pub mod error;
 pub mod key;
 pub mod ledger;
+pub mod kafka;
 pub mod lsn;
 pub mod postgres;
 pub mod record;
