@@ -5,9 +5,11 @@
 
 #![deny(unsafe_code)]
 
+pub mod codec;
 pub mod config;
 pub mod error;
 pub mod lsn;
+pub mod pgtext;
 pub mod record;
 pub mod relation;
 pub mod value;
