@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod capture;
 pub mod change;
+pub mod codec;
 pub mod config;
 pub mod error;
 pub mod key;
@@ -15,6 +16,7 @@ pub mod ledger;
 pub mod kafka;
 pub mod lsn;
 pub mod postgres;
+pub mod pgtext;
 pub mod record;
 pub mod relation;
 pub mod session;
