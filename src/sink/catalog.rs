@@ -5,8 +5,9 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::relation::{TableName, quote_identifier};
+use crate::session;
 
 /// A table of the sink that exists.
 #[derive(Clone, Debug)]
@@ -149,7 +150,7 @@ SELECT conrelid, conname::text, pg_catalog.pg_get_constraintdef(oid), condeferra
 
 /// Facts about `tables`, in their order; `None` for one that does not exist (or whose schema doesn't).
 pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<TableFacts>>> {
-    let failed = |error| Error::retry("reading the sink's catalog", error);
+    let failed = |error| session::classify("reading the sink's catalog", error);
     let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|t| t.table.as_str()).collect();
     let mut facts: Vec<Option<TableFacts>> = vec![None; tables.len()];

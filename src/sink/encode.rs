@@ -112,7 +112,9 @@ mod tests {
     #[test]
     fn copy_text_escapes_what_would_end_a_field_or_a_row() {
         let mut copy = CopyText::default();
-        copy.row([Cell::Text(b"a\tb\n"), Cell::Null, Cell::Text(b"\\N"), Cell::Text(b"\\."), Cell::Text(b"")].into_iter());
+        copy.row(
+            [Cell::Text(b"a\tb\n"), Cell::Null, Cell::Text(b"\\N"), Cell::Text(b"\\."), Cell::Text(b"")].into_iter(),
+        );
         assert_eq!(copy.piece(), None);
         assert_eq!(&copy.rest()[..], b"a\\tb\\n\t\\N\t\\\\N\t\\\\.\t\n");
     }

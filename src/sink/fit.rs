@@ -341,7 +341,11 @@ mod tests {
             ("public.mood", -1, "shop.humour", -1, false),
             ("float8", -1, "float4", -1, false),
         ] {
-            assert_eq!(holds(&source(from, from_mod), &sink(to, to_mod)), expected, "{from}({from_mod}) in {to}({to_mod})");
+            assert_eq!(
+                holds(&source(from, from_mod), &sink(to, to_mod)),
+                expected,
+                "{from}({from_mod}) in {to}({to_mod})"
+            );
         }
     }
 

@@ -17,6 +17,7 @@ use super::{Failure, Outcome, WantedTable};
 use crate::config;
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
+use crate::session::{self, Session};
 
 /// Prepared statements kept. Tables times presence masks; beyond it all are dropped and made again, since a sink with more
 /// is not worth an eviction order.
@@ -25,17 +26,8 @@ const STATEMENTS_MAX: usize = 512;
 /// How often taking over looks again when another worker was quicker, before it leaves the field to them.
 const TAKE_OVER_TRIES_MAX: usize = 3;
 
-/// Settings that every session with values pins (PROTOCOL), and asserts.
+/// Settings of a session that writes, beside those that every session pins.
 const PINNED: &[(&str, &str)] = &[
-    ("client_encoding", "UTF8"),
-    ("DateStyle", "ISO, YMD"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("xmloption", "content"),
-    ("lc_monetary", "C"),
-    ("search_path", "pg_catalog"),
     // Fail rather than write or see less than named.
     ("row_security", "off"),
     ("default_transaction_isolation", "read committed"),
@@ -48,7 +40,7 @@ const PINNED: &[(&str, &str)] = &[
     // A worker that is frozen or cut off must not hold the progress row for ever. Longer than span_wait, within which an
     // open transaction may wait for records; a server that gives up on it costs a retry, nothing else.
     ("idle_in_transaction_session_timeout", "10min"),
-    // Notice a vanished worker within half a minute. Nothing over a Unix socket.
+    // The server notices a vanished worker within half a minute. Nothing over a Unix socket.
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "4"),
@@ -63,7 +55,7 @@ enum Transaction {
 }
 
 pub struct PostgresSink {
-    pub(super) client: Client,
+    pub(super) client: Session,
     name: RowName,
     /// This worker: new with every process, kept over reconnects.
     worker: Uuid,
@@ -79,9 +71,10 @@ pub struct PostgresSink {
 }
 
 impl PostgresSink {
-    /// A sink over a new connection whose application name is [`application_name`]. `worker` names this process and stays
-    /// the same over its reconnects: with it a worker takes over from itself at once.
-    pub async fn over(client: Client, sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
+    /// Connects. `worker` names this process and stays the same over its reconnects: with it a worker takes over from
+    /// itself at once.
+    pub async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
+        let client = session::connect(&sink.database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
         Ok(PostgresSink {
@@ -109,7 +102,7 @@ impl PostgresSink {
                 &[],
             )
             .await
-            .map_err(|error| Error::retry("reading the sink's rights", error))?;
+            .map_err(|error| session::classify("reading the sink's rights", error))?;
         let (role, database): (String, String) = (row.get(0), row.get(1));
         let mut all = Findings::default();
         if !row.get::<_, bool>(2) {
@@ -241,10 +234,15 @@ impl PostgresSink {
         self.client
             .batch_execute("ROLLBACK")
             .await
-            .map_err(|error| Error::retry("rolling back at the sink", error))?;
+            .map_err(|error| session::classify("rolling back at the sink", error))?;
         self.transaction = Transaction::None;
         self.forget_transaction();
         Ok(())
+    }
+
+    /// Ends the connection in order; an open transaction is rolled back.
+    pub async fn close(self) {
+        self.client.close().await;
     }
 
     /// Whether the connection is gone; then only a new sink helps.
@@ -302,29 +300,19 @@ impl PostgresSink {
 }
 
 /// The application name of a sink's connection: with pid and start of the backend it tells ours from any other.
-pub fn application_name(pipeline: &str, sink: &str) -> String {
+fn application_name(pipeline: &str, sink: &str) -> String {
     format!("lockstep:{pipeline}:{sink}")
 }
 
 async fn pin(client: &Client, lock_timeout: &str) -> Result<()> {
-    let failed = |error| Error::retry("pinning the sink session's settings", error);
+    let failed = |error| session::classify("pinning the sink session's settings", error);
     let settings = || PINNED.iter().copied().chain([("lock_timeout", lock_timeout)]);
     let (names, values): (Vec<&str>, Vec<&str>) = settings().unzip();
-    // Set, then read back as the server understood it; `off` for what it did not take as meant.
-    let rows = client
-        .query(
-            "SELECT s.name, s.value, pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)",
-            &[&names, &values],
-        )
+    client
+        .query("SELECT pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)", &[
+            &names, &values,
+        ])
         .await
         .map_err(failed)?;
-    // Units and the family of the socket change how these print; the server refused what it could not take.
-    let prints_otherwise = |name: &str| name.ends_with("timeout") || name.starts_with("tcp_");
-    for row in rows {
-        let (name, wanted, got): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        if !prints_otherwise(&name) && !wanted.eq_ignore_ascii_case(&got) {
-            return Err(Error::retry_plain(format!("pinning the sink session's settings: {name} is {got}")));
-        }
-    }
     Ok(())
 }

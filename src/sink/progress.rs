@@ -125,7 +125,8 @@ const CREATE_TABLE: &str = "CREATE TABLE lockstep.progress (\
 
 /// Makes what is missing of the schema and table, or says what to type.
 pub(super) async fn prepare(client: &Client, create: bool) -> Result<()> {
-    let failed = |error: tokio_postgres::Error| Error::from(super::refusal::failure("making lockstep.progress", None, error));
+    let failed =
+        |error: tokio_postgres::Error| Error::from(super::refusal::failure("making lockstep.progress", None, error));
     let found = client
         .query_one(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'lockstep'),
@@ -163,7 +164,9 @@ pub(super) async fn prepare(client: &Client, create: bool) -> Result<()> {
 /// Another worker may have made it at the same moment, which fails as a duplicate and is right after a pause.
 async fn creation_failed(client: &Client, error: tokio_postgres::Error) -> Error {
     match error.code().map(|code| code.code().to_owned()).as_deref() {
-        Some("23505" | "42P06" | "42P07") => Error::retry("making lockstep.progress, at once with another worker", error),
+        Some("23505" | "42P06" | "42P07") => {
+            Error::retry("making lockstep.progress, at once with another worker", error)
+        }
         Some("42501") => {
             let who = client.query_one("SELECT current_user::text, pg_catalog.current_database()::text", &[]).await;
             let hint = match who {
@@ -401,6 +404,6 @@ fn reading(error: tokio_postgres::Error) -> Error {
             "the role may not read and write lockstep.progress at the sink",
             "GRANT SELECT, INSERT, UPDATE ON lockstep.progress TO CURRENT_USER",
         ),
-        _ => Error::retry("reading the sink's progress", error),
+        _ => crate::session::classify("reading the sink's progress", error),
     }
 }

@@ -7,8 +7,9 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use super::Failure;
 use super::sql::SinkTablePlan;
-use crate::error::{Code, Error, Halt};
+use crate::error::{Code, Halt};
 use crate::relation::quote_identifier;
+use crate::session;
 
 /// What kind of refusal an error of the server is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +47,7 @@ pub fn classify(code: &SqlState) -> Class {
 /// A failed statement on the sink as what must happen now. `plan` is the table it was about, if it was about one.
 pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres::Error) -> Failure {
     let Some(server) = error.as_db_error() else {
-        return Failure::Error(Error::retry(doing, error));
+        return Failure::Error(session::classify(doing, error));
     };
     let class = classify(server.code());
     let table = match (server.table(), plan) {
@@ -57,7 +58,7 @@ pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres:
     let state = format!("SQLSTATE {}", server.code().code());
     let halt = |code: Code, message: String, hint: String| Halt { code, message, facts: vec![state.clone()], hint };
     match class {
-        Class::Retry => Failure::Error(Error::retry(doing, error)),
+        Class::Retry => Failure::Error(session::classify(doing, error)),
         Class::Value => {
             let column = server.column().or_else(|| copied_column(server, plan?));
             halt(Code::ValueRefused, value_message(&table, column), value_hint(plan)).into()
@@ -141,7 +142,9 @@ fn refused(
     };
     let definition = known.map_or("UNIQUE (…)", |constraint| constraint.definition.as_str());
     let hint = match (server.code(), known.is_some_and(|constraint| constraint.deferrable)) {
-        (&SqlState::FOREIGN_KEY_VIOLATION, false) => format!("ALTER TABLE {target} ALTER CONSTRAINT {quoted} DEFERRABLE"),
+        (&SqlState::FOREIGN_KEY_VIOLATION, false) => {
+            format!("ALTER TABLE {target} ALTER CONSTRAINT {quoted} DEFERRABLE")
+        }
         (&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION, false) => {
             format!("ALTER TABLE {target} DROP CONSTRAINT {quoted}, ADD CONSTRAINT {quoted} {definition} DEFERRABLE")
         }

@@ -64,7 +64,19 @@ pub(super) struct PlanColumn {
 
 /// Types whose equal values have equal texts, given a deterministic collation: two texts never name one key.
 const EXACT_KEY_TYPES: &[&str] = &[
-    "int2", "int4", "int8", "oid", "uuid", "text", "varchar", "bytea", "bool", "date", "timestamp", "timestamptz", "name",
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "uuid",
+    "text",
+    "varchar",
+    "bytea",
+    "bool",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "name",
 ];
 
 impl SinkTablePlan {
@@ -94,7 +106,8 @@ impl SinkTablePlan {
         });
         let acts = |on_delete: &str| matches!(on_delete, "c" | "n" | "d");
         let keys = &facts.foreign_keys;
-        let exact = |&k: &usize| find(&columns[k].name).deterministic && EXACT_KEY_TYPES.contains(&columns[k].base.as_str());
+        let exact =
+            |&k: &usize| find(&columns[k].name).deterministic && EXACT_KEY_TYPES.contains(&columns[k].base.as_str());
         SinkTablePlan {
             source: wanted.source.clone(),
             table: wanted.table.clone(),
@@ -325,7 +338,8 @@ pub fn order(plans: &[&SinkTablePlan]) -> Vec<usize> {
     let mut ordered: Vec<usize> = Vec::with_capacity(plans.len());
     let mut waiting: Vec<usize> = (0..plans.len()).collect();
     while !waiting.is_empty() {
-        let blocked = |&i: &usize| waiting.iter().any(|&other| other != i && plans[i].parents.contains(&plans[other].oid));
+        let blocked =
+            |&i: &usize| waiting.iter().any(|&other| other != i && plans[i].parents.contains(&plans[other].oid));
         let next = waiting.iter().position(|i| !blocked(i)).unwrap_or(0);
         ordered.push(waiting.remove(next));
     }
