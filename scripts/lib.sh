@@ -102,6 +102,14 @@ services_user() {
     fi
 }
 
+# ensure_user USER: adds the servers' user where there is none; only root ever needs that.
+ensure_user() {
+    if ! id "$1" >/dev/null 2>&1; then
+        say "adding the system user $1, because Postgres refuses to run as root"
+        useradd --system --user-group --no-create-home --home-dir / --shell /usr/sbin/nologin "$1"
+    fi
+}
+
 # reachable USER DIR: can that user enter DIR? A home under mode 700 is the usual reason why not.
 reachable() {
     run_as "$1" test -x "$2"
@@ -133,12 +141,12 @@ java_version() {
     [[ $text =~ version\ \"([0-9]+) ]] && echo "${BASH_REMATCH[1]}" || echo 0
 }
 
-# find_java CACHE: prints the first java that is new enough: the user's choice, the system's, then the one that scripts/setup
+# find_java CACHE USER: prints the first java that USER can run and that is new enough: the user's choice, the system's, then the one that scripts/setup
 # downloaded. Fails if there is none.
 find_java() {
     local java
     for java in ${JAVA_HOME:+"$JAVA_HOME/bin/java"} "$(command -v java || true)" /usr/lib/jvm/*/bin/java "$1/jdk/bin/java"; do
-        if [[ -x $java ]] && (($(java_version "$java") >= JAVA_VERSION_MIN)); then
+        if run_as "$2" test -x "$java" && (($(java_version "$java") >= JAVA_VERSION_MIN)); then
             readlink -f -- "$java"
             return
         fi

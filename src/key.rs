@@ -333,32 +333,55 @@ pub fn type_sql(type_name: &str) -> String {
     }
 }
 
-/// The condition that a row's key lies in the range, `true` for everything. Row comparison rather than `a > x OR (a = x AND
-/// …)`: the same result where no column is NULL, and an index can start at the very key instead of at its first column.
+/// How a row's key stands to a given one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Comparison {
+    Below,
+    UpTo,
+    Equal,
+    Above,
+}
+
+/// The condition that a row's key stands so to `key`. Row comparison rather than `a > x OR (a = x AND …)`: the same result
+/// where no column is NULL, and an index can start at the very key instead of at its first column.
 ///
-/// The range has as many parts as there are columns.
-pub fn predicate(columns: &[KeyColumn], range: &KeyRange) -> String {
+/// The key has as many parts as there are columns.
+pub fn comparison(columns: &[KeyColumn], comparison: Comparison, key: &[String]) -> String {
+    assert_eq!(key.len(), columns.len(), "a range border has the key's columns");
     let row = |parts: Vec<String>| match parts.len() {
         1 => parts.into_iter().next().expect("one part"),
         _ => format!("ROW({})", parts.join(", ")),
     };
-    let side = |operator: &str, key: &[String]| {
-        assert_eq!(key.len(), columns.len(), "a range border has the key's columns");
-        let left = row(columns.iter().map(KeyColumn::expression).collect());
-        let right = row(columns.iter().zip(key).map(|(column, value)| column.literal(value)).collect());
-        format!("{left} {operator} {right}")
+    let operator = match comparison {
+        Comparison::Below => "<",
+        Comparison::UpTo => "<=",
+        Comparison::Equal => "=",
+        Comparison::Above => ">",
     };
-    match (&range.after, &range.through) {
+    let left = row(columns.iter().map(KeyColumn::expression).collect());
+    let right = row(columns.iter().zip(key).map(|(column, value)| column.literal(value)).collect());
+    format!("{left} {operator} {right}")
+}
+
+/// The condition that a row's key lies in the range, `true` for everything.
+pub fn predicate(columns: &[KeyColumn], range: &KeyRange) -> String {
+    let after = range.after.as_ref().map(|key| comparison(columns, Comparison::Above, key));
+    let through = range.through.as_ref().map(|key| comparison(columns, Comparison::UpTo, key));
+    match (after, through) {
         (None, None) => "true".to_owned(),
-        (Some(after), None) => side(">", after),
-        (None, Some(through)) => side("<=", through),
-        (Some(after), Some(through)) => format!("{} AND {}", side(">", after), side("<=", through)),
+        (Some(one), None) | (None, Some(one)) => one,
+        (Some(after), Some(through)) => format!("{after} AND {through}"),
     }
 }
 
 /// What stands behind ORDER BY.
 pub fn order_by(columns: &[KeyColumn]) -> String {
     columns.iter().map(KeyColumn::expression).collect::<Vec<_>>().join(", ")
+}
+
+/// What stands behind ORDER BY to see the highest key first.
+pub fn order_by_descending(columns: &[KeyColumn]) -> String {
+    columns.iter().map(|column| format!("{} DESC", column.expression())).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

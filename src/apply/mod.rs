@@ -3,3 +3,6 @@
 pub mod machine;
 pub mod net;
 pub mod span;
+pub mod driver;
+pub mod merge;
+pub mod writer;

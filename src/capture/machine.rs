@@ -159,6 +159,11 @@ impl Machine {
         self.last_commit
     }
 
+    /// Position that the last acknowledged checkpoint covers.
+    pub fn appended_to(&self) -> Position {
+        self.prev.map_or(Position::ORIGIN, |prev| prev.to)
+    }
+
     /// Closed LSN of the last checkpoint appended.
     pub fn appended_closed(&self) -> Lsn {
         self.appended_closed

@@ -3,4 +3,9 @@
 //! [`machine`] and [`snapshot`] decide and are pure; [`driver`] does all IO. Knows nothing about sinks but their names.
 
 pub mod machine;
+
+pub mod chunks;
+pub mod driver;
+pub mod emit;
 pub mod snapshot;
+pub mod start;

@@ -148,6 +148,8 @@ pub struct Base {
     pub relations: Vec<Relation>,
     pub topics: BTreeMap<String, TopicIdentity>,
     pub joins: Vec<Join>,
+    /// Of the claim in force.
+    pub timeline: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +212,7 @@ pub struct Part {
     pub number: u64,
     pub part: u32,
     pub parts: u32,
+    pub base: Option<i64>,
     pub data: String,
 }
 
@@ -239,7 +242,7 @@ impl Entry {
         let pieces = split_text(&whole, PART_BYTES_MAX);
         let parts = u32::try_from(pieces.len()).expect("an entry fits in memory");
         let encode = |(part, data): (u32, &&str)| {
-            let part = Part { epoch, number, part, parts, data: (*data).to_owned() };
+            let part = Part { epoch, number, part, parts, base: self.base, data: (*data).to_owned() };
             let mut json = serde_json::to_value(part).expect("a part is plain data");
             let object = json.as_object_mut().expect("a struct is an object");
             object.insert("v".into(), VERSION.into());
@@ -247,6 +250,17 @@ impl Entry {
             json.to_string().into_bytes()
         };
         (0..).zip(&pieces).map(encode).collect()
+    }
+
+    /// The base that an entry, or a part of one, names.
+    pub fn base_of(offset: i64, value: &[u8]) -> Result<Option<i64>> {
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(default)]
+            base: Option<i64>,
+        }
+        let head: Head = serde_json::from_slice(value).map_err(|e| unreadable(offset, &e.to_string()))?;
+        Ok(head.base)
     }
 
     /// Reads one record's value.

@@ -7,3 +7,4 @@
 
 pub mod entry;
 pub mod state;
+pub mod topic;

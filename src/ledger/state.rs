@@ -20,6 +20,8 @@ pub struct State {
     pub offset: Option<i64>,
     /// The epoch in force.
     pub claim: Option<Epoch>,
+    /// The source's timeline when the epoch in force began.
+    pub timeline: Option<u32>,
     /// A slot name that was about to be made and has no `source` yet.
     pub intent: Option<String>,
     pub source: Option<SourceIdentity>,
@@ -65,6 +67,7 @@ impl State {
             Body::Claim(claim) => {
                 let epoch = Epoch { offset: offset.unsigned_abs(), nonce: claim.nonce };
                 self.claim = Some(epoch);
+                self.timeline = Some(claim.timeline);
                 Event::Claimed(epoch)
             }
             Body::Relation(entry) => {
@@ -127,6 +130,7 @@ impl State {
         }
         self.base = Some(offset);
         self.claim = Some(base.epoch);
+        self.timeline = Some(base.timeline);
         self.last = base.last;
         self.source = base.source;
         self.topics = base.topics;
@@ -141,7 +145,8 @@ impl State {
     pub fn as_base(&self, epoch: Epoch, topics: BTreeMap<String, TopicIdentity>) -> Base {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
         relations.sort_by_key(|relation| relation.fingerprint);
-        Base { epoch, last: self.last, source: self.source.clone(), relations, topics, joins: self.joins.clone() }
+        let timeline = self.timeline.unwrap_or_default();
+        Base { epoch, last: self.last, source: self.source.clone(), relations, topics, joins: self.joins.clone(), timeline }
     }
 
     /// Tables that the sink has asked for so far.
