@@ -20,6 +20,7 @@ pub mod pgtext;
 pub mod postgres;
 pub mod record;
 pub mod relation;
+pub mod run;
 pub mod session;
 pub mod sink;
 pub mod status;
