@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod error;
+pub mod kafka;
 pub mod lsn;
 pub mod record;
 pub mod relation;
