@@ -144,14 +144,6 @@ impl Reader {
             .map_err(|error| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
     }
 
-<<<<<<< HEAD
-    /// What an error of a partition means: `None` is trouble that librdkafka heals.
-    fn judge(&self, error: KafkaError, topic: &str, partition: i32, at: i64, gap: Code) -> Option<Error> {
-        let code = error.rdkafka_error_code()?;
-        match code {
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                Some(self.gap(topic, partition, at, gap))
-=======
     /// The one partition of a reader that has no others.
     fn assign(&self, topic: &str, partition: i32, from: i64) -> Result<()> {
         self.consumer
@@ -165,7 +157,6 @@ impl Reader {
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
                 self.judge_gap(topic, partition, at, gap)
->>>>>>> kafka
             }
             RDKafkaErrorCode::BadMessage
             | RDKafkaErrorCode::InvalidMessage
@@ -174,25 +165,6 @@ impl Reader {
             | RDKafkaErrorCode::NotImplemented
             | RDKafkaErrorCode::UnsupportedFeature
             | RDKafkaErrorCode::Inconsistent
-<<<<<<< HEAD
-            | RDKafkaErrorCode::Fatal => {
-                Some(Error::retry(format!("reading topic {topic:?} partition {partition} at offset {at}"), error))
-            }
-            // Their patience is kept by `Health`.
-            RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => None,
-            _ => self.access.refusal(code, topic, Right::Read),
-        }
-    }
-
-    /// The offset is not there, says the broker. A second question tells which side it fell off, and whether it still is so.
-    fn gap(&self, topic: &str, partition: i32, at: i64, gap: Code) -> Error {
-        match self.watermarks(topic, partition, QUERY_TIMEOUT) {
-            Ok((low, high)) if at < low || at > high => gap_error(topic, partition, at, (low, high), gap),
-            Ok(_) => {
-                Error::retry_plain(format!("reading topic {topic:?} partition {partition}: offset {at} came and went"))
-            }
-            Err(error) => error,
-=======
             | RDKafkaErrorCode::Fatal => Verdict::Fails(Error::retry(
                 format!("reading topic {topic:?} partition {partition} at offset {at}"),
                 error,
@@ -212,13 +184,10 @@ impl Reader {
             }
             Ok(_) => Verdict::Stopped,
             Err(error) => Verdict::Fails(error),
->>>>>>> kafka
         }
     }
 }
 
-<<<<<<< HEAD
-=======
 enum Verdict {
     /// librdkafka goes on by itself.
     Heals,
@@ -227,7 +196,6 @@ enum Verdict {
     Fails(Error),
 }
 
->>>>>>> kafka
 fn gap_error(topic: &str, partition: i32, at: i64, (low, high): (i64, i64), code: Code) -> Error {
     let side = if at < low { "was deleted from it" } else { "is beyond its end" };
     Error::halt(code, format!("topic {topic:?} partition {partition}: offset {at} {side}"), "lockstep resync --all")
@@ -257,14 +225,7 @@ impl Tail {
     /// if it is.
     pub fn open(kafka: &config::Kafka, topic: &str, partition: i32, from: i64, gap: Code) -> Result<Tail> {
         let reader = Arc::new(Reader::open(kafka, &settings(kafka, "tail", TAIL_QUEUE_BYTES))?);
-<<<<<<< HEAD
-        reader
-            .consumer
-            .assign(&one_partition(topic, partition, from)?)
-            .map_err(|error| Error::retry(format!("assigning topic {topic:?}"), error))?;
-=======
         reader.assign(topic, partition, from)?;
->>>>>>> kafka
         let (sender, entries) = mpsc::channel(TAIL_ENTRIES);
         let stop = Arc::new(AtomicBool::new(false));
         let follow = Follow {
@@ -363,14 +324,9 @@ impl Follow {
                 Ok(Some(Entry::of(&message)))
             }
             Some(Err(error)) => match self.reader.judge(error, &self.topic, self.partition, self.next, self.gap) {
-<<<<<<< HEAD
-                Some(error) => Err(error),
-                None => Ok(None),
-=======
                 Verdict::Heals => Ok(None),
                 Verdict::Stopped => self.reader.assign(&self.topic, self.partition, self.next).map(|()| None),
                 Verdict::Fails(error) => Err(error),
->>>>>>> kafka
             },
         }
     }
@@ -400,14 +356,7 @@ pub fn read_all(
     if from >= to {
         return Ok(entries);
     }
-<<<<<<< HEAD
-    reader
-        .consumer
-        .assign(&one_partition(topic, partition, from)?)
-        .map_err(|error| Error::retry(format!("assigning topic {topic:?}"), error))?;
-=======
     reader.assign(topic, partition, from)?;
->>>>>>> kafka
     let mut next = from;
     let mut heard = Instant::now();
     while next < to {
@@ -430,19 +379,11 @@ pub fn read_all(
             }
             // The end was at or beyond `to` before we began, so everything below it has been seen.
             Some(Err(KafkaError::PartitionEOF(_))) => break,
-<<<<<<< HEAD
-            Some(Err(error)) => {
-                if let Some(error) = reader.judge(error, topic, partition, next, gap) {
-                    return Err(error);
-                }
-            }
-=======
             Some(Err(error)) => match reader.judge(error, topic, partition, next, gap) {
                 Verdict::Heals => {}
                 Verdict::Stopped => reader.assign(topic, partition, next)?,
                 Verdict::Fails(error) => return Err(error),
             },
->>>>>>> kafka
         }
     }
     Ok(entries)
@@ -453,8 +394,6 @@ pub fn watermarks(kafka: &config::Kafka, topic: &str, partition: i32, timeout: D
     Reader::open(kafka, &settings(kafka, "watermarks", TAIL_QUEUE_BYTES))?.watermarks(topic, partition, timeout)
 }
 
-<<<<<<< HEAD
-=======
 /// Connects to find out why a call failed: the halt, if Kafka refuses our credentials or we refuse its certificate. Blocks
 /// until a broker is up, the answer is known, or `timeout`.
 pub(super) fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<Error> {
@@ -470,7 +409,6 @@ pub(super) fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<Error>
     None
 }
 
->>>>>>> kafka
 /// A partition known to one [`Spans`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Part(usize);
@@ -535,26 +473,15 @@ impl Spans {
     }
 
     /// Sees to it that the next [`Spans::poll`] of the partition yields the first record at or above `from`. Cheap if the
-<<<<<<< HEAD
-    /// partition stands there already.
-=======
     /// partition stands there or a little before. An offset that is not there shows when polling.
->>>>>>> kafka
     pub fn ensure(&mut self, topic: &str, partition: i32, from: i64) -> Result<Part> {
         let part = match self.find(topic, partition) {
             Some(part) => part,
             None => self.add(topic, partition)?,
         };
         let lane = &self.lanes[part.0];
-<<<<<<< HEAD
-        let ahead = from.saturating_sub(lane.next.get());
-        if lane.live.get() && (0..=SKIP_OFFSETS_MAX).contains(&ahead) {
-            lane.next.set(from);
-        } else if lane.live.get() && self.seek(lane, from).is_ok() {
-=======
         let near = (0..=SKIP_OFFSETS_MAX).contains(&from.saturating_sub(lane.next.get()));
         if lane.live.get() && (near || self.seek(lane, from).is_ok()) {
->>>>>>> kafka
             lane.next.set(from);
         } else {
             self.assign(lane, from)?;
@@ -638,11 +565,6 @@ impl Spans {
                 }
                 Some(Err(error)) => {
                     let at = lane.next.get();
-<<<<<<< HEAD
-                    if let Some(error) = self.reader.judge(error, &lane.topic, lane.partition, at, Code::TopicGap) {
-                        lane.live.set(false);
-                        return Err(error);
-=======
                     match self.reader.judge(error, &lane.topic, lane.partition, at, Code::TopicGap) {
                         Verdict::Heals => {}
                         Verdict::Stopped => self.assign(lane, at)?,
@@ -650,7 +572,6 @@ impl Spans {
                             lane.live.set(false);
                             return Err(error);
                         }
->>>>>>> kafka
                     }
                 }
                 None => {

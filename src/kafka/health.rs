@@ -76,11 +76,7 @@ impl Health {
         self.verdict_after(REFUSED_PATIENCE)
     }
 
-<<<<<<< HEAD
-    fn verdict_after(&self, patience: Duration) -> Option<Error> {
-=======
     pub(super) fn verdict_after(&self, patience: Duration) -> Option<Error> {
->>>>>>> kafka
         let state = self.state();
         let (since, halt) = state.refused.as_ref()?;
         (since.elapsed() >= patience).then(|| Error::from(halt.clone()))
@@ -111,11 +107,7 @@ impl Health {
             RDKafkaErrorCode::SSL if reason.contains("verify failed") => Error::halt(
                 Code::TlsFailed,
                 format!("Kafka's certificate is not trusted: {reason}"),
-<<<<<<< HEAD
-                format!("openssl s_client -connect {} -showcerts </dev/null", access.brokers),
-=======
                 format!("openssl s_client -connect {} -showcerts </dev/null", access.first_broker()),
->>>>>>> kafka
             ),
             _ => return None,
         };

@@ -211,8 +211,6 @@ impl Access {
 
     /// An error of one call: a halt if waiting can't heal it, else a retry.
     fn failed(&self, error: KafkaError, doing: &str, topic: &str, right: Right) -> Error {
-        error
-            .rdkafka_error_code()
         code_of(&error)
             .and_then(|code| self.refusal(code, topic, right))
             .unwrap_or_else(|| Error::retry(format!("{doing} {topic}"), error))

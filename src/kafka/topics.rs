@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Creates topics, describes them, and refuses those whose settings would lose records.
 //!
 //! A topic is a name and an id: one that was deleted and made again has another id, and everything that was counted in the
@@ -601,4 +598,3 @@ mod tests {
         assert!(weaknesses(&TopicFacts { min_insync: 4, ..facts() }, 3)[0].contains("nothing can be written"));
     }
 }
->>>>>>> kafka
