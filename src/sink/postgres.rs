@@ -147,10 +147,11 @@ impl PostgresSink {
     /// the owner before, at most `lock_timeout`; it is not waited for when the owner is another worker that is alive.
     pub async fn take_over(&mut self, first: &Standing) -> Result<TakeOver> {
         assert_eq!(self.transaction, Transaction::None, "taking over is for new connections");
-        progress::seed(&self.client, &self.name, first, self.worker).await?;
         for _ in 0..TAKE_OVER_TRIES_MAX {
+            // Read before writing: even an insert that will do nothing waits for an open transaction on the row.
             let Some((row, alive)) = progress::read(&self.client, &self.name).await? else {
-                return Err(Error::retry_plain("taking over the sink: the progress row was deleted just now"));
+                progress::seed(&self.client, &self.name, first, self.worker).await?;
+                continue;
             };
             if alive && row.owner.worker_id != self.worker {
                 return Ok(TakeOver::Standby { owner: row.owner, updated_at_us: row.updated_at_us });
