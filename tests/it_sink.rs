@@ -705,7 +705,7 @@ fn preflight_finds_everything_at_once_and_its_hints_mend_it() {
             .run(
                 "CREATE TABLE bad (id int, a varchar(3), gen int GENERATED ALWAYS AS (1) STORED, nn text NOT NULL, \
                      extra int NOT NULL, UNIQUE (id) DEFERRABLE); \
-                 CREATE VIEW seen AS SELECT 1 AS id; CREATE TABLE keyless (id int); \
+                 CREATE VIEW seen AS SELECT 1 AS id; CREATE UNLOGGED TABLE keyless (id int); \
                  CREATE FUNCTION noop() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
                  CREATE TRIGGER fires BEFORE INSERT ON bad FOR EACH ROW EXECUTE FUNCTION noop(); \
                  CREATE TABLE good (id int PRIMARY KEY, a text)",
@@ -734,6 +734,7 @@ fn preflight_finds_everything_at_once_and_its_hints_mend_it() {
                 "SINK_TABLE table public.none does not exist at the sink",
                 "SINK_TABLE public.seen is not a table but a view, foreign table or the like",
                 "SINK_TABLE table public.seen has no unique index over the key (\"id\")",
+                "SINK_TABLE table public.keyless is unlogged: a crash of the sink would empty it",
                 "SINK_TABLE table public.keyless has no unique index over the key (\"id\")",
             ]
         );
