@@ -79,7 +79,7 @@ impl PostgresSink {
         pin(&client, &lock_timeout).await?;
         Ok(PostgresSink {
             client,
-            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone() },
+            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: sink.database.user.clone() },
             worker,
             transaction: Transaction::None,
             written: false,
@@ -134,7 +134,11 @@ impl PostgresSink {
         let names: Vec<_> = wanted.iter().map(|w| &w.table).collect();
         let facts = catalog::read(&self.client, &names).await?;
         let gone = || Error::retry_plain("planning: a table of the sink vanished just now");
-        wanted.iter().zip(&facts).map(|(w, f)| Ok(SinkTablePlan::compile(w, f.as_ref().ok_or_else(gone)?))).collect()
+        wanted
+            .iter()
+            .zip(&facts)
+            .map(|(w, f)| Ok(SinkTablePlan::compile(w, f.as_ref().ok_or_else(gone)?, &self.name.role)))
+            .collect()
     }
 
     /// Makes `lockstep.progress` if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.
@@ -160,7 +164,7 @@ impl PostgresSink {
                 Ok(bumped) => bumped,
                 Err(error) => {
                     // Our own earlier backend, or one whose worker is gone, still sits in its transaction.
-                    progress::evict(&self.client, &row.owner).await?;
+                    progress::evict(&self.client, &self.name, &row.owner).await?;
                     return Err(error);
                 }
             };
@@ -173,7 +177,7 @@ impl PostgresSink {
 
     /// Ends the connection of a worker that [`TakeOver::Standby`] named: for a driver that knows it to be frozen.
     pub async fn evict(&self, owner: &progress::Owner) -> Result<bool> {
-        progress::evict(&self.client, owner).await
+        progress::evict(&self.client, &self.name, owner).await
     }
 
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
