@@ -9,3 +9,6 @@ pub mod driver;
 pub mod emit;
 pub mod snapshot;
 pub mod start;
+
+#[cfg(test)]
+mod machine_tests;

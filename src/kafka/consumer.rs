@@ -144,12 +144,19 @@ impl Reader {
             .map_err(|error| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
     }
 
-    /// What an error of a partition means: `None` is trouble that librdkafka heals.
-    fn judge(&self, error: KafkaError, topic: &str, partition: i32, at: i64, gap: Code) -> Option<Error> {
-        let code = error.rdkafka_error_code()?;
+    /// The one partition of a reader that has no others.
+    fn assign(&self, topic: &str, partition: i32, from: i64) -> Result<()> {
+        self.consumer
+            .assign(&one_partition(topic, partition, from)?)
+            .map_err(|error| Error::retry(format!("assigning topic {topic:?}"), error))
+    }
+
+    /// What an error of a partition means for a reader that stands at offset `at`.
+    fn judge(&self, error: KafkaError, topic: &str, partition: i32, at: i64, gap: Code) -> Verdict {
+        let Some(code) = error.rdkafka_error_code() else { return Verdict::Heals };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                Some(self.gap(topic, partition, at, gap))
+                self.judge_gap(topic, partition, at, gap)
             }
             RDKafkaErrorCode::BadMessage
             | RDKafkaErrorCode::InvalidMessage
@@ -158,25 +165,35 @@ impl Reader {
             | RDKafkaErrorCode::NotImplemented
             | RDKafkaErrorCode::UnsupportedFeature
             | RDKafkaErrorCode::Inconsistent
-            | RDKafkaErrorCode::Fatal => {
-                Some(Error::retry(format!("reading topic {topic:?} partition {partition} at offset {at}"), error))
-            }
+            | RDKafkaErrorCode::Fatal => Verdict::Fails(Error::retry(
+                format!("reading topic {topic:?} partition {partition} at offset {at}"),
+                error,
+            )),
             // Their patience is kept by `Health`.
-            RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => None,
-            _ => self.access.refusal(code, topic, Right::Read),
+            RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => Verdict::Heals,
+            _ => self.access.refusal(code, topic, Right::Read).map_or(Verdict::Heals, Verdict::Fails),
         }
     }
 
-    /// The offset is not there, says the broker. A second question tells which side it fell off, and whether it still is so.
-    fn gap(&self, topic: &str, partition: i32, at: i64, gap: Code) -> Error {
+    /// An offset is not there, says the broker. A second question tells which side it fell off, and whether it is ours: the
+    /// client fetches ahead of us and may report an offset that nobody wants any more.
+    fn judge_gap(&self, topic: &str, partition: i32, at: i64, gap: Code) -> Verdict {
         match self.watermarks(topic, partition, QUERY_TIMEOUT) {
-            Ok((low, high)) if at < low || at > high => gap_error(topic, partition, at, (low, high), gap),
-            Ok(_) => {
-                Error::retry_plain(format!("reading topic {topic:?} partition {partition}: offset {at} came and went"))
+            Ok((low, high)) if at < low || at > high => {
+                Verdict::Fails(gap_error(topic, partition, at, (low, high), gap))
             }
-            Err(error) => error,
+            Ok(_) => Verdict::Stopped,
+            Err(error) => Verdict::Fails(error),
         }
     }
+}
+
+enum Verdict {
+    /// librdkafka goes on by itself.
+    Heals,
+    /// librdkafka stopped fetching, but where we stand there is something to read: assign again.
+    Stopped,
+    Fails(Error),
 }
 
 fn gap_error(topic: &str, partition: i32, at: i64, (low, high): (i64, i64), code: Code) -> Error {
@@ -208,10 +225,7 @@ impl Tail {
     /// if it is.
     pub fn open(kafka: &config::Kafka, topic: &str, partition: i32, from: i64, gap: Code) -> Result<Tail> {
         let reader = Arc::new(Reader::open(kafka, &settings(kafka, "tail", TAIL_QUEUE_BYTES))?);
-        reader
-            .consumer
-            .assign(&one_partition(topic, partition, from)?)
-            .map_err(|error| Error::retry(format!("assigning topic {topic:?}"), error))?;
+        reader.assign(topic, partition, from)?;
         let (sender, entries) = mpsc::channel(TAIL_ENTRIES);
         let stop = Arc::new(AtomicBool::new(false));
         let follow = Follow {
@@ -310,8 +324,9 @@ impl Follow {
                 Ok(Some(Entry::of(&message)))
             }
             Some(Err(error)) => match self.reader.judge(error, &self.topic, self.partition, self.next, self.gap) {
-                Some(error) => Err(error),
-                None => Ok(None),
+                Verdict::Heals => Ok(None),
+                Verdict::Stopped => self.reader.assign(&self.topic, self.partition, self.next).map(|()| None),
+                Verdict::Fails(error) => Err(error),
             },
         }
     }
@@ -341,10 +356,7 @@ pub fn read_all(
     if from >= to {
         return Ok(entries);
     }
-    reader
-        .consumer
-        .assign(&one_partition(topic, partition, from)?)
-        .map_err(|error| Error::retry(format!("assigning topic {topic:?}"), error))?;
+    reader.assign(topic, partition, from)?;
     let mut next = from;
     let mut heard = Instant::now();
     while next < to {
@@ -367,11 +379,11 @@ pub fn read_all(
             }
             // The end was at or beyond `to` before we began, so everything below it has been seen.
             Some(Err(KafkaError::PartitionEOF(_))) => break,
-            Some(Err(error)) => {
-                if let Some(error) = reader.judge(error, topic, partition, next, gap) {
-                    return Err(error);
-                }
-            }
+            Some(Err(error)) => match reader.judge(error, topic, partition, next, gap) {
+                Verdict::Heals => {}
+                Verdict::Stopped => reader.assign(topic, partition, next)?,
+                Verdict::Fails(error) => return Err(error),
+            },
         }
     }
     Ok(entries)
@@ -380,6 +392,21 @@ pub fn read_all(
 /// Low and high watermark of a partition, over a connection of its own. Blocks.
 pub fn watermarks(kafka: &config::Kafka, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
     Reader::open(kafka, &settings(kafka, "watermarks", TAIL_QUEUE_BYTES))?.watermarks(topic, partition, timeout)
+}
+
+/// Connects to find out why a call failed: the halt, if Kafka refuses our credentials or we refuse its certificate. Blocks
+/// until a broker is up, the answer is known, or `timeout`.
+pub(super) fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<Error> {
+    let reader = Reader::open(kafka, &settings(kafka, "probe", TAIL_QUEUE_BYTES)).ok()?;
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline && reader.health.brokers_up() == 0 {
+        // Only for the callbacks.
+        drop(reader.consumer.poll(TAIL_POLL));
+        if let Some(refusal) = reader.health.verdict_after(Duration::ZERO) {
+            return Some(refusal);
+        }
+    }
+    None
 }
 
 /// A partition known to one [`Spans`].
@@ -446,17 +473,15 @@ impl Spans {
     }
 
     /// Sees to it that the next [`Spans::poll`] of the partition yields the first record at or above `from`. Cheap if the
-    /// partition stands there already.
+    /// partition stands there or a little before. An offset that is not there shows when polling.
     pub fn ensure(&mut self, topic: &str, partition: i32, from: i64) -> Result<Part> {
         let part = match self.find(topic, partition) {
             Some(part) => part,
             None => self.add(topic, partition)?,
         };
         let lane = &self.lanes[part.0];
-        let ahead = from.saturating_sub(lane.next.get());
-        if lane.live.get() && (0..=SKIP_OFFSETS_MAX).contains(&ahead) {
-            lane.next.set(from);
-        } else if lane.live.get() && self.seek(lane, from).is_ok() {
+        let near = (0..=SKIP_OFFSETS_MAX).contains(&from.saturating_sub(lane.next.get()));
+        if lane.live.get() && (near || self.seek(lane, from).is_ok()) {
             lane.next.set(from);
         } else {
             self.assign(lane, from)?;
@@ -540,9 +565,13 @@ impl Spans {
                 }
                 Some(Err(error)) => {
                     let at = lane.next.get();
-                    if let Some(error) = self.reader.judge(error, &lane.topic, lane.partition, at, Code::TopicGap) {
-                        lane.live.set(false);
-                        return Err(error);
+                    match self.reader.judge(error, &lane.topic, lane.partition, at, Code::TopicGap) {
+                        Verdict::Heals => {}
+                        Verdict::Stopped => self.assign(lane, at)?,
+                        Verdict::Fails(error) => {
+                            lane.live.set(false);
+                            return Err(error);
+                        }
                     }
                 }
                 None => {

@@ -76,7 +76,7 @@ impl Health {
         self.verdict_after(REFUSED_PATIENCE)
     }
 
-    fn verdict_after(&self, patience: Duration) -> Option<Error> {
+    pub(super) fn verdict_after(&self, patience: Duration) -> Option<Error> {
         let state = self.state();
         let (since, halt) = state.refused.as_ref()?;
         (since.elapsed() >= patience).then(|| Error::from(halt.clone()))
@@ -107,7 +107,7 @@ impl Health {
             RDKafkaErrorCode::SSL if reason.contains("verify failed") => Error::halt(
                 Code::TlsFailed,
                 format!("Kafka's certificate is not trusted: {reason}"),
-                format!("openssl s_client -connect {} -showcerts </dev/null", access.brokers),
+                format!("openssl s_client -connect {} -showcerts </dev/null", access.first_broker()),
             ),
             _ => return None,
         };

@@ -110,6 +110,14 @@ fn unmade(error: KafkaError) -> Error {
     }
 }
 
+/// The crate's own method leaves out the codes of admin calls.
+fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
+}
+
 /// What hints need to be commands that work as typed.
 #[derive(Debug, Clone)]
 struct Access {
@@ -136,6 +144,10 @@ impl Access {
             user: sasl.map(|s| s.username.clone()),
             mechanism: sasl.map_or(String::new(), |s| s.mechanism.clone()),
         }
+    }
+
+    fn first_broker(&self) -> &str {
+        self.brokers.split(',').next().unwrap_or(&self.brokers).trim()
     }
 
     fn principal(&self) -> &str {
@@ -199,8 +211,7 @@ impl Access {
 
     /// An error of one call: a halt if waiting can't heal it, else a retry.
     fn failed(&self, error: KafkaError, doing: &str, topic: &str, right: Right) -> Error {
-        error
-            .rdkafka_error_code()
+        code_of(&error)
             .and_then(|code| self.refusal(code, topic, right))
             .unwrap_or_else(|| Error::retry(format!("{doing} {topic}"), error))
     }
