@@ -158,6 +158,8 @@ codes! {
     Diverged = "DIVERGED",
     /// A routed table does not exist at the source.
     TableMissing = "TABLE_MISSING",
+    /// A routed relation is of a kind whose changes can't be read: a partitioned root, a view, an unlogged table.
+    TableUnsupported = "TABLE_UNSUPPORTED",
     /// A routed table has no usable key.
     TableWithoutKey = "TABLE_WITHOUT_KEY",
     /// The replica identity would make the application's own updates fail, or does not carry the key.

@@ -5,11 +5,23 @@
 
 #![deny(unsafe_code)]
 
+pub mod apply;
+pub mod capture;
+pub mod change;
+pub mod codec;
 pub mod config;
 pub mod error;
+pub mod http;
+pub mod kafka;
+pub mod key;
+pub mod ledger;
 pub mod lsn;
+pub mod pgtext;
 pub mod postgres;
 pub mod record;
 pub mod relation;
+pub mod run;
 pub mod session;
+pub mod sink;
+pub mod status;
 pub mod value;

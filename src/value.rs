@@ -111,12 +111,25 @@ impl RowBuf {
             Cell::Null => CellRef::Null,
             Cell::Absent => CellRef::Absent,
             Cell::Text(text) => {
-                let start =
-                    u32::try_from(self.data.len()).expect("a row is below 4 GiB: Postgres' own limit is 1 GiB a field");
+                let start = u32::try_from(self.data.len()).expect("a row is below 4 GiB: Postgres' own limit is 1 GiB a field");
                 self.data.extend_from_slice(text);
                 CellRef::Text { start, len: u32::try_from(text.len()).expect("Postgres limits a field to 1 GiB") }
             }
         });
+    }
+
+    /// Appends the text that `write` appends to the row's own buffer, so that a printed value needs no copy. `None` from
+    /// `write` leaves the row as it was.
+    pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<()>) -> Option<()> {
+        let before = self.data.len();
+        if write(&mut self.data).is_none() {
+            self.data.truncate(before);
+            return None;
+        }
+        let start = u32::try_from(before).expect("a row is below 4 GiB: Postgres' own limit is 1 GiB a field");
+        let len = u32::try_from(self.data.len() - before).expect("Postgres limits a field to 1 GiB");
+        self.cells.push(CellRef::Text { start, len });
+        Some(())
     }
 
     pub fn row(&self) -> Row<'_> {

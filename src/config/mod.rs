@@ -1,6 +1,29 @@
 //! TOML to a resolved configuration that cannot be wrong: all findings at once, each with file, line, column and a hint.
 //!
 //! The types here are the resolved ones: no `Option` means "default". Raw TOML shapes stay private to the room.
+//!
+//! The way from text to these types: `reader` walks a file and types its values, `process` and `connector` know the keys of the
+//! two kinds of files, `url` knows a database's address and the TLS rule, `files` fetches passwords and certificates, `load`
+//! compares files with each other. Whatever is wrong on the way becomes a [`Finding`]; nothing stops at the first.
+//!
+//! Invariant: no secret is ever shown, neither by `Debug` of these types nor by a finding.
+
+mod connector;
+mod describe;
+mod files;
+mod findings;
+mod load;
+mod process;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod units;
+mod url;
+
+pub use describe::describe;
+pub use findings::{Finding, Findings, Place};
+pub use load::{FILE, load};
+pub use url::UrlRefused;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,7 +61,7 @@ pub struct Source {
     pub receive_nap: Duration,
     /// `wal_sender_timeout` that our own connection sets.
     pub sender_timeout: Duration,
-    /// How long a slot held by another Lockstep may stay held before it is an error; zero waits for ever.
+    /// A chunk is held in memory; it ends at this many rows or bytes, whichever come first.
     pub snapshot_chunk_rows: usize,
     pub snapshot_chunk_bytes: usize,
 }

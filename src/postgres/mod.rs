@@ -1,7 +1,18 @@
-//! The only room that speaks to the source.
+//! The source: the only room that speaks to the Postgres that owns the data.
+//!
+//! It turns a server into plain facts and bytes and back again; what they mean for a pipeline is decided in `capture`.
 
+pub mod catalog;
+pub mod chunk;
+pub mod copytext;
+pub mod failure;
 pub mod frame;
 pub mod pgoutput;
+pub mod preflight;
+pub mod publication;
+pub mod slot;
+pub mod snapshot;
 mod socket;
 pub mod stream;
+pub mod timeline;
 pub mod wire;

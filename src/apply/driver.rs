@@ -1,0 +1,530 @@
+//! A sink's loop: one worker, one connection to the sink, one consumer of the data topics, one of the ledger.
+//!
+//! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
+//! The worker runs on a thread of its own, because reading a partition blocks.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::apply::machine::{At, Interval, Item, Machine};
+use crate::apply::merge::{self, Merge};
+use crate::apply::writer::Writer;
+use crate::config::{self, Config};
+use crate::error::{Code, Error, Result};
+use crate::http::metrics::{RowOp, SinkMetrics};
+use crate::kafka::consumer::{Spans, Tail};
+use crate::kafka::topics;
+use crate::ledger::entry::{Assembler, Body, Entry, Request, RequestKind};
+use crate::ledger::state::State;
+use crate::ledger::topic::{self, Appender};
+use crate::relation::TableName;
+use crate::sink::postgres::PostgresSink;
+use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing, TakeOver};
+use crate::sink::{Counts, Failure};
+use crate::status::{self, Phase, SinkReporter, TableStatus};
+
+/// This process among the workers of its sinks: it takes over from itself at once.
+static WORKER: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
+
+/// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing.
+const TRANSACTION_RECORDS_MAX: u64 = 20_000;
+
+/// Entries of the ledger read ahead of what is applied.
+const ITEMS_MAX: usize = 1024;
+
+/// An interval with nothing for this sink moves its progress at most this often.
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The loop looks around at least this often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often a standby looks whether the owner is gone.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What may be fetched ahead of what is applied, all partitions together.
+const PREFETCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long a stop may go on applying what the ledger already holds.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How often a sink that is earlier than the source role looks for the ledger.
+const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
+
+const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The role: runs until it is stopped or fails.
+pub async fn run(
+    config: Arc<Config>,
+    name: String,
+    reporter: SinkReporter,
+    metrics: SinkMetrics,
+    stop: CancellationToken,
+) -> Result<()> {
+    let started = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        worker = Worker::start(config, &name, &reporter, metrics, &stop) => worker?,
+    };
+    let Some(mut worker) = started else { return Ok(()) };
+    tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
+    worker.run(&reporter, &stop).await
+}
+
+struct Worker {
+    config: Arc<Config>,
+    sink: config::Sink,
+    machine: Machine,
+    assembler: Assembler,
+    tail: Tail,
+    spans: Spans,
+    writer: Writer,
+    metrics: SinkMetrics,
+    /// The row as last written.
+    row: ProgressRow,
+    /// Where the sink stands, at or ahead of the row: intervals without anything for it are not written at once.
+    at: At,
+    wrote: Instant,
+    level: Instant,
+}
+
+/// Where the ledger is and for which source it is written.
+struct Ledger {
+    id: Uuid,
+    state: State,
+}
+
+impl Worker {
+    /// `None`: stopped while another worker owned the sink.
+    async fn start(
+        config: Arc<Config>,
+        name: &str,
+        reporter: &SinkReporter,
+        metrics: SinkMetrics,
+        stop: &CancellationToken,
+    ) -> Result<Option<Worker>> {
+        let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
+        let tables = taken(&config, name);
+        let mut database = PostgresSink::connect(&sink, &config.name, *WORKER).await?;
+        let found = database.progress(config.create).await?;
+        let ledger = read_ledger(&config, reporter).await?;
+        let names: BTreeSet<TableName> = tables.keys().cloned().collect();
+
+        let first = match &found {
+            Some(row) => row.standing.clone(),
+            None => join(&config, name, &names, &ledger).await?,
+        };
+        let row = match take_over(&mut database, &first, reporter, stop).await? {
+            Some(row) => row,
+            None => return Ok(None),
+        };
+        row.check_identity(&identity(&ledger))?;
+        let known = ledger.state.joined(name);
+        let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
+        if found.is_some() && !missing.is_empty() {
+            request(&config, name, &missing).await?;
+        }
+        let mut worker = Worker::open(config, sink, database, tables, row, metrics).await?;
+        worker.writer.prepare(&ledger.state).await?;
+        worker.catch_up().await?;
+        Ok(Some(worker))
+    }
+
+    async fn open(
+        config: Arc<Config>,
+        sink: config::Sink,
+        database: PostgresSink,
+        tables: HashMap<TableName, config::SinkTable>,
+        row: ProgressRow,
+        metrics: SinkMetrics,
+    ) -> Result<Worker> {
+        let standing = &row.standing;
+        let at = At {
+            offset: standing.ledger_offset,
+            epoch: standing.reader,
+            position: standing.position,
+            closed: standing.closed_lsn,
+            commit_time: standing.commit_time_us.unwrap_or_default(),
+        };
+        let needed = standing.join_offset.map_or(at.offset, |join| join.min(at.offset));
+        let shared = config.clone();
+        let from = blocking(move || topic::fold_start(&shared.kafka, needed)).await?;
+        let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
+        let names = tables.keys().cloned().collect();
+        let machine = Machine::new(&sink.name, names, at, standing.join_offset.unwrap_or(-1));
+        let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
+        let writer = Writer::new(database, &sink, tables);
+        let (assembler, now) = (Assembler::default(), Instant::now());
+        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now })
+    }
+
+    /// Reads the ledger up to the checkpoint that the row names: it must be there, and what was loaded by then is known.
+    async fn catch_up(&mut self) -> Result<()> {
+        if self.at.offset < 0 {
+            return Ok(());
+        }
+        let shared = self.config.clone();
+        let (_, high) = blocking(move || topic::bounds(&shared.kafka)).await?;
+        if self.at.offset >= high {
+            return self.machine.check_row();
+        }
+        while self.machine.state().offset.is_none_or(|offset| offset < self.at.offset) {
+            let record = self.tail.recv().await?;
+            self.entry(record.offset, record.value.as_deref())?;
+        }
+        self.machine.check_row()?;
+        self.writer.loads = self.machine.loads();
+        Ok(())
+    }
+
+    fn entry(&mut self, offset: i64, value: Option<&[u8]>) -> Result<()> {
+        let piece = Entry::decode(offset, value.unwrap_or_default())?;
+        match self.assembler.push(offset, piece)? {
+            Some(entry) => self.machine.entry(offset, entry),
+            None => Ok(()),
+        }
+    }
+
+    async fn run(&mut self, reporter: &SinkReporter, stop: &CancellationToken) -> Result<()> {
+        let mut stopped: Option<Instant> = None;
+        loop {
+            while self.machine.waiting() < ITEMS_MAX
+                && let Some(record) = self.tail.try_recv()?
+            {
+                self.entry(record.offset, record.value.as_deref())?;
+            }
+            if stop.is_cancelled() && stopped.is_none() {
+                stopped = Some(Instant::now());
+            }
+            let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
+            if self.machine.waiting() == 0 || late {
+                self.quiet().await?;
+                self.report(reporter);
+                if stopped.is_some() {
+                    return self.finish().await;
+                }
+                self.wait(stop).await?;
+            } else {
+                self.step(stop).await?;
+                self.report(reporter);
+            }
+        }
+    }
+
+    async fn wait(&mut self, stop: &CancellationToken) -> Result<()> {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            record = self.tail.recv() => {
+                let record = record?;
+                self.entry(record.offset, record.value.as_deref())?;
+            }
+            () = tokio::time::sleep(TICK) => {}
+        }
+        Ok(())
+    }
+
+    /// Applies the next item, or as many intervals as fit into one transaction.
+    async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
+        match self.machine.peek() {
+            Some(Item::Interval(_)) => {
+                let intervals = self.gather();
+                self.intervals(&intervals, stop).await
+            }
+            Some(Item::Joined(..)) => {
+                let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
+                self.writer.loads.joined(&request);
+                if self.machine.is_known(offset) {
+                    return Ok(());
+                }
+                let standing = Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..self.standing() };
+                self.write_row(standing).await
+            }
+            Some(Item::Loaded(_)) => {
+                let Some(Item::Loaded(id)) = self.machine.pop() else { unreachable!("just looked") };
+                self.writer.loads.loaded(id);
+                if !self.writer.loads.is_empty() {
+                    return Ok(());
+                }
+                tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
+                let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
+                self.write_row(standing).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Intervals for one transaction.
+    fn gather(&mut self) -> Vec<Interval> {
+        let mut gathered: Vec<Interval> = Vec::new();
+        let mut records = 0;
+        while let Some(Item::Interval(next)) = self.machine.peek() {
+            records += next.records();
+            if !gathered.is_empty() && records > TRANSACTION_RECORDS_MAX {
+                break;
+            }
+            let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
+            gathered.push(*next);
+        }
+        gathered
+    }
+
+    async fn intervals(&mut self, intervals: &[Interval], stop: &CancellationToken) -> Result<()> {
+        let end = intervals.iter().fold(self.at, |at, interval| interval.at(at));
+        if !intervals.iter().any(|interval| interval.concerns) {
+            self.at = end;
+            return Ok(());
+        }
+        let loads = self.writer.loads.clone();
+        let mut outcome = self.transaction(intervals, end, stop).await;
+        if let Err(Failure::Constraint(halt)) = &outcome {
+            tracing::debug!(sink = self.sink.name, code = %halt.code, "a constraint refused the net effect; applying in order");
+            self.abort().await?;
+            self.writer.loads = loads;
+            self.writer.strict = true;
+            outcome = self.transaction(intervals, end, stop).await;
+            self.writer.strict = false;
+        }
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(failure) => {
+                // The connection is given up anyway; in order, so that the server does not wait for it.
+                let _ = self.abort().await;
+                Err(failure.into())
+            }
+        }
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.writer.reset();
+        self.writer.sink.rollback().await
+    }
+
+    /// One transaction of the sink: progress, rows, commit.
+    async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
+        let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
+        self.writer.sink.begin(&self.row, &standing).await?;
+        let mut foreign = 0;
+        for interval in intervals.iter().filter(|interval| interval.concerns) {
+            let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
+            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, self.sink.span_wait, stop.clone());
+            let state = self.machine.state();
+            self.writer.begin_interval(&interval.checkpoint.chunks);
+            while let Some(head) = merge.next()? {
+                self.writer.record(&head, state).await?;
+            }
+            self.writer.end_interval(state).await?;
+            foreign += merge.foreign;
+        }
+        self.writer.flush().await?;
+        self.writer.sink.commit().await?;
+        self.committed(standing, end, foreign);
+        Ok(())
+    }
+
+    fn committed(&mut self, standing: Standing, end: At, foreign: u64) {
+        self.row.standing = standing;
+        self.at = end;
+        self.wrote = Instant::now();
+        let counts: Counts = std::mem::take(&mut self.writer.counts);
+        let snapshot = std::mem::take(&mut self.writer.loaded_rows);
+        self.metrics.rows(RowOp::Insert, counts.inserted);
+        self.metrics.rows(RowOp::Update, counts.updated + counts.moved);
+        self.metrics.rows(RowOp::Delete, counts.deleted);
+        self.metrics.rows(RowOp::Snapshot, snapshot);
+        self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        self.metrics.foreign_records(foreign);
+        if end.commit_time > 0 {
+            let now = jiff::Timestamp::now().as_microsecond();
+            self.metrics
+                .commit_to_visible(Duration::from_micros(u64::try_from(now - end.commit_time).unwrap_or_default()));
+        }
+    }
+
+    /// The standing at `self.at`.
+    fn standing(&self) -> Standing {
+        standing(&self.row.standing, self.at)
+    }
+
+    /// Moves the row alone.
+    async fn write_row(&mut self, standing: Standing) -> Result<()> {
+        let moved = async {
+            self.writer.sink.begin(&self.row, &standing).await?;
+            self.writer.sink.commit().await
+        }
+        .await;
+        moved.map_err(Error::from)?;
+        self.row.standing = standing;
+        self.wrote = Instant::now();
+        Ok(())
+    }
+
+    /// Writes progress that no rows went with, now and then.
+    async fn quiet(&mut self) -> Result<()> {
+        let ahead = self.at.offset != self.row.standing.ledger_offset;
+        if ahead && self.wrote.elapsed() >= QUIET_INTERVAL {
+            return self.write_row(self.standing()).await;
+        }
+        Ok(())
+    }
+
+    /// The last word of a stop in order.
+    async fn finish(&mut self) -> Result<()> {
+        if self.at.offset != self.row.standing.ledger_offset {
+            self.write_row(self.standing()).await?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, reporter: &SinkReporter) {
+        let newest = self.machine.end();
+        let now = Instant::now();
+        if self.machine.waiting() == 0 {
+            self.level = now;
+        }
+        let lag_bytes = newest.closed.bytes_since(self.at.closed);
+        let lag_seconds = now.duration_since(self.level).as_secs_f64();
+        let loading = !self.writer.loads.is_empty();
+        let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
+        let tables = tables.map(|table| {
+            let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
+            (table.name.clone(), TableStatus::new(phase))
+        });
+        let tables = tables.collect();
+        let at = self.at;
+        reporter.update(|s| {
+            s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
+            s.waiting_for = None;
+            s.position = Some(at.position.lsn);
+            s.closed_lsn = Some(at.closed);
+            s.lag_bytes = Some(lag_bytes);
+            s.lag_seconds = Some(lag_seconds);
+            s.tables = tables;
+        });
+    }
+}
+
+fn standing(before: &Standing, at: At) -> Standing {
+    Standing {
+        ledger_offset: at.offset,
+        reader: at.epoch,
+        position: at.position,
+        closed_lsn: at.closed,
+        commit_time_us: (at.commit_time > 0).then_some(at.commit_time),
+        ..before.clone()
+    }
+}
+
+/// Tables that the sink takes.
+fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
+    let of = |table: &config::Table| {
+        let target = table.sinks.iter().find(|target| target.sink == sink)?;
+        Some((table.name.clone(), target.clone()))
+    };
+    config.tables.iter().filter_map(of).collect()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::retry("reading the ledger", e))?
+}
+
+/// The ledger as it is now; it is the reader's to make.
+async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter) -> Result<Ledger> {
+    let topic = &config.kafka.ledger;
+    loop {
+        if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
+            let shared = config.clone();
+            let state = blocking(move || {
+                let (_, high) = topic::bounds(&shared.kafka)?;
+                let from = topic::fold_start(&shared.kafka, high)?;
+                Ok(topic::fold(&shared.kafka, from, high)?.0)
+            })
+            .await?;
+            if state.source.is_some() {
+                return Ok(Ledger { id: facts.id, state });
+            }
+        }
+        reporter.update(|s| s.waiting_for = Some(format!("the ledger {topic}, which the source role begins")));
+        tokio::time::sleep(LEDGER_INTERVAL).await;
+    }
+}
+
+/// What the row must agree with.
+fn identity(ledger: &Ledger) -> Standing {
+    let source = ledger.state.source.as_ref().expect("a ledger without a source is not read");
+    Standing {
+        ledger_topic_id: ledger.id,
+        source_system_id: source.system_id,
+        timeline: i32::try_from(source.timeline).unwrap_or(i32::MAX),
+        ..standing(&blank(ledger.id), At::end_of(&ledger.state))
+    }
+}
+
+fn blank(ledger_topic_id: Uuid) -> Standing {
+    Standing {
+        ledger_topic_id,
+        source_system_id: 0,
+        timeline: 0,
+        ledger_offset: -1,
+        join_offset: None,
+        reader: At::ORIGIN.epoch,
+        position: At::ORIGIN.position,
+        closed_lsn: At::ORIGIN.closed,
+        commit_time_us: None,
+        phase: RowPhase::Snapshot,
+    }
+}
+
+/// A sink without a row joins: its row begins at the last valid checkpoint before its request.
+async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, ledger: &Ledger) -> Result<Standing> {
+    let offset = request(config, sink, tables).await?;
+    let shared = config.clone();
+    let state = blocking(move || {
+        let from = topic::fold_start(&shared.kafka, offset)?;
+        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
+    })
+    .await?;
+    let at = At::end_of(&state);
+    Ok(Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..standing(&identity(ledger), at) })
+}
+
+/// Asks the reader to load tables at the sink; gives the request's offset.
+async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>) -> Result<i64> {
+    let mut appender = Appender::open(&config.kafka)?;
+    let request = Request {
+        id: Uuid::new_v4(),
+        kind: RequestKind::Join,
+        sink: sink.to_owned(),
+        tables: tables.iter().cloned().collect(),
+        asked_by: format!("sink:{sink}"),
+    };
+    let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
+    appender.close(Duration::from_secs(1));
+    Ok(offset)
+}
+
+/// Waits while another worker that is alive owns the sink: a hot standby.
+async fn take_over(
+    database: &mut PostgresSink,
+    first: &Standing,
+    reporter: &SinkReporter,
+    stop: &CancellationToken,
+) -> Result<Option<ProgressRow>> {
+    loop {
+        match database.take_over(first).await? {
+            TakeOver::Mine(row) => return Ok(Some(*row)),
+            TakeOver::Standby { owner, .. } => {
+                reporter.update(|s| {
+                    s.state = status::State::Standby;
+                    s.waiting_for =
+                        Some(format!("worker {} owns the sink (backend {})", owner.worker_id, owner.backend_pid));
+                });
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The sink's walk along the ledger: which checkpoints are applied, in which order, and what of them concerns this sink.
+//!
+//! Pure: entries in, items out. An item is applied in one database transaction (or several items in one) together with the
+//! progress row, which is the only memory: after any failure a new machine starts from the row and the ledger, so nothing
+//! that was remembered can be wrong.
+//!
+//! Invariants (DESIGN section 2): only valid checkpoints are applied, only as an unbroken chain from what the progress row
+//! holds; a table under load takes changes only in ranges whose chunk was applied; a request counts from where it stands in
+//! the ledger.
+//!
+//! Deliberately not here: records and their checks (`span`), folding (`net`), SQL (`sink`).
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+use crate::key::{KeyOrder, KeyRange};
+use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request};
+use crate::ledger::state::{Event, State};
+use crate::lsn::{Lsn, Position};
+use crate::record::Epoch;
+use crate::relation::TableName;
+
+/// Where a sink stands: what its progress row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// Of the checkpoint applied last; -1 at the origin.
+    pub offset: i64,
+    pub epoch: Epoch,
+    pub position: Position,
+    pub closed: Lsn,
+    /// Microseconds since 1970; 0 before the first commit.
+    pub commit_time: i64,
+}
+
+impl At {
+    /// Nothing is applied.
+    pub const ORIGIN: At = At {
+        offset: -1,
+        epoch: Epoch { offset: 0, nonce: 0 },
+        position: Position::ORIGIN,
+        closed: Lsn::ZERO,
+        commit_time: 0,
+    };
+
+    /// The last valid checkpoint of a ledger.
+    pub fn end_of(state: &State) -> At {
+        state.last.map_or(At::ORIGIN, |last| At {
+            offset: last.anchor.offset,
+            epoch: last.anchor.epoch,
+            position: last.anchor.to,
+            closed: last.closed,
+            commit_time: last.commit_time,
+        })
+    }
+}
+
+/// Something to apply, in ledger order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// A valid checkpoint, next in the chain.
+    Interval(Box<Interval>),
+    /// The sink's tables of this request are loaded from here on only by chunks.
+    Joined(i64, Request),
+    /// The request's load is complete.
+    Loaded(Uuid),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Interval {
+    pub offset: i64,
+    pub checkpoint: Checkpoint,
+    /// Something in it concerns this sink.
+    pub concerns: bool,
+}
+
+impl Interval {
+    /// Records of this sink's topics, as far as the spans tell.
+    pub fn records(&self) -> u64 {
+        self.checkpoint.spans.iter().map(|span| span.count).sum()
+    }
+
+    pub fn at(&self, before: At) -> At {
+        let c = &self.checkpoint;
+        At {
+            offset: self.offset,
+            epoch: c.epoch,
+            position: c.to,
+            closed: c.closed,
+            commit_time: if c.commit_time == 0 { before.commit_time } else { c.commit_time },
+        }
+    }
+}
+
+/// The walk of one worker on one connection.
+#[derive(Debug)]
+pub struct Machine {
+    sink: String,
+    tables: BTreeSet<TableName>,
+    state: State,
+    /// The end of the chain: of the last item given out.
+    end: At,
+    /// The row's, for telling a request that it knows from a new one.
+    join_offset: i64,
+    items: VecDeque<Item>,
+}
+
+impl Machine {
+    /// A machine whose state was folded up to the row's checkpoint or further back; [`Machine::entry`] continues there.
+    pub fn new(sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
+        let (sink, items) = (sink.to_owned(), VecDeque::new());
+        Machine { sink, tables, state: State::default(), end: row, join_offset, items }
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Requests of this sink that the state knows as open: what is loading, for [`Loads::of`] once the row is reached.
+    pub fn loads(&self) -> Loads {
+        Loads::of(&self.state, &self.sink)
+    }
+
+    /// The next entry of the ledger. Entries at or below the row's offset only fill the state.
+    pub fn entry(&mut self, offset: i64, entry: Entry) -> Result<()> {
+        let event = self.state.apply(offset, entry);
+        if offset <= self.end.offset {
+            if offset == self.end.offset && At::end_of(&self.state).offset != offset {
+                return Err(self.lost());
+            }
+            return Ok(());
+        }
+        match event {
+            Event::Valid(checkpoint) => self.chain(offset, checkpoint),
+            Event::Requested(request) if request.sink == self.sink => {
+                self.items.push_back(Item::Joined(offset, request));
+                Ok(())
+            }
+            Event::Done(done) => {
+                let mine = self.state.joins.iter().any(|j| j.request.id == done.id && j.request.sink == self.sink);
+                if mine {
+                    self.items.push_back(Item::Loaded(done.id));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Called when every entry up to the row's offset was given: the ledger must hold what the row names.
+    pub fn check_row(&self) -> Result<()> {
+        let held = At::end_of(&self.state);
+        let same = (held.offset, held.epoch, held.position) == (self.end.offset, self.end.epoch, self.end.position);
+        if same { Ok(()) } else { Err(self.lost()) }
+    }
+
+    fn lost(&self) -> Error {
+        Error::halt(
+            Code::LedgerLost,
+            format!(
+                "the progress of sink {} names checkpoint {} (epoch {}, {}), which the ledger does not hold",
+                self.sink, self.end.offset, self.end.epoch, self.end.position
+            ),
+            format!(
+                "the ledger lost its end or was restored; compare with: lockstep ledger --from {}",
+                self.end.offset.max(0)
+            ),
+        )
+    }
+
+    fn chain(&mut self, offset: i64, checkpoint: Checkpoint) -> Result<()> {
+        let prev = checkpoint.prev.map_or((-1, At::ORIGIN.epoch, Position::ORIGIN), |p| (p.offset, p.epoch, p.to));
+        let end = (self.end.offset, self.end.epoch, self.end.position);
+        if prev != end || checkpoint.from != self.end.position || checkpoint.to < checkpoint.from {
+            let message = format!(
+                "checkpoint {offset} does not follow the one that sink {} stands at: the ledger lost entries in between",
+                self.sink
+            );
+            let facts =
+                format!("it follows {} at {}, the sink stands at {} at {}", prev.0, checkpoint.from, end.0, end.2);
+            let hint = format!("lockstep resync --all --sink {}", self.sink);
+            return Err(Error::halt(Code::LedgerLost, message, hint).fact(facts));
+        }
+        let topics: BTreeSet<&str> =
+            self.state.relations.values().filter(|r| self.tables.contains(&r.name)).map(|r| r.topic.as_str()).collect();
+        let mut mine = checkpoint;
+        mine.spans.retain(|span| topics.contains(span.topic.as_str()));
+        let chunks = mine.chunks.iter().any(|c| c.is_for(&self.sink) && self.tables.contains(&c.table));
+        let interval = Interval { offset, concerns: chunks || !mine.spans.is_empty(), checkpoint: mine };
+        self.end = interval.at(self.end);
+        self.items.push_back(Item::Interval(Box::new(interval)));
+        Ok(())
+    }
+
+    /// Whether the join was in the row when this machine started.
+    pub fn is_known(&self, join_offset: i64) -> bool {
+        join_offset <= self.join_offset
+    }
+
+    pub fn peek(&self) -> Option<&Item> {
+        self.items.front()
+    }
+
+    pub fn pop(&mut self) -> Option<Item> {
+        self.items.pop_front()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Where the sink will stand once everything given out is applied.
+    pub fn end(&self) -> At {
+        self.end
+    }
+}
+
+/// Tables under load at this sink and the ranges of them that are there, as of the items applied so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loads {
+    sink: String,
+    tables: HashMap<TableName, Loading>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Loading {
+    request: Uuid,
+    ranges: Vec<KeyRange>,
+}
+
+impl Loads {
+    fn of(state: &State, sink: &str) -> Loads {
+        let mut loads = Loads { sink: sink.to_owned(), tables: HashMap::new() };
+        for join in state.open_joins().filter(|join| join.request.sink == sink) {
+            loads.joined(&join.request);
+            for (table, range) in &join.loaded {
+                loads.push(table, range.clone());
+            }
+        }
+        loads
+    }
+
+    fn push(&mut self, table: &TableName, range: KeyRange) {
+        if let Some(loading) = self.tables.get_mut(table) {
+            loading.ranges.push(range);
+        }
+    }
+
+    /// The request's tables take changes only where chunks have been from here on.
+    pub fn joined(&mut self, request: &Request) {
+        for table in &request.tables {
+            self.tables.insert(table.clone(), Loading { request: request.id, ranges: Vec::new() });
+        }
+    }
+
+    /// A chunk was applied.
+    pub fn chunk(&mut self, chunk: &Chunk) {
+        let Some(loading) = self.tables.get_mut(&chunk.table) else { return };
+        if chunk.is_for(&self.sink) && chunk.request.is_none_or(|id| id == loading.request) {
+            loading.ranges.push(chunk.range.clone());
+        }
+    }
+
+    /// The request is answered; tables that a later one asked for stay under load.
+    pub fn loaded(&mut self, request: Uuid) {
+        self.tables.retain(|_, loading| loading.request != request);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    pub fn is_loading(&self, table: &TableName) -> bool {
+        self.tables.contains_key(table)
+    }
+
+    /// Whether a row with this key takes changes.
+    pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
+        let Some(loading) = self.tables.get(table) else { return Ok(true) };
+        for range in &loading.ranges {
+            if range.contains(orders, key).map_err(|e| {
+                Error::halt(
+                    Code::RecordInvalid,
+                    format!("a key of {table} is not of its type: {e}"),
+                    format!("lockstep resync {table} --sink {}", self.sink),
+                )
+            })? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::entry::{Anchor, Body, Claim, Done, RequestKind};
+
+    const A: Epoch = Epoch { offset: 0, nonce: 5 };
+
+    fn table() -> TableName {
+        TableName::new("public", "t")
+    }
+
+    fn machine(row: At) -> Machine {
+        Machine::new("x", BTreeSet::from([table()]), row, -1)
+    }
+
+    fn claim(nonce: u64) -> Body {
+        let (instance, version, host) = (Uuid::nil(), "0".to_owned(), "h".to_owned());
+        Body::Claim(Claim { instance, nonce, timeline: 1, host, version })
+    }
+
+    fn checkpoint(epoch: Epoch, from: u64, to: u64, prev: Option<(i64, Epoch)>) -> Body {
+        let at = |lsn| if lsn == 0 { Position::ORIGIN } else { Position::new(Lsn(lsn), 0) };
+        Body::Checkpoint(Checkpoint {
+            epoch,
+            from: at(from),
+            to: at(to),
+            closed: Lsn(to),
+            commit_time: 0,
+            spans: vec![],
+            chunks: vec![],
+            prev: prev.map(|(offset, epoch)| Anchor { offset, epoch, to: at(from) }),
+        })
+    }
+
+    fn feed(machine: &mut Machine, bodies: &[Body]) -> Result<Vec<i64>> {
+        for (offset, body) in (0..).zip(bodies) {
+            machine.entry(offset, Entry::new(None, body.clone()))?;
+        }
+        let offsets = machine.items.iter().filter_map(|item| match item {
+            Item::Interval(interval) => Some(interval.offset),
+            _ => None,
+        });
+        Ok(offsets.collect())
+    }
+
+    #[test]
+    fn valid_checkpoints_are_given_out_as_a_chain_and_a_zombies_are_not() {
+        let b = Epoch { offset: 2, nonce: 6 };
+        let bodies = [
+            claim(5),
+            checkpoint(A, 0, 10, None),
+            claim(6),
+            checkpoint(A, 10, 20, Some((1, A))),
+            checkpoint(b, 10, 21, Some((1, A))),
+        ];
+        assert_eq!(feed(&mut machine(At::ORIGIN), &bodies).unwrap(), [1, 4]);
+        let row = At { offset: 1, epoch: A, position: Position::new(Lsn(10), 0), ..At::ORIGIN };
+        assert_eq!(feed(&mut machine(row), &bodies).unwrap(), [4]);
+    }
+
+    #[test]
+    fn a_broken_chain_halts() {
+        let lost = |bodies: &[Body]| feed(&mut machine(At::ORIGIN), bodies).unwrap_err().code();
+        // the entry at 1 was lost and another one stands there
+        assert_eq!(
+            lost(&[claim(5), claim(5), checkpoint(Epoch { offset: 1, nonce: 5 }, 10, 20, Some((1, A)))]),
+            Some(Code::LedgerLost)
+        );
+        assert_eq!(lost(&[claim(5), checkpoint(A, 0, 10, None), checkpoint(A, 10, 20, None)]), Some(Code::LedgerLost));
+        assert_eq!(
+            lost(&[claim(5), checkpoint(A, 0, 10, None), checkpoint(A, 9, 20, Some((1, A)))]),
+            Some(Code::LedgerLost)
+        );
+        let row = At { offset: 1, epoch: A, position: Position::new(Lsn(11), 0), ..At::ORIGIN };
+        let mut other = machine(row);
+        feed(&mut other, &[claim(5), checkpoint(A, 0, 10, None)]).unwrap();
+        assert_eq!(other.check_row().unwrap_err().code(), Some(Code::LedgerLost));
+    }
+
+    #[test]
+    fn a_table_under_load_takes_changes_only_where_a_chunk_was() {
+        let request = Request {
+            id: Uuid::from_u128(1),
+            kind: RequestKind::Join,
+            sink: "x".into(),
+            tables: vec![table()],
+            asked_by: String::new(),
+        };
+        let chunk = Chunk {
+            relation: crate::relation::Fingerprint(1),
+            table: table(),
+            range: KeyRange { after: None, through: Some(vec!["5".into()]) },
+            at: Position::ORIGIN,
+            rows: 0,
+            sinks: None,
+            request: None,
+        };
+        let mut loads = Loads { sink: "x".into(), ..Loads::default() };
+        let admits = |loads: &Loads, key: &[u8]| loads.admits(&table(), &[KeyOrder::Integer], &[key]).unwrap();
+        assert!(admits(&loads, b"3"));
+        loads.joined(&request);
+        assert!(!admits(&loads, b"3"));
+        loads.chunk(&Chunk { sinks: Some(vec!["other".into()]), ..chunk.clone() });
+        loads.chunk(&Chunk { request: Some(Uuid::from_u128(2)), ..chunk.clone() });
+        assert!(!admits(&loads, b"3"));
+        loads.chunk(&chunk);
+        assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
+        loads.loaded(Uuid::from_u128(1));
+        assert!(admits(&loads, b"6") && loads.is_empty());
+    }
+
+    #[test]
+    fn done_of_another_epoch_is_ignored() {
+        let request = |id| {
+            let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, "x".to_owned());
+            Body::Request(Request { id, kind, sink, tables: vec![table()], asked_by: String::new() })
+        };
+        let done = |epoch| Body::Done(Done { id: Uuid::from_u128(1), epoch, result: "ok".into() });
+        let mut m = machine(At::ORIGIN);
+        let zombie = Epoch { offset: 9, nonce: 9 };
+        feed(&mut m, &[claim(5), request(1), done(zombie)]).unwrap();
+        assert!(matches!(m.items.as_slices().0, [Item::Joined(1, _)]));
+        m.entry(3, Entry::new(None, done(A))).unwrap();
+        assert!(matches!(m.items.as_slices().0, [Item::Joined(1, _), Item::Loaded(_)]));
+    }
+}

@@ -1,0 +1,113 @@
+//! The records of an interval, read from their partitions and merged by position: a stream, whatever the interval's size.
+//!
+//! Every record passes its span's checks before it is given out, so a gap is found before the interval can be committed.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::span::{SpanCheck, Verdict};
+use crate::error::{Code, Error, Result};
+use crate::kafka::consumer::{Part, Record, Spans};
+use crate::ledger::entry::Checkpoint;
+use crate::record::{HEADER, Header, HeaderError};
+
+/// How long one poll of a partition blocks; between polls the stop is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A record and its header.
+pub struct Head<'s> {
+    pub record: Record<'s>,
+    pub header: Header,
+}
+
+struct Lane<'s> {
+    check: SpanCheck,
+    part: Part,
+    head: Option<Head<'s>>,
+}
+
+/// The merge of one checkpoint's spans.
+pub struct Merge<'s> {
+    spans: &'s Spans,
+    lanes: Vec<Lane<'s>>,
+    wait: Duration,
+    stop: CancellationToken,
+    /// Records without a header of ours.
+    pub foreign: u64,
+}
+
+/// Partitions of the checkpoint's spans, standing at the spans' first offsets.
+pub fn ready(spans: &mut Spans, checkpoint: &Checkpoint) -> Result<Vec<Part>> {
+    checkpoint.spans.iter().map(|span| spans.ensure(&span.topic, span.partition, span.first)).collect()
+}
+
+impl<'s> Merge<'s> {
+    /// `parts` are parallel to the checkpoint's spans. `wait` is how long counted records may take to become readable.
+    pub fn new(
+        spans: &'s Spans,
+        parts: &[Part],
+        checkpoint: &Checkpoint,
+        wait: Duration,
+        stop: CancellationToken,
+    ) -> Merge<'s> {
+        let lane = |(span, part): (_, &Part)| Lane { check: SpanCheck::new(checkpoint, span), part: *part, head: None };
+        let lanes = checkpoint.spans.iter().zip(parts).map(lane).collect();
+        Merge { spans, lanes, wait, stop, foreign: 0 }
+    }
+
+    /// The next record by position; `None` at the end, when every span was read whole.
+    pub fn next(&mut self) -> Result<Option<Head<'s>>> {
+        for lane in &mut self.lanes {
+            if lane.head.is_none() && !lane.check.is_done() {
+                lane.head = fill(self.spans, lane, self.wait, &self.stop, &mut self.foreign)?;
+            }
+        }
+        let position = |lane: &Lane<'_>| lane.head.as_ref().map(|head| head.header.position);
+        let next = self.lanes.iter_mut().filter(|lane| lane.head.is_some()).min_by_key(|lane| position(lane));
+        Ok(next.and_then(|lane| lane.head.take()))
+    }
+}
+
+fn fill<'s>(
+    spans: &'s Spans,
+    lane: &mut Lane<'_>,
+    wait: Duration,
+    stop: &CancellationToken,
+    foreign: &mut u64,
+) -> Result<Option<Head<'s>>> {
+    let began = Instant::now();
+    while !lane.check.is_done() {
+        let Some(record) = spans.poll(lane.part, POLL)? else {
+            if stop.is_cancelled() {
+                return Err(Error::retry_plain("stopped while waiting for records"));
+            }
+            if began.elapsed() >= wait {
+                lane.check.end()?;
+            }
+            continue;
+        };
+        if record.offset() < lane.check.span().first {
+            continue;
+        }
+        let header = match record.header(HEADER).map(Header::decode) {
+            None => {
+                *foreign += 1;
+                None
+            }
+            Some(Ok(header)) => Some(header),
+            Some(Err(error)) => return Err(unreadable(lane, record.offset(), &error)),
+        };
+        if let (Verdict::Take, Some(header)) = (lane.check.record(record.offset(), header.as_ref())?, header) {
+            return Ok(Some(Head { record, header }));
+        }
+    }
+    Ok(None)
+}
+
+fn unreadable(lane: &Lane<'_>, offset: i64, error: &HeaderError) -> Error {
+    let span = lane.check.span();
+    let message =
+        format!("the record at {offset} of topic {} partition {} can't be read: {error}", span.topic, span.partition);
+    Error::halt(Code::RecordInvalid, message, "run the newest lockstep on every machine of this pipeline")
+}

@@ -1,0 +1,369 @@
+//! The records of intervals, folded and written into the sink's open transaction.
+//!
+//! Changes are folded per table into their net effect and written when they are many, when something stands in the way (a
+//! chunk, a truncate, a key change that depends on what is pending), and at the end. A chunk is a barrier for its range and a
+//! truncate for its table; both flush everything, which costs nothing where it matters and keeps the order plain.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::apply::machine::Loads;
+use crate::apply::merge::Head;
+use crate::apply::net::{Folded, Net};
+use crate::change::Op;
+use crate::codec::{self, Decoder};
+use crate::config;
+use crate::error::{Code, Error, Result};
+use crate::key::KeyOrder;
+use crate::ledger::entry::Chunk;
+use crate::ledger::state::State;
+use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
+use crate::relation::{Fingerprint, TableName};
+use crate::sink::postgres::PostgresSink;
+use crate::sink::sql::SinkTablePlan;
+use crate::sink::{Counts, Outcome, WantedTable};
+use crate::value::RowBuf;
+
+/// One relation version at this sink.
+struct Version {
+    table: TableName,
+    decoder: Decoder,
+    plan: SinkTablePlan,
+    key: Vec<usize>,
+    orders: Vec<KeyOrder>,
+}
+
+/// Changes of one table that are not written yet.
+struct Pending {
+    version: Arc<Version>,
+    net: Net,
+}
+
+/// A chunk whose place in the merged stream was reached and whose rows are coming.
+struct OpenChunk {
+    chunk: Chunk,
+    mine: bool,
+    rows: Vec<RowBuf>,
+    seen: u64,
+}
+
+/// Writes for one sink over one connection.
+pub struct Writer {
+    pub sink: PostgresSink,
+    pub loads: Loads,
+    pub counts: Counts,
+    /// Rows of chunks written.
+    pub loaded_rows: u64,
+    name: String,
+    tables: HashMap<TableName, config::SinkTable>,
+    rows_max: usize,
+    bytes_max: usize,
+    versions: HashMap<Fingerprint, Arc<Version>>,
+    pending: Vec<Pending>,
+    /// The delete half of a key change; its create half follows.
+    moving: Option<(Fingerprint, RowBuf)>,
+    truncates: Vec<Arc<Version>>,
+    chunks: VecDeque<Chunk>,
+    open: Option<OpenChunk>,
+    row: RowBuf,
+    /// Every change is written by itself, in order.
+    pub strict: bool,
+}
+
+impl Writer {
+    pub fn new(sink: PostgresSink, config: &config::Sink, tables: HashMap<TableName, config::SinkTable>) -> Writer {
+        Writer {
+            sink,
+            loads: Loads::default(),
+            counts: Counts::default(),
+            loaded_rows: 0,
+            name: config.name.clone(),
+            tables,
+            rows_max: config.batch_rows_max,
+            bytes_max: config.batch_bytes_max,
+            versions: HashMap::new(),
+            pending: Vec::new(),
+            moving: None,
+            truncates: Vec::new(),
+            chunks: VecDeque::new(),
+            open: None,
+            row: RowBuf::new(),
+            strict: false,
+        }
+    }
+
+    /// Forgets what an aborted transaction left half done.
+    pub fn reset(&mut self) {
+        self.pending.clear();
+        self.moving = None;
+        self.truncates.clear();
+        self.chunks.clear();
+        self.open = None;
+        (self.counts, self.loaded_rows) = (Counts::default(), 0);
+    }
+
+    /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
+    /// the sink is named before anything is written.
+    pub async fn prepare(&mut self, state: &State) -> Result<()> {
+        let known: Vec<Fingerprint> =
+            state.relations.values().filter(|r| self.tables.contains_key(&r.name)).map(|r| r.fingerprint).collect();
+        // Of several versions of a table only the newest must fit, and which it is shows when its records come.
+        let single = |f: &&Fingerprint| {
+            let name = &state.relations[*f].name;
+            known.iter().filter(|other| state.relations[*other].name == *name).count() == 1
+        };
+        for fingerprint in known.iter().filter(single) {
+            self.version(*fingerprint, state).await?;
+        }
+        Ok(())
+    }
+
+    /// The chunks of the interval that follows.
+    pub fn begin_interval(&mut self, chunks: &[Chunk]) {
+        let mut chunks: Vec<Chunk> =
+            chunks.iter().filter(|chunk| self.tables.contains_key(&chunk.table)).cloned().collect();
+        chunks.sort_by_key(|chunk| chunk.at);
+        self.chunks = chunks.into();
+    }
+
+    /// The next record of the interval.
+    pub async fn record(&mut self, head: &Head<'_>, state: &State) -> Outcome<()> {
+        self.reach(Some(head), state).await?;
+        let header = &head.header;
+        let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
+        if header.kind != Kind::Truncate {
+            self.write_truncates().await?;
+        }
+        match header.kind {
+            Kind::Tombstone | Kind::Foreign => Ok(()),
+            Kind::Change => {
+                let op = self.decode(&version, head)?;
+                self.change(&version, op).await
+            }
+            Kind::KeyChangeDelete => {
+                let mut old = RowBuf::new();
+                version.decoder.key(key_of(head)?, &mut old)?;
+                self.moving = Some((header.relation, old));
+                Ok(())
+            }
+            Kind::KeyChangeCreate => {
+                let old = self.moving.take().filter(|(relation, _)| *relation == header.relation);
+                let Some((_, old)) = old else { return Err(half(&version.table).into()) };
+                let Op::Insert(new) = self.decode(&version, head)? else { return Err(half(&version.table).into()) };
+                self.change(&version, Op::Rekey { old, new }).await
+            }
+            Kind::Truncate => {
+                self.truncates.push(version);
+                Ok(())
+            }
+            Kind::ChunkRow => {
+                let open = self.open.as_mut().ok_or_else(|| outside(&version.table))?;
+                open.seen += 1;
+                if open.mine {
+                    let mut row = RowBuf::new();
+                    let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
+                    let value = head.record.value().ok_or_else(|| outside(&version.table))?;
+                    version.decoder.row(value, Side::After, absent, text, &mut row)?;
+                    open.rows.push(row);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Every record of the interval was given.
+    pub async fn end_interval(&mut self, state: &State) -> Outcome<()> {
+        self.reach(None, state).await?;
+        self.write_truncates().await?;
+        assert!(self.chunks.is_empty() && self.open.is_none(), "every chunk was reached");
+        if let Some((relation, _)) = &self.moving {
+            let table = state.relations.get(relation).map_or_else(|| relation.to_string(), |r| r.name.to_string());
+            return Err(half_of(&table).into());
+        }
+        Ok(())
+    }
+
+    /// Opens and closes chunks up to the record's place.
+    async fn reach(&mut self, head: Option<&Head<'_>>, state: &State) -> Outcome<()> {
+        loop {
+            let position = head.map(|head| head.header.position);
+            if let Some(open) = &self.open {
+                if position.is_some_and(|position| position < open.chunk.end()) {
+                    return Ok(());
+                }
+                self.close_chunk(state).await?;
+            }
+            match self.chunks.front() {
+                Some(chunk) if position.is_none_or(|position| chunk.at <= position) => {
+                    let chunk = self.chunks.pop_front().expect("just looked");
+                    self.write_truncates().await?;
+                    let mine = chunk.is_for(&self.name);
+                    self.open = Some(OpenChunk { chunk, mine, rows: Vec::new(), seen: 0 });
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn close_chunk(&mut self, state: &State) -> Outcome<()> {
+        let OpenChunk { chunk, mine, rows, seen } = self.open.take().expect("called with an open chunk");
+        if seen != chunk.rows {
+            return Err(outside(&chunk.table)
+                .fact(format!("the chunk at {} counts {} rows, {seen} are there", chunk.at, chunk.rows))
+                .into());
+        }
+        if !mine {
+            return Ok(());
+        }
+        self.flush().await?;
+        let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
+        let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
+        self.sink.push_range(&mut load, &rows).await?;
+        self.sink.end_range(load).await?;
+        self.loaded_rows += chunk.rows;
+        self.loads.chunk(&chunk);
+        Ok(())
+    }
+
+    /// The version at this sink; `None` for a table that the sink does not take.
+    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Result<Option<Arc<Version>>> {
+        if let Some(version) = self.versions.get(&fingerprint) {
+            return Ok(Some(version.clone()));
+        }
+        let relation = state.relations.get(&fingerprint).cloned().ok_or_else(|| {
+            let message = format!("a record names relation version {fingerprint}, which the ledger does not hold");
+            Error::halt(Code::LedgerLost, message, "lockstep resync --all")
+        })?;
+        let Some(target) = self.tables.get(&relation.name) else { return Ok(None) };
+        let wanted = WantedTable::of(&relation, target)?;
+        let plan = self.sink.plan(&[wanted]).await?.remove(0);
+        let key = relation.key_columns();
+        let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
+        let (table, decoder) = (relation.name.clone(), Decoder::new(relation));
+        let version = Arc::new(Version { table, decoder, plan, key, orders });
+        self.versions.insert(fingerprint, version.clone());
+        Ok(Some(version))
+    }
+
+    fn decode(&mut self, version: &Version, head: &Head<'_>) -> Result<Op> {
+        let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
+        let value = head.record.value().ok_or_else(|| half(&version.table))?;
+        let op = version.decoder.row(value, Side::After, absent, text, &mut self.row)?;
+        Ok(match op {
+            codec::Op::Create | codec::Op::Read => Op::Insert(std::mem::take(&mut self.row)),
+            codec::Op::Update => Op::Update(std::mem::take(&mut self.row)),
+            codec::Op::Delete => {
+                version.decoder.key(key_of(head)?, &mut self.row)?;
+                Op::Delete(std::mem::take(&mut self.row))
+            }
+            codec::Op::Truncate => return Err(half(&version.table)),
+        })
+    }
+
+    /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
+    async fn change(&mut self, version: &Arc<Version>, op: Op) -> Outcome<()> {
+        let Some(op) = self.admitted(version, op)? else { return Ok(()) };
+        let mut op = op;
+        loop {
+            let index = self.pending_of(version).await?;
+            match self.pending[index].net.fold(op)? {
+                Folded::Done => break,
+                Folded::FlushFirst(again) => {
+                    self.flush().await?;
+                    op = again;
+                }
+            }
+        }
+        let rows: usize = self.pending.iter().map(|pending| pending.net.rows()).sum();
+        let bytes: usize = self.pending.iter().map(|pending| pending.net.bytes()).sum();
+        if self.strict || rows >= self.rows_max || bytes >= self.bytes_max {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn admitted(&self, version: &Version, op: Op) -> Result<Option<Op>> {
+        if !self.loads.is_loading(&version.table) {
+            return Ok(Some(op));
+        }
+        let admits = |row: &RowBuf| {
+            let texts: Option<Vec<&[u8]>> = version.key.iter().map(|&i| row.row().get(i).text()).collect();
+            self.loads.admits(&version.table, &version.orders, &texts.ok_or_else(|| half(&version.table))?)
+        };
+        Ok(match op {
+            Op::Insert(row) => admits(&row)?.then_some(Op::Insert(row)),
+            Op::Update(row) => admits(&row)?.then_some(Op::Update(row)),
+            Op::Delete(row) => admits(&row)?.then_some(Op::Delete(row)),
+            Op::Rekey { old, new } => match (admits(&old)?, admits(&new)?) {
+                (true, true) => Some(Op::Rekey { old, new }),
+                (true, false) => Some(Op::Delete(old)),
+                // With a column missing the row can't be made; the reader reads its range again.
+                (false, true) => (!new.row().has_absent()).then_some(Op::Insert(new)),
+                (false, false) => None,
+            },
+            Op::Truncate => Some(Op::Truncate),
+        })
+    }
+
+    /// Where the changes of this version are folded. Another version of the same table is written first.
+    async fn pending_of(&mut self, version: &Arc<Version>) -> Outcome<usize> {
+        let same = |pending: &Pending| Arc::ptr_eq(&pending.version, version);
+        if let Some(index) = self.pending.iter().position(same) {
+            return Ok(index);
+        }
+        if self.pending.iter().any(|pending| pending.version.table == version.table) {
+            self.flush().await?;
+        }
+        self.pending.push(Pending { version: version.clone(), net: version.plan.net() });
+        Ok(self.pending.len() - 1)
+    }
+
+    /// Writes what is folded.
+    pub async fn flush(&mut self) -> Outcome<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut batch = Vec::with_capacity(pending.len());
+        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
+        nets.retain(|(_, net)| !net.is_empty());
+        for (version, net) in &mut nets {
+            batch.push((&version.plan, std::mem::take(net)));
+        }
+        if !batch.is_empty() {
+            self.counts += self.sink.apply(&batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Truncates that stand in a row are one statement: tables that reference each other are emptied together.
+    async fn write_truncates(&mut self) -> Outcome<()> {
+        if self.truncates.is_empty() {
+            return Ok(());
+        }
+        self.flush().await?;
+        let truncates = std::mem::take(&mut self.truncates);
+        let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
+        plans.sort_by_key(|plan| plan.oid);
+        plans.dedup_by_key(|plan| plan.oid);
+        self.sink.truncate(&plans).await
+    }
+}
+
+fn key_of<'a>(head: &'a Head<'_>) -> Result<&'a [u8]> {
+    head.record.key().ok_or_else(|| {
+        let message = format!("the record at position {} has no key", head.header.position);
+        Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
+    })
+}
+
+fn half(table: &TableName) -> Error {
+    half_of(&table.to_string())
+}
+
+fn half_of(table: &str) -> Error {
+    let message = format!("the records of a change of {table} do not belong together");
+    Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
+}
+
+fn outside(table: &TableName) -> Error {
+    let message = format!("the rows of a chunk of {table} are not the ones that the ledger counts");
+    Error::halt(Code::TopicGap, message, "lockstep resync --all")
+}

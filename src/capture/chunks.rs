@@ -1,0 +1,254 @@
+//! The reader of existing rows: a thread with a connection of its own, so that neither a slow read nor a lock it waits for
+//! holds up the stream.
+//!
+//! Order is what matters here: a chunk is handed over **before** its message is written into the source's log, so whoever
+//! meets the message in the stream has the chunk. While idle it watches how far the source is ahead.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::capture::snapshot::{ChunkRead, Read, Visibility};
+use crate::codec::mapping;
+use crate::config::{Config, Table};
+use crate::error::{Code, Error, Result};
+use crate::key::KeyOrder;
+use crate::lsn::Lsn;
+use crate::postgres::catalog::{self, RelationShape};
+use crate::postgres::chunk::{self, ChunkRequest, Extent};
+use crate::postgres::slot;
+use crate::postgres::snapshot::PgSnapshot;
+use crate::relation::{Relation, TableName};
+use crate::session::{self, Session};
+
+/// How often the source's position and the slot's retained bytes are asked for.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often a fence asks whether the older transactions have ended.
+const FENCE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a chunk waits for its table's lock before it is asked for again; longer would queue writers behind us.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A pause after a read that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+pub enum Command {
+    Fence,
+    Read(Read),
+}
+
+pub enum Answer {
+    Fenced,
+    /// In words, what a fence or a read waits for.
+    Waiting(String),
+    Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
+    /// The read or its message failed in a way that heals.
+    Failed(Error),
+    /// No later attempt can do better.
+    Halted(Error),
+    /// The source's end of log and the bytes that the slot retains.
+    Watched {
+        current: Lsn,
+        retained: Option<u64>,
+    },
+}
+
+impl Visibility for PgSnapshot {
+    fn sees(&self, xid: u32) -> bool {
+        PgSnapshot::sees(self, self.widen(xid))
+    }
+}
+
+/// The relation version's shape that a configured table asks for.
+pub fn shape(table: &Table) -> RelationShape<'_> {
+    RelationShape { topic: &table.topic, partitions: table.partitions, modes: table.modes, exact: mapping::exact }
+}
+
+/// The thread and the ways to it. Dropping stops it.
+pub struct ChunkReader {
+    commands: mpsc::UnboundedSender<Command>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ChunkReader {
+    pub fn start(config: Arc<Config>) -> Result<ChunkReader> {
+        // Unbounded, but at most one command and its answers are on their way, and a watch every few seconds.
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (outbox, answers) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Error::retry("starting the chunk reader", e))?;
+        let token = stop.clone();
+        let body = move || {
+            runtime
+                .block_on(token.run_until_cancelled(Worker { config, outbox, session: None, version: 0 }.run(inbox)));
+        };
+        let thread = std::thread::Builder::new()
+            .name("lockstep-chunks".into())
+            .spawn(body)
+            .map_err(|e| Error::retry("starting the chunk reader", e))?;
+        Ok(ChunkReader { commands, answers, stop, thread: Some(thread) })
+    }
+
+    pub fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::retry_plain("the chunk reader has ended"))
+    }
+
+    pub async fn recv(&mut self) -> Result<Answer> {
+        self.answers.recv().await.ok_or_else(|| Error::retry_plain("the chunk reader has ended"))
+    }
+
+    pub fn try_recv(&mut self) -> Option<Answer> {
+        self.answers.try_recv().ok()
+    }
+}
+
+impl Drop for ChunkReader {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    config: Arc<Config>,
+    outbox: mpsc::UnboundedSender<Answer>,
+    session: Option<Session>,
+    version: i32,
+}
+
+impl Worker {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            let command = match tokio::time::timeout(WATCH_INTERVAL, inbox.recv()).await {
+                Ok(Some(command)) => Some(command),
+                Ok(None) => return,
+                Err(_) => None,
+            };
+            let answer = match command {
+                Some(Command::Fence) => self.fence().await.map(|()| Some(Answer::Fenced)),
+                Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
+                None => match self.watch().await {
+                    Ok(answer) => Ok(Some(answer)),
+                    // The stream's own connection tells of a source that is gone.
+                    Err(_) => {
+                        self.session = None;
+                        Ok(None)
+                    }
+                },
+            };
+            let sent = match answer {
+                Ok(Some(answer)) => self.outbox.send(answer),
+                Ok(None) => Ok(()),
+                Err(error) => {
+                    self.session = None;
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    match error {
+                        Error::Halt(_) => self.outbox.send(Answer::Halted(error)),
+                        Error::Retry(_) => self.outbox.send(Answer::Failed(error)),
+                    }
+                }
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn session(&mut self) -> Result<&mut Session> {
+        if self.session.as_ref().is_none_or(|session| session.is_closed()) {
+            let name = format!("lockstep:{}:chunks", self.config.name);
+            let session = session::connect(&self.config.source.database, &name).await?;
+            self.version = catalog::source_facts(&*session).await?.version;
+            self.session = Some(session);
+        }
+        Ok(self.session.as_mut().expect("just connected"))
+    }
+
+    async fn watch(&mut self) -> Result<Answer> {
+        let slot = self.config.source.slot.clone();
+        let session = self.session().await?;
+        let current = slot::current_lsn(&**session).await?;
+        let retained = slot::retained_bytes(&**session, &slot).await?;
+        Ok(Answer::Watched { current, retained })
+    }
+
+    /// Takes a transaction id and waits until every older transaction has ended.
+    async fn fence(&mut self) -> Result<()> {
+        let outbox = self.outbox.clone();
+        let session = self.session().await?;
+        let mine = slot::fresh_xid(&**session).await?;
+        let mut asked = 0u32;
+        while slot::snapshot_now(&**session).await?.xmin <= mine {
+            asked += 1;
+            if asked.is_multiple_of(25) {
+                let oldest = slot::blockers(&**session).await?.into_iter().next();
+                let oldest = oldest.map_or_else(|| "an older transaction".to_owned(), |blocker| blocker.to_string());
+                let _ = outbox.send(Answer::Waiting(format!("before existing rows can be read, {oldest} must end")));
+            }
+            tokio::time::sleep(FENCE_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Reads a chunk, hands it over, then writes its message.
+    async fn read(&mut self, read: &Read) -> Result<()> {
+        let config = self.config.clone();
+        let table = routed(&config, &read.table)?;
+        let outbox = self.outbox.clone();
+        let session = self.session().await?;
+        let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
+        let facts = facts.ok_or_else(|| gone(&read.table))?;
+        let request = ChunkRequest {
+            relation: &catalog::build_relation(&facts, shape(table))?,
+            extent: Extent::Range(read.range.clone()),
+            rows_max: read.rows_max,
+            bytes_max: config.source.snapshot_chunk_bytes,
+            row_bytes: None,
+            lock_timeout: LOCK_TIMEOUT,
+        };
+        let found = chunk::read_chunk(session, &request).await?;
+        let relation = catalog::build_relation(&found.facts, shape(table))?;
+        let key_columns = relation.key_columns();
+        let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
+        let chunk = ChunkRead {
+            nonce: read.nonce,
+            snapshot: found.snapshot,
+            relation: relation.fingerprint,
+            key_columns,
+            key_orders,
+            rows: found.rows,
+            range: found.range,
+        };
+        if outbox.send(Answer::Chunk(Box::new((chunk, relation)))).is_err() {
+            return Ok(());
+        }
+        let version = self.version;
+        chunk::mark(&**self.session().await?, &read.nonce.to_string(), version).await
+    }
+}
+
+fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
+    config.tables.iter().find(|table| table.name == *name).ok_or_else(|| {
+        Error::halt(
+            Code::TableMissing,
+            format!("table {name} is in no connector"),
+            format!("write a connector for {name}"),
+        )
+    })
+}
+
+fn gone(name: &TableName) -> Error {
+    let hint = format!("create it again, or take the connector of {name} away");
+    Error::halt(Code::TableMissing, format!("table {name} was dropped while its rows were being read"), hint)
+}

@@ -1,0 +1,704 @@
+//! The reader's loop: one thread that owns the stream, the producer and the ledger's end.
+//!
+//! It moves bytes between the world and the pure rooms and decides nothing itself: [`machine`](super::machine) says what is a
+//! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
+//! ends the epoch; the next one starts from the ledger.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::capture::chunks::{self, Answer, ChunkReader, Command};
+use crate::capture::emit::{Emitter, Streamed, Version};
+use crate::capture::machine::{Admit, Machine, ReadBack};
+use crate::capture::snapshot::{Action, Job, Loader, Ready};
+use crate::capture::start::{self, Started};
+use crate::change::Op;
+use crate::codec::{Event, Snapshot};
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::http::metrics::SourceMetrics;
+use crate::kafka::consumer::{Entry as Record, Tail};
+use crate::kafka::producer::{Producer, Purpose};
+use crate::ledger::entry::{Assembler, Body, Chunk, Done, RelationEntry, TopicIdentity};
+use crate::ledger::state::{self, State};
+use crate::ledger::topic::Appender;
+use crate::lsn::{Lsn, Position};
+use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
+use crate::postgres::frame::Frame;
+use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
+use crate::postgres::snapshot::PgSnapshot;
+use crate::postgres::stream::Stream;
+use crate::relation::{Fingerprint, Relation, TableName};
+use crate::session::Session;
+use crate::status::{self, Phase, SourceReporter, TableStatus};
+use crate::value::Row;
+
+/// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
+const GATHER_JOINS: Duration = Duration::from_millis(300);
+
+/// How long a stop may take to bring what was read into the ledger.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time left to a producer at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The loop looks around at least this often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often status and gauges are renewed.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Prefix of the logical messages that mark chunks.
+pub const MESSAGE_PREFIX: &str = "lockstep";
+
+/// The role: runs until it is stopped or fails.
+pub async fn run(
+    config: Arc<Config>,
+    reporter: SourceReporter,
+    metrics: SourceMetrics,
+    stop: CancellationToken,
+) -> Result<()> {
+    let started = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        started = start::start(&config, &reporter, &stop) => started?,
+    };
+    let mut reader = Reader::new(config, started, reporter, metrics)?;
+    tracing::info!(epoch = %reader.core.machine.epoch(), position = %reader.core.machine.position(), "streaming");
+    let outcome = reader.run(&stop).await;
+    reader.close(outcome.is_ok()).await;
+    outcome
+}
+
+struct Reader {
+    stream: Stream,
+    core: Core,
+}
+
+/// Everything but the stream, which lends its frames.
+struct Core {
+    config: Arc<Config>,
+    reporter: SourceReporter,
+    metrics: SourceMetrics,
+    session: Session,
+    machine: Machine,
+    loader: Loader<PgSnapshot>,
+    emitter: Emitter,
+    appender: Appender,
+    tail: Tail,
+    chunks: ChunkReader,
+    state: State,
+    assembler: Assembler,
+    /// Tables, parents first.
+    order: Vec<TableName>,
+    topics: std::collections::BTreeMap<String, TopicIdentity>,
+    /// The stream's version of each table, by OID, and of each name.
+    streamed: HashMap<u32, Arc<Version>>,
+    names: HashMap<TableName, Fingerprint>,
+    scratch: Scratch,
+    transaction: Option<Transaction>,
+    last_commit_end: Option<Lsn>,
+    /// Number of the checkpoint's append in flight and when it was sent.
+    appending: Option<(u64, Instant)>,
+    sent_at: std::collections::VecDeque<(i64, Instant)>,
+    /// Requests whose last chunk was placed at a position.
+    done: Vec<(Position, Vec<Uuid>)>,
+    joins_seen: Option<(usize, Instant)>,
+    base_number: Option<u64>,
+    base_offset: Option<i64>,
+    entries_since_base: u64,
+    base_at: Instant,
+    began: Instant,
+    reported: Instant,
+    /// Of the stream, since the last report.
+    bytes: u64,
+    received: Lsn,
+    /// May be confirmed to the slot, and was.
+    confirm: Lsn,
+    confirmed: Lsn,
+    source_end: Lsn,
+    rows_done: HashMap<TableName, u64>,
+}
+
+/// The transaction that the stream is in.
+#[derive(Clone, Copy)]
+struct Transaction {
+    take: bool,
+    xid: u32,
+    commit_time_us: i64,
+}
+
+enum Woke {
+    Stopped,
+    Read(Result<()>),
+    Acked,
+    Entry(Result<Record>),
+    Answer(Result<Answer>),
+    Tick,
+}
+
+impl Reader {
+    fn new(config: Arc<Config>, started: Started, reporter: SourceReporter, metrics: SourceMetrics) -> Result<Reader> {
+        let Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, .. } = started;
+        let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
+        let producer = Producer::open(&config.kafka, Purpose::Data)?;
+        let emitter =
+            Emitter::new(producer, &config.kafka.topic_prefix, &config.source.database.dbname, metrics.clone());
+        let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
+        let chunks = ChunkReader::start(config.clone())?;
+        let now = Instant::now();
+        let mut core = Core {
+            config,
+            reporter,
+            metrics,
+            session,
+            machine,
+            loader,
+            emitter,
+            appender,
+            tail,
+            chunks,
+            state,
+            assembler,
+            order,
+            topics,
+            streamed: HashMap::new(),
+            names: HashMap::new(),
+            scratch: Scratch::default(),
+            transaction: None,
+            last_commit_end: None,
+            appending: None,
+            sent_at: std::collections::VecDeque::new(),
+            done: Vec::new(),
+            joins_seen: None,
+            base_number: None,
+            base_offset: None,
+            entries_since_base: 0,
+            base_at: now,
+            began: now,
+            reported: now,
+            bytes: 0,
+            received: Lsn::ZERO,
+            confirm: Lsn::ZERO,
+            confirmed: Lsn::ZERO,
+            source_end: Lsn::ZERO,
+            rows_done: HashMap::new(),
+        };
+        core.write_base()?;
+        core.report();
+        Ok(Reader { stream, core })
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
+        loop {
+            match self.wait(stop).await {
+                Woke::Stopped => return self.drain().await,
+                Woke::Read(result) => {
+                    result?;
+                    self.frames().await?;
+                }
+                Woke::Entry(record) => self.core.ledger_record(record?)?,
+                Woke::Answer(answer) => self.core.answer(answer?)?,
+                Woke::Acked | Woke::Tick => {}
+            }
+            self.core.pump(false)?;
+            self.confirm();
+        }
+    }
+
+    async fn wait(&mut self, stop: &CancellationToken) -> Woke {
+        let core = &mut self.core;
+        let due = core.machine.wake_at().map(|at| (core.began + at).saturating_duration_since(Instant::now()));
+        let nap = due.unwrap_or(TICK).min(TICK);
+        tokio::select! {
+            () = stop.cancelled() => Woke::Stopped,
+            result = self.stream.read() => Woke::Read(result),
+            () = core.emitter.acked() => Woke::Acked,
+            () = core.appender.acked() => Woke::Acked,
+            record = core.tail.recv() => Woke::Entry(record),
+            answer = core.chunks.recv() => Woke::Answer(answer),
+            () = tokio::time::sleep(nap) => Woke::Tick,
+        }
+    }
+
+    /// Handles everything that was read. Frames are lent by the stream, so what they ask of it is done after them.
+    async fn frames(&mut self) -> Result<()> {
+        let mut reply = false;
+        while let Some(frame) = self.stream.next()? {
+            match frame {
+                Frame::XLogData { start, wal_end, data, .. } => {
+                    self.core.received = self.core.received.max(start).max(wal_end);
+                    self.core.bytes += data.len() as u64;
+                    self.core.message(start, data).await?;
+                }
+                Frame::Keepalive { wal_end, reply: asked } => {
+                    reply |= asked;
+                    self.core.received = self.core.received.max(wal_end);
+                    self.core.machine.keepalive(wal_end);
+                }
+            }
+        }
+        self.stream.received(self.core.received);
+        if reply {
+            self.stream.answer_keepalive();
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self) {
+        // After a start the ledger can be ahead of what this connection has sent again.
+        if self.core.confirm > self.core.confirmed && self.core.received > self.core.confirmed {
+            let lsn = self.core.confirm.min(self.core.received);
+            self.core.confirmed = lsn;
+            self.stream.confirm(lsn);
+        }
+    }
+
+    /// Stops reading; what was read goes into the ledger and is confirmed.
+    async fn drain(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        while !self.core.machine.is_drained() && Instant::now() < deadline {
+            self.core.pump(true)?;
+            let core = &mut self.core;
+            let woke = tokio::select! {
+                () = core.emitter.acked() => Woke::Acked,
+                () = core.appender.acked() => Woke::Acked,
+                record = core.tail.recv() => Woke::Entry(record),
+                () = tokio::time::sleep(Duration::from_millis(10)) => Woke::Tick,
+            };
+            if let Woke::Entry(record) = woke {
+                self.core.ledger_record(record?)?;
+            }
+            self.confirm();
+        }
+        Ok(())
+    }
+
+    async fn close(self, in_order: bool) {
+        let Reader { stream, core } = self;
+        if in_order {
+            if let Err(error) = stream.close().await {
+                tracing::debug!(error = error.chain(), "ending the stream");
+            }
+        }
+        let Core { emitter, appender, session, .. } = core;
+        emitter.close(CLOSE_TIMEOUT);
+        appender.close(CLOSE_TIMEOUT);
+        session.close().await;
+    }
+}
+
+impl Core {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// One pgoutput message.
+    async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
+        match pgoutput::decode(data, &mut self.scratch)? {
+            Message::Begin { final_lsn, commit_time_us, xid } => {
+                let take = self.machine.begin(final_lsn) == Admit::Take;
+                self.transaction = Some(Transaction { take, xid, commit_time_us });
+            }
+            Message::Commit { end_lsn, commit_time_us, .. } => {
+                let transaction = self.transaction.take().ok_or_else(out_of_place)?;
+                if transaction.take {
+                    self.machine.commit(end_lsn, commit_time_us);
+                    self.metrics.transactions(1);
+                } else {
+                    self.machine.dropped(end_lsn);
+                }
+                self.last_commit_end = Some(end_lsn);
+            }
+            Message::Relation(body) => self.relation(body).await?,
+            Message::Insert { oid } => self.change(start, data, oid, ChangeKind::Insert).await?,
+            Message::Update { oid, old } => self.change(start, data, oid, ChangeKind::Update(old)).await?,
+            Message::Delete { oid, .. } => self.change(start, data, oid, ChangeKind::Delete).await?,
+            Message::Truncate { oids, .. } => self.truncate(start, &oids).await?,
+            Message::Message { transactional: false, prefix: MESSAGE_PREFIX, content, .. } => {
+                self.mark(start, content).await?
+            }
+            Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
+        let now = jiff::Timestamp::now();
+        let now_ns = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
+        Event {
+            last_commit_lsn: self.last_commit_end,
+            lsn,
+            xid: transaction.map(|t| u64::from(t.xid)),
+            commit_time_us: transaction.map_or(now_ns / 1000, |t| t.commit_time_us),
+            snapshot: if transaction.is_some() { Snapshot::False } else { Snapshot::Incremental },
+            now_ns,
+        }
+    }
+
+    async fn change(&mut self, start: Lsn, data: &[u8], oid: u32, kind: ChangeKind) -> Result<()> {
+        let transaction = self.transaction.ok_or_else(out_of_place)?;
+        if !transaction.take {
+            return Ok(());
+        }
+        let event = self.event(start, Some(transaction));
+        let version = self.streamed.get(&oid).ok_or_else(out_of_place)?.clone();
+        let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
+        let columns = version.relation.columns.len();
+        let change = match kind {
+            ChangeKind::Insert => Streamed::Insert(new),
+            ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },
+            ChangeKind::Delete => Streamed::Delete { old },
+        };
+        if change.rows().any(|row| row.len() != columns) {
+            return Err(out_of_place());
+        }
+        let keep = self.loader.remembers(&version.relation.name);
+        let op = self.emitter.change(&mut self.machine, &version, &event, change, keep).await?;
+        if let Some(op) = op {
+            self.remember(transaction.xid, &version, op)?;
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
+        let relation = &version.relation;
+        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key, op)
+    }
+
+    async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
+        let transaction = self.transaction.ok_or_else(out_of_place)?;
+        if !transaction.take {
+            return Ok(());
+        }
+        let event = self.event(start, Some(transaction));
+        for oid in oids {
+            let version = self.streamed.get(oid).ok_or_else(out_of_place)?.clone();
+            self.emitter.truncate(&mut self.machine, &version, &event).await?;
+            if self.loader.remembers(&version.relation.name) {
+                self.remember(transaction.xid, &version, Op::Truncate)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream names a table's shape: the version of every row of it from here on.
+    async fn relation(&mut self, body: RelationBody) -> Result<()> {
+        let name = TableName::new(body.schema.clone(), body.table.clone());
+        let config = self.config.clone();
+        let Some(table) = config.tables.iter().find(|table| table.name == name) else {
+            return Err(unrouted(&name, self.streamed.get(&body.oid)));
+        };
+        let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
+        // A table of that name that was made since is not the one whose rows are in the stream.
+        let facts = facts.filter(|facts| facts.oid == body.oid);
+        let streamed = announced(&body, &name);
+        let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
+        let types = catalog::type_names(&*self.session, &oids).await?;
+        let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, chunks::shape(table))?;
+        let oid = body.oid;
+        let version = self.version(relation)?;
+        self.names.insert(name, version.relation.fingerprint);
+        self.streamed.insert(oid, version);
+        Ok(())
+    }
+
+    /// A relation version, told to the ledger before the first checkpoint that needs it.
+    fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
+        let (version, _) = self.emitter.version(relation);
+        let fingerprint = version.relation.fingerprint;
+        if !self.state.relations.contains_key(&fingerprint) {
+            let relation = Relation::clone(&version.relation);
+            // One producer, one partition: it stands before every checkpoint that is appended later.
+            self.appender.append(Body::Relation(Box::new(RelationEntry { relation })))?;
+            self.state.relations.insert(fingerprint, version.relation.clone());
+        }
+        Ok(version)
+    }
+
+    /// The message of a chunk: the chunk was handed over before it was written.
+    async fn mark(&mut self, start: Lsn, content: &[u8]) -> Result<()> {
+        let Some(nonce) = std::str::from_utf8(content).ok().and_then(|text| Uuid::try_parse(text).ok()) else {
+            return Ok(());
+        };
+        while let Some(answer) = self.chunks.try_recv() {
+            self.answer(answer)?;
+        }
+        let names = &self.names;
+        let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
+        match ready {
+            Some(ready) => self.emit_chunk(start, ready).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
+        let relation = self.state.relations.get(&ready.relation).expect("a chunk's version came with it").clone();
+        let version = self.version(Relation::clone(&relation))?;
+        let event = self.event(start, None);
+        let at = self.machine.chunk_at();
+        for row in &ready.rows {
+            self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
+        }
+        let (sinks, request) = match ready.only {
+            Some((sink, request)) => (Some(vec![sink]), Some(request)),
+            None => (None, None),
+        };
+        let rows = ready.rows.len() as u64;
+        let table = ready.table.clone();
+        self.machine.chunk(Chunk { relation: ready.relation, table, range: ready.range, at, rows, sinks, request });
+        *self.rows_done.entry(ready.table).or_default() += rows;
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<()> {
+        match answer {
+            Answer::Fenced => self.loader.fenced(),
+            Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
+            Answer::Chunk(chunk) => {
+                let (chunk, relation) = *chunk;
+                self.version(relation)?;
+                self.loader.chunk(chunk);
+            }
+            Answer::Failed(error) => {
+                tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
+                self.reporter.update(|s| s.waiting_for = Some(error.chain()));
+                self.loader.failed();
+            }
+            Answer::Halted(error) => return Err(error),
+            Answer::Watched { current, retained } => {
+                self.source_end = current;
+                self.reporter.update(|s| s.slot_retained_bytes = retained);
+            }
+        }
+        Ok(())
+    }
+
+    /// A record of the ledger was read back.
+    fn ledger_record(&mut self, record: Record) -> Result<()> {
+        let Some(entry) = start::entry(&mut self.assembler, record.offset, record.value.as_deref())? else {
+            return Ok(());
+        };
+        let event = self.state.apply(record.offset, entry);
+        self.entries_since_base += 1;
+        if event == state::Event::Base && self.base_offset == Some(record.offset) {
+            self.appender.base = self.base_offset.take();
+        }
+        match self.machine.read_back(record.offset, &event) {
+            ReadBack::Nothing => {}
+            ReadBack::Confirm(lsn) => {
+                self.confirm = lsn;
+                while let Some((offset, sent)) = self.sent_at.front().copied() {
+                    if offset > record.offset {
+                        break;
+                    }
+                    self.metrics.checkpoint(sent.elapsed());
+                    self.sent_at.pop_front();
+                }
+            }
+            ReadBack::Fenced(epoch) => {
+                return Err(Error::retry_plain(format!(
+                    "another reader claimed the ledger (epoch {epoch}); this one stops"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever is due: acknowledgements, appends, loads, reports.
+    fn pump(&mut self, flush: bool) -> Result<()> {
+        self.emitter.take_acks(&mut self.machine)?;
+        for (number, offset) in self.appender.take()? {
+            if self.appending.is_some_and(|(appending, _)| appending == number) {
+                let (_, sent) = self.appending.take().expect("just looked");
+                // It may have been read back already.
+                if self.machine.is_appending() {
+                    self.machine.appended(offset);
+                    self.sent_at.push_back((offset, sent));
+                }
+            }
+            if self.base_number == Some(number) {
+                self.base_number = None;
+                self.base_offset = Some(offset);
+            }
+        }
+        let now = self.now();
+        if let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush) {
+            let number = self.appender.append(Body::Checkpoint(checkpoint))?;
+            self.appending = Some((number, Instant::now()));
+            self.metrics.ledger_append();
+        }
+        if !flush {
+            self.load()?;
+            self.base_if_due()?;
+        }
+        if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.report();
+        }
+        Ok(())
+    }
+
+    /// Starts loads, asks for chunks, tells requests that they are done.
+    fn load(&mut self) -> Result<()> {
+        let appended = self.machine.appended_to();
+        while let Some(index) = self.done.iter().position(|(at, _)| *at <= appended) {
+            for id in self.done.swap_remove(index).1 {
+                let epoch = self.machine.epoch();
+                self.appender.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
+                if let Some(join) = self.state.joins.iter_mut().find(|join| join.request.id == id) {
+                    join.done = true;
+                }
+                tracing::info!(request = %id, "existing rows loaded");
+            }
+        }
+        if self.loader.is_idle() && self.done.is_empty() {
+            self.start_load();
+        }
+        match self.loader.next() {
+            Some(Action::Fence) => self.chunks.send(Command::Fence)?,
+            Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
+            Some(Action::Done(requests)) => self.done.push((self.machine.position(), requests)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn start_load(&mut self) {
+        let open = self.state.open_joins().count();
+        if open == 0 {
+            self.joins_seen = None;
+            return;
+        }
+        match self.joins_seen {
+            Some((seen, at)) if seen == open && at.elapsed() >= GATHER_JOINS => {}
+            Some((seen, _)) if seen == open => return,
+            _ => {
+                self.joins_seen = Some((open, Instant::now()));
+                return;
+            }
+        }
+        let job = plan(&self.config, &self.order, &self.state);
+        tracing::info!(tables = job.tables.len(), requests = job.requests.len(), "loading existing rows");
+        self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
+        self.loader.start(job);
+    }
+
+    fn base_if_due(&mut self) -> Result<()> {
+        let due = self.entries_since_base >= self.config.kafka.base_entries
+            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval);
+        if due && self.base_number.is_none() && self.base_offset.is_none() {
+            self.write_base()?;
+        }
+        Ok(())
+    }
+
+    fn write_base(&mut self) -> Result<()> {
+        let base = self.state.as_base(self.machine.epoch(), self.topics.clone());
+        self.base_number = Some(self.appender.append(Body::Base(Box::new(base)))?);
+        self.entries_since_base = 0;
+        self.base_at = Instant::now();
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        self.reported = Instant::now();
+        self.metrics.received(std::mem::take(&mut self.bytes), self.received);
+        self.metrics.in_flight(self.emitter.in_flight_bytes() as u64);
+        self.metrics.confirmed(self.confirmed);
+        let closed = self.machine.appended_closed();
+        let lag = self.source_end.max(self.received).bytes_since(closed);
+        let loading = self.loader.table().cloned();
+        let busy = !self.loader.is_idle();
+        let tables = self.config.tables.iter().map(|table| {
+            let phase = match &loading {
+                Some(name) if *name == table.name => Phase::Snapshot,
+                _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
+                    Phase::Waiting
+                }
+                _ => Phase::Streaming,
+            };
+            let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
+            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+        });
+        let tables = tables.collect();
+        self.reporter.update(|s| {
+            s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
+            if !busy {
+                s.waiting_for = None;
+            }
+            s.position = Some(closed);
+            s.lag_bytes = Some(lag);
+            s.tables = tables;
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+enum ChangeKind {
+    Insert,
+    Update(Option<pgoutput::OldKind>),
+    Delete,
+}
+
+/// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
+/// that sinks which have their rows are not bothered.
+fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
+    let open: Vec<_> = state.open_joins().collect();
+    let asked: std::collections::BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
+    let asks = |sink: &str, table: &TableName| {
+        open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
+    };
+    let everybody = config
+        .tables
+        .iter()
+        .filter(|table| asked.contains(&table.name))
+        .all(|table| table.sinks.iter().all(|sink| asks(&sink.sink, &table.name)));
+    let (requests, only, wanted) = if everybody {
+        (open.iter().map(|join| join.request.id).collect(), None, asked)
+    } else {
+        let first = &open[0].request;
+        (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
+    };
+    let tables = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
+    Job { requests, only, tables }
+}
+
+/// A RELATION message in the catalog's words.
+fn announced(body: &RelationBody, name: &TableName) -> StreamedRelation {
+    let identity = match body.replica_identity {
+        ReplicaIdentity::Default => Identity::Default,
+        ReplicaIdentity::Nothing => Identity::Nothing,
+        ReplicaIdentity::Full => Identity::Full,
+        ReplicaIdentity::Index => Identity::Index,
+    };
+    let column = |c: &RelationColumn| StreamedColumn {
+        key: c.key,
+        name: c.name.clone(),
+        type_oid: c.type_oid,
+        typmod: c.typmod,
+    };
+    StreamedRelation { oid: body.oid, name: name.clone(), identity, columns: body.columns.iter().map(column).collect() }
+}
+
+fn out_of_place() -> Error {
+    let message = "the source's stream names a table, a column or a transaction that it did not announce";
+    Error::halt(Code::SourceProtocol, message, "SELECT plugin, two_phase FROM pg_replication_slots")
+}
+
+fn unrouted(name: &TableName, before: Option<&Arc<Version>>) -> Error {
+    match before {
+        Some(version) => Error::halt(
+            Code::RelationChanged,
+            format!("table {} was renamed to {name}", version.relation.name),
+            format!("ALTER TABLE {} RENAME TO …, or change the connector's `table`", name.quoted()),
+        ),
+        None => Error::halt(
+            Code::PublicationChanged,
+            format!("table {name} is in the publication but in no connector"),
+            format!("ALTER PUBLICATION … DROP TABLE {}, or write a connector for it", name.quoted()),
+        ),
+    }
+}

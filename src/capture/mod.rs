@@ -1,0 +1,14 @@
+//! Turns a Postgres into a log: streams changes, writes records, cuts checkpoints, answers requests with chunks.
+//!
+//! [`machine`] and [`snapshot`] decide and are pure; [`driver`] does all IO. Knows nothing about sinks but their names.
+
+pub mod machine;
+
+pub mod chunks;
+pub mod driver;
+pub mod emit;
+pub mod snapshot;
+pub mod start;
+
+#[cfg(test)]
+mod machine_tests;

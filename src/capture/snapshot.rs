@@ -1,0 +1,566 @@
+//! Loading existing rows while the stream goes on: the visibility cut (DESIGN section 4), decided without IO.
+//!
+//! A commit reaches the stream before it is visible to new snapshots, so a chunk read at "the same place" can be older than
+//! the stream. Therefore every change of the tables under load is remembered from **before** a snapshot S is taken, and laid
+//! over the chunk wherever its transaction is not visible in S. Transactions streamed before remembering began are excluded
+//! by a fence: after it began, the driver takes a transaction id X of its own, and no S with `xmin(S) <= X` is used.
+//!
+//! One job at a time, one chunk at a time, tables parents first. A chunk enters the stream at the logical message that was
+//! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
+//! without a base, too much to remember) makes the loader read the chunk again, never guess.
+//!
+//! A new incarnation starts an unfinished job again from its first table: ranges that must be read a second time are known to
+//! the incarnation that saw why, and only to it.
+
+use std::collections::{HashMap, VecDeque};
+
+use uuid::Uuid;
+
+use crate::change::{Key, Op};
+use crate::error::{Code, Error, Result};
+use crate::key::{KeyOrder, KeyRange};
+use crate::relation::{Fingerprint, TableName};
+use crate::value::RowBuf;
+
+/// Changes remembered while one chunk is read; beyond it the chunk is read again, smaller, behind a new fence.
+const REMEMBERED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A chunk is never asked for with fewer rows than this, however wide they are.
+const CHUNK_ROWS_MIN: usize = 10;
+
+/// Which transactions a snapshot shows; the driver's `pg_snapshot`.
+pub trait Visibility {
+    /// Whether the transaction with this 32-bit id, as the stream names it, is visible.
+    fn sees(&self, xid: u32) -> bool;
+}
+
+/// Tables to load and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Requests that the job answers, to be told when it is done.
+    pub requests: Vec<Uuid>,
+    /// `Some`: the chunks name this one sink and request; `None`: they are for every sink and answer every request.
+    pub only: Option<(String, Uuid)>,
+    /// Parents first.
+    pub tables: Vec<TableName>,
+}
+
+/// What the driver is to do next. Nothing else is asked before it has been answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Take a transaction id of its own, wait until every older transaction has ended, then call [`Loader::fenced`].
+    Fence,
+    /// Read a chunk, hand it over with [`Loader::chunk`], then write the nonce into the stream.
+    Read(Read),
+    /// Every chunk was emitted: tell the requests once the last chunk's checkpoint is appended.
+    Done(Vec<Uuid>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    pub table: TableName,
+    pub range: KeyRange,
+    pub rows_max: usize,
+    pub nonce: Uuid,
+}
+
+/// A chunk as it was read.
+pub struct ChunkRead<V> {
+    pub nonce: Uuid,
+    pub snapshot: V,
+    /// The version built from the catalog in the same transaction.
+    pub relation: Fingerprint,
+    pub key_columns: Vec<usize>,
+    pub key_orders: Vec<KeyOrder>,
+    pub rows: Vec<RowBuf>,
+    /// What was read of the range asked for.
+    pub range: KeyRange,
+}
+
+/// A chunk whose place in the stream has come.
+#[derive(Debug, PartialEq)]
+pub struct Ready {
+    pub table: TableName,
+    pub relation: Fingerprint,
+    pub range: KeyRange,
+    pub rows: Vec<RowBuf>,
+    pub only: Option<(String, Uuid)>,
+}
+
+struct Remembered {
+    xid: u32,
+    table: TableName,
+    relation: Fingerprint,
+    op: Op,
+    bytes: usize,
+}
+
+struct Running {
+    job: Job,
+    /// Tables not finished; the first is being read.
+    tables: VecDeque<TableName>,
+    /// Ranges of the first table still to be read, the first from its beginning.
+    ranges: VecDeque<KeyRange>,
+    /// Ranges that were emitted, for finding the one that a key lies in.
+    emitted: Vec<(TableName, KeyRange)>,
+    /// Ranges of finished tables to be read again, and the key columns' orders.
+    again: VecDeque<(TableName, KeyRange)>,
+    orders: HashMap<TableName, Vec<KeyOrder>>,
+    mismatch: Option<Fingerprint>,
+    fenced: bool,
+    asked: bool,
+}
+
+/// The loader of one incarnation of the reader.
+pub struct Loader<V> {
+    chunk_rows_max: usize,
+    chunk_bytes_max: usize,
+    rows_max: usize,
+    running: Option<Running>,
+    remembered: Vec<Remembered>,
+    remembered_bytes: usize,
+    pending: Option<ChunkRead<V>>,
+}
+
+impl<V: Visibility> Loader<V> {
+    pub fn new(chunk_rows_max: usize, chunk_bytes_max: usize) -> Loader<V> {
+        Loader {
+            chunk_rows_max,
+            chunk_bytes_max,
+            rows_max: chunk_rows_max.clamp(CHUNK_ROWS_MIN, 1000),
+            running: None,
+            remembered: Vec::new(),
+            remembered_bytes: 0,
+            pending: None,
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_none()
+    }
+
+    /// The table being read, for status.
+    pub fn table(&self) -> Option<&TableName> {
+        self.running.as_ref().and_then(|running| running.tables.front())
+    }
+
+    /// Begins a job; remembering starts here, so the fence that follows covers everything streamed before.
+    pub fn start(&mut self, job: Job) {
+        assert!(self.running.is_none() && self.remembered.is_empty(), "one job at a time");
+        self.running = Some(Running {
+            tables: job.tables.iter().cloned().collect(),
+            ranges: VecDeque::from([KeyRange::ALL]),
+            emitted: Vec::new(),
+            again: VecDeque::new(),
+            orders: HashMap::new(),
+            mismatch: None,
+            fenced: false,
+            asked: false,
+            job,
+        });
+    }
+
+    /// Whether changes of the table must be given to [`Loader::remember`].
+    pub fn remembers(&self, table: &TableName) -> bool {
+        self.running.as_ref().is_some_and(|running| running.job.tables.contains(table))
+    }
+
+    /// A change streamed while the job runs. `key_columns` in key order.
+    pub fn remember(
+        &mut self,
+        xid: u32,
+        table: &TableName,
+        relation: Fingerprint,
+        key_columns: &[usize],
+        op: Op,
+    ) -> Result<()> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        if let Op::Rekey { old, new } = &op
+            && new.row().has_absent()
+        {
+            running.read_again(table, key_columns, old, new)?;
+        }
+        let bytes = match &op {
+            Op::Insert(row) | Op::Update(row) | Op::Delete(row) => row.bytes(),
+            Op::Rekey { old, new } => old.bytes() + new.bytes(),
+            Op::Truncate => 0,
+        } + size_of::<Remembered>();
+        self.remembered_bytes += bytes;
+        self.remembered.push(Remembered { xid, table: table.clone(), relation, op, bytes });
+        if self.remembered_bytes > REMEMBERED_BYTES_MAX {
+            self.forget();
+        }
+        Ok(())
+    }
+
+    /// Too much to remember: read the chunk again, smaller, behind a new fence.
+    fn forget(&mut self) {
+        self.remembered.clear();
+        self.remembered_bytes = 0;
+        self.pending = None;
+        self.rows_max = (self.rows_max / 2).max(CHUNK_ROWS_MIN);
+        if let Some(running) = &mut self.running {
+            running.fenced = false;
+            running.asked = false;
+        }
+    }
+
+    /// What the driver is to do now, if anything.
+    pub fn next(&mut self) -> Option<Action> {
+        let running = self.running.as_mut()?;
+        if running.asked {
+            return None;
+        }
+        if running.tables.is_empty() {
+            let running = self.running.take()?;
+            self.remembered.clear();
+            self.remembered_bytes = 0;
+            return Some(Action::Done(running.job.requests));
+        }
+        running.asked = true;
+        if !running.fenced {
+            return Some(Action::Fence);
+        }
+        let table = running.tables[0].clone();
+        let range = running.ranges.front().expect("a table under load has a range left").clone();
+        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce: Uuid::new_v4() }))
+    }
+
+    /// Every transaction older than the driver's own, taken after the question, has ended.
+    pub fn fenced(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.fenced = true;
+            running.asked = false;
+        }
+    }
+
+    /// The read failed in a way that heals: ask again.
+    pub fn failed(&mut self) {
+        self.pending = None;
+        if let Some(running) = &mut self.running {
+            running.asked = false;
+        }
+    }
+
+    /// A chunk was read; its message is still to come in the stream.
+    pub fn chunk(&mut self, chunk: ChunkRead<V>) {
+        if self.running.as_ref().is_some_and(|running| running.asked && running.fenced) {
+            self.pending = Some(chunk);
+        }
+    }
+
+    /// The stream reached the message with this nonce, between two transactions. `streamed` is the version that the stream
+    /// knows of the chunk's table.
+    pub fn mark(&mut self, nonce: Uuid, streamed: impl Fn(&TableName) -> Option<Fingerprint>) -> Result<Option<Ready>> {
+        if self.pending.as_ref().is_none_or(|chunk| chunk.nonce != nonce) {
+            return Ok(None);
+        }
+        let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
+        running.asked = false;
+        let table = running.tables[0].clone();
+        if let Some(known) = streamed(&table)
+            && known != chunk.relation
+            && running.mismatch != Some(chunk.relation)
+        {
+            // Either the stream has yet to reach the change of the table, or the chunk was read before it: a second read
+            // tells. The stream names a new version only with its next row, so a second mismatch is the first case.
+            running.mismatch = Some(chunk.relation);
+            return Ok(None);
+        }
+        let remembered: Vec<&Remembered> =
+            self.remembered.iter().filter(|r| r.table == table && !chunk.snapshot.sees(r.xid)).collect();
+        let same_version = remembered.iter().all(|r| r.relation == chunk.relation);
+        let Some(rows) = (if same_version {
+            overlay(chunk.rows, &remembered, &chunk.range, &chunk.key_columns, &chunk.key_orders)?
+        } else {
+            None
+        }) else {
+            return Ok(None);
+        };
+        running.mismatch = None;
+        running.emitted.push((table.clone(), chunk.range.clone()));
+        running.orders.insert(table.clone(), chunk.key_orders);
+        running.advance(&chunk.range);
+        self.remembered.retain(|r| !chunk.snapshot.sees(r.xid));
+        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
+        self.adapt(&rows);
+        let only = self.running.as_ref().and_then(|running| running.job.only.clone());
+        Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only }))
+    }
+
+    /// Aims the next chunk at the byte limit.
+    fn adapt(&mut self, rows: &[RowBuf]) {
+        if rows.is_empty() {
+            return;
+        }
+        let average = (rows.iter().map(RowBuf::bytes).sum::<usize>() / rows.len()).max(1);
+        let aimed = self.chunk_bytes_max / average;
+        // Grows at most fourfold: the next rows may be wider than these.
+        self.rows_max = aimed.min(self.rows_max * 4).clamp(CHUNK_ROWS_MIN, self.chunk_rows_max.max(CHUNK_ROWS_MIN));
+    }
+}
+
+impl Running {
+    /// The first table's first range was read as far as `read` says.
+    fn advance(&mut self, read: &KeyRange) {
+        let asked = self.ranges.pop_front().expect("a range was asked for");
+        if read.through != asked.through {
+            self.ranges.push_front(KeyRange { after: read.through.clone(), through: asked.through });
+        }
+        while self.ranges.is_empty() {
+            let finished = self.tables.pop_front();
+            if let Some((table, range)) = self.again.pop_front() {
+                self.tables.push_front(table);
+                self.ranges.push_back(range);
+            } else if !self.tables.is_empty() {
+                self.ranges.push_back(KeyRange::ALL);
+            } else if finished.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// A row moved with a column that was not sent. Where its old key was not loaded yet and its new one was, the sinks could
+    /// neither move nor make it: they leave it out, and the range is read again.
+    fn read_again(&mut self, table: &TableName, key_columns: &[usize], old: &RowBuf, new: &RowBuf) -> Result<()> {
+        let Some(orders) = self.orders.get(table) else { return Ok(()) };
+        let (from, to) = (key_texts(old, key_columns)?, key_texts(new, key_columns)?);
+        let mut loaded = None;
+        for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
+            if contains(range, orders, &from)? {
+                return Ok(());
+            }
+            if loaded.is_none() && contains(range, orders, &to)? {
+                loaded = Some(range.clone());
+            }
+        }
+        if let Some(range) = loaded {
+            self.again.push_back((table.clone(), range));
+        }
+        Ok(())
+    }
+}
+
+fn key_texts(row: &RowBuf, key_columns: &[usize]) -> Result<Vec<Vec<u8>>> {
+    let text = |&column: &usize| row.row().get(column).text().map(<[u8]>::to_vec);
+    key_columns.iter().map(text).collect::<Option<_>>().ok_or_else(key_incomplete)
+}
+
+fn contains(range: &KeyRange, orders: &[KeyOrder], key: &[Vec<u8>]) -> Result<bool> {
+    range.contains(orders, key).map_err(|e| {
+        Error::halt(Code::SourceProtocol, format!("a key's text is not of its type: {e}"), "lockstep check")
+    })
+}
+
+fn key_incomplete() -> Error {
+    let message = "the source sent a row without its whole key";
+    Error::halt(Code::SourceProtocol, message, "check the table's replica identity: lockstep check")
+}
+
+/// The chunk with every change laid over it that its snapshot did not see. `None`: a column has no base here, read again.
+fn overlay(
+    rows: Vec<RowBuf>,
+    changes: &[&Remembered],
+    range: &KeyRange,
+    key_columns: &[usize],
+    orders: &[KeyOrder],
+) -> Result<Option<Vec<RowBuf>>> {
+    if changes.is_empty() {
+        return Ok(Some(rows));
+    }
+    let key = |row: &RowBuf| Key::of(row.row(), key_columns).ok_or_else(key_incomplete);
+    let inside = |row: &RowBuf| contains(range, orders, &key_texts(row, key_columns)?);
+    let mut held: HashMap<Key, RowBuf> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        held.insert(key(&row)?, row);
+    }
+    for change in changes {
+        match &change.op {
+            Op::Insert(new) => {
+                if inside(new)? {
+                    if new.row().has_absent() {
+                        return Ok(None);
+                    }
+                    held.insert(key(new)?, new.clone());
+                }
+            }
+            Op::Update(new) => {
+                if inside(new)? {
+                    let Some(row) = held.get_mut(&key(new)?) else { return Ok(None) };
+                    *row = row.merged(new.row());
+                }
+            }
+            Op::Delete(old) => {
+                held.remove(&key(old)?);
+            }
+            Op::Rekey { old, new } => {
+                let base = held.remove(&key(old)?);
+                if inside(new)? {
+                    let row = match base {
+                        Some(base) => base.merged(new.row()),
+                        None if new.row().has_absent() => return Ok(None),
+                        None => new.clone(),
+                    };
+                    held.insert(key(new)?, row);
+                }
+            }
+            Op::Truncate => held.clear(),
+        }
+    }
+    Ok(Some(held.into_values().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::Cell;
+
+    /// A snapshot that sees the transactions below a number.
+    struct Below(u32);
+
+    impl Visibility for Below {
+        fn sees(&self, xid: u32) -> bool {
+            xid < self.0
+        }
+    }
+
+    const VERSION: Fingerprint = Fingerprint(1);
+
+    fn table() -> TableName {
+        TableName::new("public", "t")
+    }
+
+    fn row(cells: &[&str]) -> RowBuf {
+        cells.iter().map(|text| if *text == "~" { Cell::Absent } else { Cell::Text(text.as_bytes()) }).collect()
+    }
+
+    fn loader() -> Loader<Below> {
+        let mut loader = Loader::new(1000, 1 << 20);
+        loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()] });
+        assert_eq!(loader.next(), Some(Action::Fence));
+        assert_eq!(loader.next(), None);
+        loader.fenced();
+        loader
+    }
+
+    fn read(loader: &mut Loader<Below>) -> Read {
+        match loader.next() {
+            Some(Action::Read(read)) => read,
+            other => panic!("expected a read, got {other:?}"),
+        }
+    }
+
+    fn answer(loader: &mut Loader<Below>, sees_below: u32, rows: &[RowBuf], through: Option<&str>) -> Option<Ready> {
+        answer_as(loader, sees_below, rows, through, VERSION)
+    }
+
+    fn answer_as(
+        loader: &mut Loader<Below>,
+        below: u32,
+        rows: &[RowBuf],
+        through: Option<&str>,
+        relation: Fingerprint,
+    ) -> Option<Ready> {
+        let read = read(loader);
+        let range =
+            KeyRange { after: read.range.after, through: through.map(|t| vec![t.to_owned()]).or(read.range.through) };
+        let chunk = ChunkRead {
+            nonce: read.nonce,
+            snapshot: Below(below),
+            relation,
+            key_columns: vec![0],
+            key_orders: vec![KeyOrder::Integer],
+            rows: rows.to_vec(),
+            range,
+        };
+        loader.chunk(chunk);
+        loader.mark(read.nonce, |_| Some(VERSION)).unwrap()
+    }
+
+    fn remember(loader: &mut Loader<Below>, xid: u32, op: Op) {
+        loader.remember(xid, &table(), VERSION, &[0], op).unwrap();
+    }
+
+    fn sorted(ready: Option<Ready>) -> Vec<String> {
+        let text = |row: &RowBuf| {
+            row.row()
+                .iter()
+                .map(|c| String::from_utf8_lossy(c.text().unwrap_or(b"~")).into_owned())
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        let mut rows: Vec<String> = ready.expect("the chunk is ready").rows.iter().map(text).collect();
+        rows.sort();
+        rows
+    }
+
+    #[test]
+    fn changes_that_the_snapshot_did_not_see_are_laid_over_it_and_those_it_saw_are_not() {
+        let mut loader = loader();
+        remember(&mut loader, 10, Op::Update(row(&["1", "seen already", "x"])));
+        remember(&mut loader, 20, Op::Update(row(&["1", "new", "~"])));
+        remember(&mut loader, 21, Op::Insert(row(&["4", "in", "big"])));
+        remember(&mut loader, 22, Op::Delete(row(&["2", "~", "~"])));
+        remember(&mut loader, 23, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["5", "moved", "~"]) });
+        let rows = [row(&["1", "old", "big1"]), row(&["2", "gone", "big2"]), row(&["3", "old", "big3"])];
+        let ready = answer(&mut loader, 15, &rows, None);
+        assert_eq!(sorted(ready), ["1,new,big1", "4,in,big", "5,moved,big3"]);
+        assert_eq!(loader.next(), Some(Action::Done(vec![Uuid::nil()])));
+        assert!(loader.is_idle());
+    }
+
+    #[test]
+    fn a_change_stays_remembered_until_a_snapshot_sees_it() {
+        let mut loader = loader();
+        remember(&mut loader, 20, Op::Insert(row(&["9", "late", "x"])));
+        assert_eq!(sorted(answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5"))), ["1,a,b"]);
+        assert_eq!(sorted(answer(&mut loader, 15, &[], None)), ["9,late,x"]);
+    }
+
+    #[test]
+    fn an_absent_column_without_a_base_is_read_again() {
+        let mut loader = loader();
+        remember(&mut loader, 20, Op::Rekey { old: row(&["90", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        assert_eq!(answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")), None);
+        assert_eq!(sorted(answer(&mut loader, 30, &[row(&["3", "moved", "big"])], Some("5"))), ["3,moved,big"]);
+    }
+
+    #[test]
+    fn a_row_that_moves_into_a_loaded_range_with_a_column_missing_has_the_range_read_again() {
+        let mut loader = loader();
+        answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+        remember(&mut loader, 20, Op::Rekey { old: row(&["7", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        answer(&mut loader, 30, &[], None).unwrap();
+        let again = KeyRange { after: None, through: Some(vec!["5".to_owned()]) };
+        let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
+        assert_eq!(ready.range, again);
+        assert!(matches!(loader.next(), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn another_version_of_the_table_is_read_again_once() {
+        let mut loader = loader();
+        let newer = Fingerprint(2);
+        assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None);
+        assert_eq!(answer_as(&mut loader, 15, &[], None, newer).unwrap().relation, newer);
+        let mut loader = self::loader();
+        remember(&mut loader, 20, Op::Insert(row(&["9", "old shape"])));
+        assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None);
+        assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None, "a change of the old shape is not visible yet");
+        assert!(answer_as(&mut loader, 21, &[], None, newer).is_some());
+    }
+
+    #[test]
+    fn too_much_to_remember_means_a_new_fence_and_a_smaller_chunk() {
+        let mut loader = loader();
+        let first = read(&mut loader);
+        let big = "x".repeat(REMEMBERED_BYTES_MAX / 2 + 1);
+        for i in 0..2 {
+            remember(&mut loader, 20 + i, Op::Insert(row(&["1", &big, ""])));
+        }
+        assert_eq!(loader.mark(first.nonce, |_| None).unwrap(), None);
+        assert_eq!(loader.next(), Some(Action::Fence));
+        loader.fenced();
+        assert!(read(&mut loader).rows_max < first.rows_max);
+    }
+}

@@ -1,0 +1,349 @@
+//! The start of a reader: everything that must be true before the first record is written.
+//!
+//! Order matters (DESIGN section 2). What can't change while we wait is checked first. The publication is made before the slot:
+//! a slot that has to decode what was written before its publication existed is stuck for good. Holding the slot is the lease;
+//! only its holder appends a claim, and only a claim that was read back makes an epoch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::error::{Code, Error, Halt, Result};
+use crate::kafka::consumer::Tail;
+use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
+use crate::ledger::entry::{Assembler, Body, Claim, Entry, SourceEntry, SourceIdentity, TopicIdentity};
+use crate::ledger::state::State;
+use crate::ledger::topic::{self, Appender};
+use crate::lsn::Lsn;
+use crate::postgres::slot::SlotFacts;
+use crate::postgres::stream::{Start, Stream};
+use crate::postgres::wire::Connection;
+use crate::postgres::{catalog, preflight, publication, slot, timeline};
+use crate::record::Epoch;
+use crate::relation::TableName;
+use crate::session::{self, Session};
+use crate::status::{self, SourceReporter};
+
+/// How long one append to the ledger may take while nothing else flows.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often a slot that another Lockstep holds is tried again.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a slot that somebody else holds is tried again: a program that just died may hold it for a moment.
+const FOREIGN_HOLDER_WAIT: Duration = Duration::from_secs(15);
+
+/// A reader that holds the slot and whose claim was read back.
+pub struct Started {
+    pub session: Session,
+    pub version: i32,
+    pub stream: Stream,
+    pub appender: Appender,
+    pub tail: Tail,
+    pub state: State,
+    pub assembler: Assembler,
+    pub epoch: Epoch,
+    pub topics: BTreeMap<String, TopicIdentity>,
+    /// Closed LSN to go on from.
+    pub closed: Lsn,
+    /// Tables in the order of their foreign keys, parents first.
+    pub order: Vec<TableName>,
+}
+
+/// Starts a reader, or says why it can't be.
+pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
+    let session = session::connect(&config.source.database, &application_name(config)).await?;
+    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+    first_of(preflight::check_source(&*session, &config.source.publication, &names, config.create).await?)?;
+    let version = catalog::source_facts(&*session).await?.version;
+    let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
+    let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
+
+    let found = slot::slot_facts(&*session, &config.source.slot).await?;
+    let state = read_ledger(config, found.as_ref()).await?;
+    let topics = ensure_topics(config, &state).await?;
+    let mut appender = Appender::open(&config.kafka)?;
+    appender.base = state.base;
+
+    let replication = Connection::open(&config.source, &application_name(config)).await?;
+    let identity = ensure_slot(config, &session, version, replication, found, &state, &mut appender).await?;
+    publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
+
+    let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
+    let nonce = rand::random();
+    let claim = Claim {
+        instance: Uuid::new_v4(),
+        nonce,
+        timeline,
+        host: hostname(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let offset = appender.append_and_wait(Body::Claim(claim), APPEND_TIMEOUT).await?;
+    let epoch = Epoch { offset: offset.unsigned_abs(), nonce };
+    appender.epoch = epoch;
+    let (state, assembler, tail) = read_back(config, epoch).await?;
+    appender.base = state.base;
+    let closed = check_confirmed(config, &session, &state).await?;
+    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order })
+}
+
+pub fn application_name(config: &Config) -> String {
+    format!("lockstep:{}:source", config.name)
+}
+
+/// The first finding as an error; the others ride along as facts.
+fn first_of(findings: Vec<Halt>) -> Result<()> {
+    let mut findings = findings.into_iter();
+    let Some(mut first) = findings.next() else { return Ok(()) };
+    for other in findings {
+        first.facts.push(format!("also [{}]: {} (help: {})", other.code, other.message, other.hint));
+    }
+    Err(first.into())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::retry("reading the ledger", e))?
+}
+
+/// The ledger's state before our claim. A slot without a ledger is never a first start.
+async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<State> {
+    let ledger = &config.kafka.ledger;
+    let facts = topics::describe(&config.kafka, &[ledger.as_str()]).await?.remove(0);
+    let state = if facts.is_some() {
+        let config = config.clone();
+        blocking(move || {
+            let (_, high) = topic::bounds(&config.kafka)?;
+            let from = topic::fold_start(&config.kafka, high)?;
+            Ok(topic::fold(&config.kafka, from, high)?.0)
+        })
+        .await?
+    } else {
+        State::default()
+    };
+    let known = state.source.is_some() || state.intent.is_some();
+    match slot {
+        Some(slot) if !known => {
+            let message = format!(
+                "slot \"{}\" exists but the ledger {ledger} {}: what was published up to the slot's position is not known",
+                slot.name,
+                if facts.is_some() { "is empty" } else { "does not exist" }
+            );
+            let hint = format!("restore the topic, or begin anew: SELECT pg_drop_replication_slot('{}')", slot.name);
+            Err(Error::halt(Code::LedgerLost, message, hint))
+        }
+        _ => Ok(state),
+    }
+}
+
+/// Topics that the ledger knows must be the same ones; those that it does not know are made.
+async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String, TopicIdentity>> {
+    let known: Vec<&str> = state.topics.keys().map(String::as_str).collect();
+    for (name, found) in known.iter().zip(topics::describe(&config.kafka, &known).await?) {
+        check_topic(name, &state.topics[*name], found.as_ref())?;
+    }
+    let mut wanted = vec![Wanted { name: config.kafka.ledger.clone(), partitions: 1, kind: Kind::Ledger }];
+    for table in &config.tables {
+        wanted.push(Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data });
+    }
+    let facts = topics::ensure(&config.kafka, &wanted, config.create).await?;
+    let mut identities = state.topics.clone();
+    for facts in facts.into_iter().filter(|facts| facts.name != config.kafka.ledger) {
+        identities.insert(facts.name, TopicIdentity { id: facts.id, partitions: facts.partitions });
+    }
+    Ok(identities)
+}
+
+fn check_topic(name: &str, known: &TopicIdentity, found: Option<&TopicFacts>) -> Result<()> {
+    let (code, what) = match found {
+        None => (Code::TopicMissing, "is gone".to_owned()),
+        Some(found) if found.id != known.id => (
+            Code::TopicRecreated,
+            format!("was deleted and made again: its id is {}, the ledger knows {}", found.id, known.id),
+        ),
+        Some(_) => return Ok(()),
+    };
+    let message = format!("topic {name} {what}; the records that it held are lost");
+    Err(Error::halt(code, message, "restore the topic, or begin anew under another `name` in lockstep.toml")
+        .fact("no sink was touched and the slot was not moved"))
+}
+
+/// The source that the ledger is written for; on the first start, the slot is made and becomes it.
+async fn ensure_slot(
+    config: &Config,
+    session: &Session,
+    version: i32,
+    mut replication: Connection,
+    found: Option<SlotFacts>,
+    state: &State,
+    appender: &mut Appender,
+) -> Result<SourceIdentity> {
+    let system = replication.identify_system().await?;
+    let (name, database) = (&config.source.slot, &system.dbname);
+    if let Some(source) = &state.source {
+        check_identity(source, system.system_id, database, name)?;
+        let Some(slot) = found else { return Err(slot_gone(name, state)) };
+        slot::check_slot(&slot, database)?;
+        check_history(&mut replication, state, system.timeline).await?;
+        return Ok(source.clone());
+    }
+    if !config.create && found.is_none() {
+        let hint = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
+        return Err(Error::halt(Code::CreateOff, format!("slot \"{name}\" does not exist"), hint));
+    }
+    if state.intent.is_none() {
+        let intent = SourceEntry { intent: Some(name.clone()), made: None };
+        appender.append_and_wait(Body::Source(intent), APPEND_TIMEOUT).await?;
+    }
+    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+    publication::ensure_publication(&**session, &config.source.publication, &names, config.create).await?;
+    let consistent_point = match found {
+        Some(slot) => {
+            slot::check_slot(&slot, database)?;
+            slot.confirmed_flush.ok_or_else(|| Error::retry_plain("the slot is still being made"))?
+        }
+        None => slot::create_slot(&**session, name, version, config.source.failover).await?,
+    };
+    let made = SourceIdentity {
+        system_id: system.system_id,
+        timeline: system.timeline,
+        database: database.clone(),
+        slot: name.clone(),
+        consistent_point,
+    };
+    let entry = SourceEntry { intent: None, made: Some(made.clone()) };
+    appender.append_and_wait(Body::Source(entry), APPEND_TIMEOUT).await?;
+    Ok(made)
+}
+
+fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot: &str) -> Result<()> {
+    let same = (source.system_id, source.database.as_str(), source.slot.as_str()) == (system_id, database, slot);
+    if same {
+        return Ok(());
+    }
+    Err(Error::halt(
+        Code::SourceMismatch,
+        "the source is another one than the ledger was written for",
+        "point source.url back to it, or begin anew under another `name` in lockstep.toml",
+    )
+    .fact(format!("ledger: system {}, database {}, slot {}", source.system_id, source.database, source.slot))
+    .fact(format!("found: system {system_id}, database {database}, slot {slot}")))
+}
+
+fn slot_gone(name: &str, state: &State) -> Error {
+    let closed = state.last.map_or(Lsn::ZERO, |last| last.closed);
+    Error::halt(
+        Code::SlotLost,
+        format!("slot \"{name}\" does not exist any more: changes after {closed} can't be read"),
+        "restore the server with its slot, or begin anew under another `name` in lockstep.toml",
+    )
+    .fact("no sink was touched: each still equals the source as of its position")
+}
+
+async fn check_history(replication: &mut Connection, state: &State, now: u32) -> Result<()> {
+    let (Some(ours), Some(last)) = (state.timeline, state.last) else { return Ok(()) };
+    if ours == now {
+        return Ok(());
+    }
+    let content = replication.timeline_history(now).await?;
+    let history = timeline::parse_history(&content).map_err(|e| {
+        Error::halt(Code::SourceProtocol, format!("the source's timeline history: {e}"), "lockstep check")
+    })?;
+    timeline::check_timeline(&history, ours, now, last.closed)
+}
+
+/// Takes the slot, waiting while another Lockstep holds it: a hot standby.
+async fn take_slot(
+    config: &Config,
+    session: &Session,
+    identity: &SourceIdentity,
+    state: &State,
+    reporter: &SourceReporter,
+    stop: &CancellationToken,
+) -> Result<(Stream, u32)> {
+    let name = &config.source.slot;
+    let began = tokio::time::Instant::now();
+    loop {
+        let mut replication = Connection::open(&config.source, &application_name(config)).await?;
+        let system = replication.identify_system().await?;
+        check_identity(identity, system.system_id, &system.dbname, name)?;
+        check_history(&mut replication, state, system.timeline).await?;
+        let error =
+            match replication.start_replication(name, &config.source.publication, Lsn::ZERO, &Start::default()).await {
+                Ok(stream) => return Ok((stream, system.timeline)),
+                Err(error) if error.code() == Some(Code::SlotInUse) => error,
+                Err(error) => return Err(error),
+            };
+        let pid = slot::slot_facts(&**session, name).await?.and_then(|slot| slot.active_pid);
+        let holder = match pid {
+            Some(pid) => slot::holder(&**session, pid).await?,
+            None => None,
+        };
+        if let Some(holder) = holder {
+            let ours = holder.application_name == application_name(config);
+            if !ours && began.elapsed() > FOREIGN_HOLDER_WAIT {
+                return Err(error.fact(format!("held by {holder}")));
+            }
+            reporter.update(|s| {
+                s.state = status::State::Standby;
+                s.waiting_for = Some(format!("slot {name} is held by {holder}"));
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Err(Error::retry_plain("stopped while waiting for the slot")),
+            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+        }
+    }
+}
+
+/// Reads the ledger up to our own claim.
+async fn read_back(config: &Arc<Config>, epoch: Epoch) -> Result<(State, Assembler, Tail)> {
+    let claim = i64::try_from(epoch.offset).expect("Kafka offsets are positive i64");
+    let shared = config.clone();
+    let (state, assembler) = blocking(move || {
+        let from = topic::fold_start(&shared.kafka, claim)?;
+        topic::fold(&shared.kafka, from, claim + 1)
+    })
+    .await?;
+    if state.claim != Some(epoch) {
+        return Err(Error::retry_plain("our claim was not in the ledger where it was acknowledged"));
+    }
+    let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, claim + 1, Code::LedgerTrimmed)?;
+    Ok((state, assembler, tail))
+}
+
+/// L1: the slot is not ahead of the ledger. Asked after the slot is ours, so nobody else can move it.
+async fn check_confirmed(config: &Config, session: &Session, state: &State) -> Result<Lsn> {
+    let name = &config.source.slot;
+    let identity = state.source.as_ref().expect("a claim stands after the source entry");
+    let closed = state.last.map_or(identity.consistent_point, |last| last.closed);
+    let slot = slot::slot_facts(&**session, name).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush).ok_or_else(|| slot_gone(name, state))?;
+    if confirmed > closed {
+        let at = state.last.map_or(-1, |last| last.anchor.offset);
+        return Err(Error::halt(
+            Code::SlotMoved,
+            format!("slot \"{name}\" is ahead of the ledger: someone advanced or recreated it"),
+            "begin anew under another `name` in lockstep.toml; nothing can bring the skipped changes back",
+        )
+        .fact(format!("slot confirmed {confirmed}, ledger {closed} (checkpoint {at})"))
+        .fact(format!(
+            "{} bytes of changes in between can't be read again; no sink was touched",
+            confirmed.bytes_since(closed)
+        )));
+    }
+    Ok(closed)
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Reads one ledger record into its entry, if it is complete there.
+pub fn entry(assembler: &mut Assembler, offset: i64, value: Option<&[u8]>) -> Result<Option<Entry>> {
+    assembler.push(offset, Entry::decode(offset, value.unwrap_or_default())?)
+}

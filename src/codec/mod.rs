@@ -1,0 +1,141 @@
+//! One change as a record of Debezium's shape, and back: JSON without schemas, decimals as strings.
+//!
+//! Consumers that know Debezium read the value; our sinks read the same bytes and get the exact Postgres text back. The rule
+//! for every type: `decode(encode(text)) == text`, byte for byte. Where JSON in Debezium's shape does not carry a text
+//! exactly, the text rides beside it in `ls-text`, and the decoder prefers that. Where the value of a column was not sent,
+//! Debezium's placeholder or fallback stands in the JSON, and `ls-absent` says that it means nothing.
+//!
+//! Invariants: [`mapping`] alone decides how a type is written, for both directions. Nothing is written lossily: text that
+//! is not UTF-8, or not of its type, is `RECORD_INVALID` naming the column, never the value (values may be personal data).
+//! Neither direction allocates per value; buffers are the caller's and are reused.
+//!
+//! Where this differs from Debezium on purpose: NULL stays NULL in columns with a default; a column that was not sent gets
+//! its type's fallback in `before` even if it has a default (the relation does not know defaults); types outside
+//! [`mapping`]'s list (arrays, intervals, bit strings, timetz, user types …) are strings of their Postgres text instead of
+//! lossy or missing; floats have Postgres' shortest digits instead of Java's.
+//!
+//! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
+
+mod json_decode;
+mod json_encode;
+pub mod mapping;
+
+pub use json_decode::Decoder;
+pub use json_encode::Encoder;
+
+use crate::error::{Code, Error};
+use crate::lsn::Lsn;
+use crate::relation::Relation;
+
+/// Header on the delete and tombstone of a key change: the new key's JSON.
+pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
+/// Header on the create of a key change: the old key's JSON.
+pub const HEADER_OLD_KEY: &str = "__debezium.oldkey";
+
+/// What the envelope says about where and when a change happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// End of the last commit that this reader streamed before the change's transaction; `None` until there was one.
+    pub last_commit_lsn: Option<Lsn>,
+    /// The change's own message; for a chunk row, where the chunk enters the stream.
+    pub lsn: Lsn,
+    /// The transaction; `None` for rows that were read, not streamed.
+    pub xid: Option<u64>,
+    /// Commit time, or the time of reading: microseconds since 1970.
+    pub commit_time_us: i64,
+    pub snapshot: Snapshot,
+    /// When the record is made: nanoseconds since 1970.
+    pub now_ns: i64,
+}
+
+/// `source.snapshot`: which part of a snapshot a row is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Snapshot {
+    /// Streamed.
+    False,
+    True,
+    First,
+    FirstInDataCollection,
+    LastInDataCollection,
+    Last,
+    /// A chunk while the stream goes on.
+    Incremental,
+}
+
+impl Snapshot {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Snapshot::False => "false",
+            Snapshot::True => "true",
+            Snapshot::First => "first",
+            Snapshot::FirstInDataCollection => "first_in_data_collection",
+            Snapshot::LastInDataCollection => "last_in_data_collection",
+            Snapshot::Last => "last",
+            Snapshot::Incremental => "incremental",
+        }
+    }
+}
+
+/// `op`: what happened to the row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    Create,
+    Update,
+    Delete,
+    /// Read by a snapshot.
+    Read,
+    Truncate,
+}
+
+impl Op {
+    pub fn letter(self) -> char {
+        match self {
+            Op::Create => 'c',
+            Op::Update => 'u',
+            Op::Delete => 'd',
+            Op::Read => 'r',
+            Op::Truncate => 't',
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Op> {
+        [Op::Create, Op::Update, Op::Delete, Op::Read, Op::Truncate]
+            .into_iter()
+            .find(|op| text.len() == 1 && text.starts_with(op.letter()))
+    }
+}
+
+/// Where an encoder writes; one is enough for all records of a thread.
+#[derive(Default, Debug)]
+pub struct RecordBuf {
+    /// The key's JSON; empty for the null key of a table without a key.
+    pub key: Vec<u8>,
+    /// The envelope.
+    pub value: Vec<u8>,
+    /// The `ls-text` header; empty when the record needs none.
+    pub text: Vec<u8>,
+}
+
+impl RecordBuf {
+    /// The key as Kafka takes it.
+    pub fn key(&self) -> Option<&[u8]> {
+        (!self.key.is_empty()).then_some(&self.key)
+    }
+
+    /// The `ls-text` header if the record needs one.
+    pub fn text(&self) -> Option<&[u8]> {
+        (!self.text.is_empty()).then_some(&self.text)
+    }
+}
+
+/// A record that can't be written or read. Names table and column, never a value.
+fn invalid(relation: &Relation, column: Option<usize>, found: &str, hint: String) -> Error {
+    let place = match column {
+        Some(column) => format!("table {}, column {:?}", relation.name, relation.columns[column].name),
+        None => format!("table {}", relation.name),
+    };
+    Error::halt(Code::RecordInvalid, format!("{place}: {found}"), hint)
+}
+
+#[cfg(test)]
+mod tests;

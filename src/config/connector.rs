@@ -1,0 +1,220 @@
+//! One file of `connectors/`: one table, its topic and which sinks take what of it.
+//!
+//! What a file leaves out (the topic, a sink's table) follows from others, so this module only reads; resolving is `load`'s.
+//!
+//! A table is named as in SQL, `schema.table`, with double quotes around what isn't plain. One difference: SQL folds `Products`
+//! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
+//! with both spellings as the hint.
+
+use super::findings::At;
+use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
+use super::reader::{Section, Text};
+use crate::relation::{TableName, quote_identifier};
+
+/// Kafka has no limit; each partition costs its broker files and every sink a fetch.
+const PARTITIONS_MAX: u32 = 1_000;
+/// Schemas of the server and of ours: nothing of a service is in them.
+const SCHEMAS_RESERVED: [&str; 3] = ["information_schema", "lockstep", "pg_catalog"];
+
+/// What a connector file says. `table` is `None` where a finding says why.
+pub(super) struct Connector {
+    pub table: Option<(TableName, At)>,
+    pub topic: Option<Text>,
+    pub partitions: i32,
+    /// In order of sink name.
+    pub sinks: Vec<ConnectorSink>,
+}
+
+/// `[sinks.NAME]` of a connector.
+pub(super) struct ConnectorSink {
+    pub name: Text,
+    /// The table there, if it has another name, and where that stands.
+    pub table: Option<(TableName, At)>,
+    pub columns: Option<Vec<String>>,
+}
+
+pub(super) fn connector(top: &mut Section<'_>) -> Connector {
+    let table = top.required("table", "table = \"public.products\"");
+    let table = table.and_then(|table| table_name(top, "table", table));
+    let topic = top.text("topic");
+    check_topic(top, "topic", topic.as_ref());
+    let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
+    Connector {
+        table,
+        topic,
+        partitions: i32::try_from(partitions).expect("at most a thousand"),
+        sinks: top.each("sinks", sink),
+    }
+}
+
+fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
+    let table = section.text("table").and_then(|table| table_name(section, "table", table));
+    ConnectorSink { name, table, columns: columns(section) }
+}
+
+fn columns(section: &mut Section<'_>) -> Option<Vec<String>> {
+    let (at, columns) = section.texts("columns", "[\"id\", \"name\"]")?;
+    if columns.is_empty() {
+        section.report().add(
+            &at,
+            "columns is empty",
+            "name the columns, the key's among them, or delete the line for all",
+        );
+    }
+    for (i, column) in columns.iter().enumerate() {
+        check_identifier(section, "column", column);
+        if columns[..i].iter().any(|before| before.value == column.value) {
+            let message = format!("column {:?} stands twice", column.value);
+            section.report().add(&column.at, message, "delete one of them");
+        }
+    }
+    Some(columns.into_iter().map(|column| column.value).collect())
+}
+
+fn table_name(section: &Section<'_>, key: &str, text: Text) -> Option<(TableName, At)> {
+    match parse_table(&text.value) {
+        Ok(name) if SCHEMAS_RESERVED.contains(&name.schema.as_str()) => {
+            let message = format!("schema {} is not for tables of a service", name.schema);
+            section.report().add(&text.at, message, format!("write {key} = 'public.…'"));
+            None
+        }
+        Ok(name) => Some((name, text.at)),
+        Err((message, near)) => {
+            let near = near.unwrap_or_else(|| "public.products".into());
+            section.report().add(&text.at, format!("{key}: {message}"), format!("write {key} = '{near}'"));
+            None
+        }
+    }
+}
+
+/// `table`, `schema.table`, each part plain or in double quotes. The error is a message and a spelling that may be meant.
+pub(super) fn parse_table(text: &str) -> Result<TableName, (String, Option<String>)> {
+    let parts = parts(text)?;
+    let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+    let spelled = |spell: fn(&Part) -> String| parts.iter().map(spell).collect::<Vec<_>>().join(".");
+    if parts.iter().any(|part| part.name.is_empty()) {
+        return Err((format!("{text:?} has an empty part"), None));
+    }
+    if let Some(long) = names.iter().find(|name| name.len() > IDENTIFIER_BYTES_MAX) {
+        return Err((
+            format!("{long:?} has {} bytes, Postgres keeps {IDENTIFIER_BYTES_MAX} of them", long.len()),
+            None,
+        ));
+    }
+    if parts.iter().any(|part| !part.quoted && !is_plain(&part.name)) {
+        return Err((format!("{text:?} holds characters that need double quotes"), Some(spelled(Part::quoted))));
+    }
+    if parts.iter().any(|part| !part.quoted && part.name.contains(|c: char| c.is_ascii_uppercase())) {
+        let message = format!("{text:?} has capitals without quotes, which Postgres reads as small letters");
+        return Err((message, Some(format!("{}' or '{}", spelled(Part::folded), spelled(Part::quoted)))));
+    }
+    match names[..] {
+        [table] => Ok(TableName::new("public", table)),
+        [schema, table] => Ok(TableName::new(schema, table)),
+        _ => {
+            let last_two = parts[parts.len() - 2..].iter().map(Part::folded).collect::<Vec<_>>().join(".");
+            Err((format!("{text:?} has more parts than schema.table; the database stands in url"), Some(last_two)))
+        }
+    }
+}
+
+/// One part of a name as written.
+struct Part {
+    name: String,
+    quoted: bool,
+}
+
+impl Part {
+    fn quoted(&self) -> String {
+        if self.quoted || !is_plain(&self.name) || self.name.contains(|c: char| c.is_ascii_uppercase()) {
+            quote_identifier(&self.name)
+        } else {
+            self.name.clone()
+        }
+    }
+
+    fn folded(&self) -> String {
+        if self.quoted { quote_identifier(&self.name) } else { self.name.to_ascii_lowercase() }
+    }
+}
+
+/// What Postgres reads as an identifier without quotes; letters beyond ASCII count (scan.l, `ident_start`).
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$')
+}
+
+fn parts(text: &str) -> Result<Vec<Part>, (String, Option<String>)> {
+    let (mut parts, mut rest) = (Vec::new(), text);
+    loop {
+        let (part, after) = match rest.strip_prefix('"') {
+            Some(inside) => quoted_part(inside).ok_or_else(|| (format!("{text:?} lacks a closing quote"), None))?,
+            None => {
+                let end = rest.find('.').unwrap_or(rest.len());
+                (Part { name: rest[..end].to_owned(), quoted: false }, &rest[end..])
+            }
+        };
+        parts.push(part);
+        match after.strip_prefix('.') {
+            Some(next) => rest = next,
+            None if after.is_empty() => return Ok(parts),
+            None => return Err((format!("{text:?} goes on behind a closing quote"), None)),
+        }
+    }
+}
+
+/// Up to the closing quote, `""` standing for one; and what follows it.
+fn quoted_part(inside: &str) -> Option<(Part, &str)> {
+    let (mut name, mut rest) = (String::new(), inside);
+    loop {
+        let (before, after) = rest.split_once('"')?;
+        name.push_str(before);
+        match after.strip_prefix('"') {
+            Some(next) => {
+                name.push('"');
+                rest = next;
+            }
+            None => return Some((Part { name, quoted: true }, after)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_in_sql() {
+        let name = |text| parse_table(text).unwrap();
+        assert_eq!(name("products"), TableName::new("public", "products"));
+        assert_eq!(name("shop.products"), TableName::new("shop", "products"));
+        assert_eq!(name(r#""My Schema"."t.x""#), TableName::new("My Schema", "t.x"));
+        assert_eq!(name(r#"public."a""b""#), TableName::new("public", "a\"b"));
+        assert_eq!(name("größe_1.t$"), TableName::new("größe_1", "t$"));
+    }
+
+    #[test]
+    fn what_needs_quotes_gets_them_in_the_hint() {
+        let near = |text: &str| parse_table(text).unwrap_err().1.unwrap_or_default();
+        assert_eq!(near("public.Products"), "public.products' or 'public.\"Products\"");
+        assert_eq!(near("public.order items"), "public.\"order items\"");
+        assert_eq!(near("public.order-items"), "public.\"order-items\"");
+        assert_eq!(near("catalog.public.products"), "public.products");
+        for text in ["", ".", "a.", ".a", "\"", "\"\"", "\"a\"b", "a.\"b", &"x".repeat(64)] {
+            assert!(parse_table(text).is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_name_in_quotes_reads_back(schema in "[^\0]{1,15}", table in "[^\0]{1,15}") {
+            let name = TableName::new(schema, table);
+            proptest::prop_assert_eq!(parse_table(&name.quoted()).unwrap(), name);
+        }
+
+        #[test]
+        fn any_text_is_answered(text in "[a-zA-Z.\" ]{0,20}|\\PC{0,20}") {
+            let _ = parse_table(&text);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The configuration in force, as TOML: every value with its default filled in, every secret left out.
+//!
+//! For `check` and for support: it can be pasted into an issue. It is not read back; a test only makes sure that it is TOML
+//! and that its keys are the ones that people write.
+
+use std::fmt::Write;
+
+use super::units::{show_duration, show_size};
+use super::{Compression, Config, Database, Sink, Table, Tls};
+
+/// Every value as it is in force, without secrets.
+pub fn describe(config: &Config) -> String {
+    let mut out = String::new();
+    pair(&mut out, "name", text(&config.name));
+    pair(&mut out, "create", config.create.to_string());
+    source(&mut out, config);
+    kafka(&mut out, config);
+    out.push_str("\n[http]\n");
+    pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
+    for each in &config.sinks {
+        sink(&mut out, each);
+    }
+    for each in &config.tables {
+        table(&mut out, each);
+    }
+    out
+}
+
+fn source(out: &mut String, config: &Config) {
+    let source = &config.source;
+    out.push_str("\n[source]\n");
+    database(out, &source.database);
+    pair(out, "slot", text(&source.slot));
+    pair(out, "publication", text(&source.publication));
+    pair(out, "failover", source.failover.to_string());
+    pair(out, "receive_bytes", text(&show_size(source.receive_bytes)));
+    pair(out, "receive_nap", text(&show_duration(source.receive_nap)));
+    pair(out, "sender_timeout", text(&show_duration(source.sender_timeout)));
+    out.push_str("\n[source.snapshot]\n");
+    pair(out, "chunk_rows", source.snapshot_chunk_rows.to_string());
+    pair(out, "chunk_bytes", text(&show_size(source.snapshot_chunk_bytes)));
+}
+
+fn kafka(out: &mut String, config: &Config) {
+    let kafka = &config.kafka;
+    let compression = match kafka.compression {
+        Compression::None => "none",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+        Compression::Snappy => "snappy",
+        Compression::Gzip => "gzip",
+    };
+    out.push_str("\n[kafka]\n");
+    pair(out, "brokers", text(&kafka.brokers));
+    pair(out, "topic_prefix", text(&kafka.topic_prefix));
+    pair(out, "ledger", text(&kafka.ledger));
+    pair(out, "compression", text(compression));
+    pair(out, "retention", text(&show_duration(kafka.retention)));
+    if let Some(factor) = kafka.replication_factor {
+        pair(out, "replication_factor", factor.to_string());
+    }
+    pair(out, "record_bytes_max", text(&show_size(kafka.record_bytes_max)));
+    pair(out, "in_flight_bytes_max", text(&show_size(kafka.in_flight_bytes_max)));
+    pair(out, "linger", text(&show_duration(kafka.linger)));
+    pair(out, "checkpoint_interval", text(&show_duration(kafka.checkpoint_interval)));
+    pair(out, "base_entries", kafka.base_entries.to_string());
+    pair(out, "base_interval", text(&show_duration(kafka.base_interval)));
+    pair(out, "tls", kafka.security.tls.to_string());
+    if let Some(ca_file) = &kafka.security.ca_file {
+        pair(out, "ca_file", text(&ca_file.display().to_string()));
+    }
+    if let Some(sasl) = &kafka.security.sasl {
+        pair(out, "sasl_mechanism", text(&sasl.mechanism));
+        pair(out, "sasl_username", text(&sasl.username));
+        out.push_str("# the SASL password is set\n");
+    }
+}
+
+fn database(out: &mut String, database: &Database) {
+    let mode = match database.tls {
+        Tls::Off => "disable",
+        Tls::Verified { .. } => "verify-full",
+    };
+    let timeout = database.connect_timeout.as_secs();
+    pair(out, "url", text(&format!("{database}?sslmode={mode}&connect_timeout={timeout}")));
+    if let Tls::Verified { ca_file: Some(ca_file) } = &database.tls {
+        pair(out, "ca_file", text(&ca_file.display().to_string()));
+    }
+    if database.password.is_some() {
+        out.push_str("# the password is set\n");
+    }
+}
+
+fn sink(out: &mut String, sink: &Sink) {
+    let _ = writeln!(out, "\n[sinks.{}]", sink.name);
+    database(out, &sink.database);
+    pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
+    pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));
+    pair(out, "span_wait", text(&show_duration(sink.span_wait)));
+    pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
+}
+
+fn table(out: &mut String, table: &Table) {
+    // Connectors are files of their own; here they follow as one list.
+    out.push_str("\n[[connectors]]\n");
+    pair(out, "table", text(&table.name.quoted()));
+    pair(out, "topic", text(&table.topic));
+    pair(out, "partitions", table.partitions.to_string());
+    for sink in &table.sinks {
+        let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
+        pair(out, "table", text(&sink.table.quoted()));
+        if let Some(columns) = &sink.columns {
+            pair(out, "columns", toml::Value::from(columns.clone()).to_string());
+        }
+    }
+}
+
+fn pair(out: &mut String, key: &str, value: String) {
+    let _ = writeln!(out, "{key} = {value}");
+}
+
+/// A TOML string.
+fn text(value: &str) -> String {
+    toml::Value::from(value).to_string()
+}

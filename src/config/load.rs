@@ -1,0 +1,325 @@
+//! From a folder to a [`Config`]: reads the files, compares them with each other, resolves what they leave out.
+//!
+//! Two passes. The first reads every file by itself, also when another has findings. The second checks what only shows
+//! between files: a sink that exists, one table per topic, one writer per sink table. It skips what depends on a file that
+//! could not be read, so that one typo is one finding.
+//!
+//! Not here: whether the databases have these tables. `check` asks them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::connector::{Connector, ConnectorSink, connector};
+use super::files;
+use super::findings::{At, File, Findings, Report};
+use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process};
+use super::reader::{Env, Text, nearest, read};
+use super::{Config, Database, Sink, SinkTable, Table};
+use crate::relation::{Modes, TableName};
+
+/// The process's own file in the configuration's folder.
+pub const FILE: &str = "lockstep.toml";
+const CONNECTORS: &str = "connectors";
+
+/// Reads `dir/lockstep.toml` and the connectors beside it. `env` looks up environment variables.
+///
+/// # Errors
+/// Every finding of every file, in order of file and place.
+pub fn load(dir: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Findings> {
+    let report = Report::default();
+    let main = dir.join(FILE);
+    let process = read_process(dir, &main, env, &report);
+    let connectors = read_connectors(dir, process.as_ref(), env, &report);
+    let config = process.and_then(|process| resolve(process, connectors, &report));
+    match config {
+        Some(config) if report.is_empty() => Ok(config),
+        _ => {
+            assert!(!report.is_empty(), "what has no finding is a configuration");
+            Err(report.into_findings(&main))
+        }
+    }
+}
+
+fn read_process(dir: &Path, path: &Path, env: &Env<'_>, report: &Report) -> Option<Process> {
+    if dir.is_file() {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let message = format!("the configuration is a folder that holds {FILE}, this is a file");
+        report.add_file(dir, message, format!("lockstep run --config {}", parent.display()));
+        return None;
+    }
+    if !path.exists() {
+        let message = format!("there is no {FILE} in {}", dir.display());
+        report.add_file(path, message, format!("lockstep run --config DIR, where DIR holds {FILE}"));
+        return None;
+    }
+    let file = read_file(path, report)?;
+    read(&file, env, report, |top| process(top, dir))
+}
+
+fn read_file(path: &Path, report: &Report) -> Option<Rc<File>> {
+    match files::read(path) {
+        Ok(text) => Some(Rc::new(File { path: path.to_owned(), text })),
+        Err((message, hint)) => {
+            report.add_file(path, message, hint);
+            None
+        }
+    }
+}
+
+/// The connectors that could be read; `complete` if that is all of them.
+struct Connectors {
+    list: Vec<Connector>,
+    complete: bool,
+}
+
+fn read_connectors(dir: &Path, process: Option<&Process>, env: &Env<'_>, report: &Report) -> Connectors {
+    let unread = || Connectors { list: Vec::new(), complete: false };
+    let named = process.and_then(|process| process.connectors.as_ref());
+    let Some(folder) = connectors_folder(dir, named) else {
+        match (named, process) {
+            (Some(text), _) => {
+                let message = format!("connectors: {} is not a folder", dir.join(&text.value).display());
+                report.add(&text.at, message, "write another path; relative ones begin at the folder of lockstep.toml");
+            }
+            (None, Some(_)) => no_connector(&dir.join(CONNECTORS), report),
+            // Without its own file there may be no configuration here at all.
+            (None, None) => {}
+        }
+        return unread();
+    };
+    let paths = match toml_files(&folder) {
+        Ok(paths) => paths,
+        Err(error) => {
+            let hint = format!("ls -ld {}", folder.display());
+            report.add_file(&folder, format!("the folder can't be read: {error}"), hint);
+            return unread();
+        }
+    };
+    if paths.is_empty() && process.is_some() {
+        no_connector(&folder, report);
+        return unread();
+    }
+    let read_one = |path: &PathBuf| {
+        let file = read_file(path, report)?;
+        read(&file, env, report, connector)
+    };
+    let list: Vec<Connector> = paths.iter().filter_map(read_one).collect();
+    Connectors { complete: list.len() == paths.len(), list }
+}
+
+fn no_connector(folder: &Path, report: &Report) {
+    let folder_shown = folder.display();
+    let hint = format!("mkdir -p {folder_shown} && echo 'table = \"public.products\"' > {folder_shown}/products.toml");
+    report.add_file(folder, "there is no connector: no table is named", hint);
+}
+
+/// `connectors/` inside the folder or else beside it, unless named.
+fn connectors_folder(dir: &Path, named: Option<&Text>) -> Option<PathBuf> {
+    let beside = match dir.file_name() {
+        Some(_) => dir.with_file_name(CONNECTORS),
+        // `.`, `..` and `/` have no name to replace.
+        None => dir.join("..").join(CONNECTORS),
+    };
+    let candidates = match named {
+        Some(text) => vec![dir.join(&text.value)],
+        None => vec![dir.join(CONNECTORS), beside],
+    };
+    candidates.into_iter().find(|path| path.is_dir())
+}
+
+/// In order of name. Hidden files are left out: editors and mounts keep their own there.
+fn toml_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.extension().is_some_and(|extension| extension == "toml") && !hidden && !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// A table of a connector with what it leaves out filled in, and where things stand.
+struct Routed {
+    table: Table,
+    at: At,
+    topic_at: At,
+    sinks_at: Vec<At>,
+}
+
+fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
+    let Process { name, create, connectors: _, source, kafka, http, sinks } = process;
+    let Connectors { list, complete } = connectors;
+    unused_sinks(&sinks, &list, complete, report);
+    let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
+    unknown_sinks(&names, &list, report);
+    // Topics are only comparable when their prefix is known; tables always are.
+    let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
+    let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
+    let mut routed = without_twins(routed, report);
+    if let Some(kafka) = &kafka {
+        topics(&routed, &kafka.ledger, report);
+    }
+    let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
+    same_sink_tables(&routed, &resolved, report);
+    loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
+    routed.sort_by(|a, b| a.table.name.cmp(&b.table.name));
+    Some(Config {
+        name: name?,
+        create,
+        source: source?,
+        kafka: kafka?,
+        http,
+        sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
+        tables: routed.into_iter().map(|routed| routed.table).collect(),
+    })
+}
+
+fn route(connector: Connector, prefix: &str) -> Option<Routed> {
+    let Connector { table, topic, partitions, sinks } = connector;
+    let (name, at) = table?;
+    let (topic, topic_at) = match topic {
+        Some(topic) => (topic.value, topic.at),
+        None => (default_topic(prefix, &name), at.clone()),
+    };
+    let resolve_sink = |ConnectorSink { name: sink, table, columns }: ConnectorSink| {
+        let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
+        (SinkTable { sink: sink.value, table, columns }, at)
+    };
+    let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
+    Some(Routed { table: Table { topic, partitions, modes: Modes::default(), sinks, name }, at, topic_at, sinks_at })
+}
+
+/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (PROTOCOL.md, Topics).
+fn default_topic(prefix: &str, table: &TableName) -> String {
+    format!("{prefix}.{table}").chars().map(|c| if is_topic_char(c) { c } else { '_' }).collect()
+}
+
+fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {
+    let used: BTreeSet<&str> =
+        connectors.iter().flat_map(|connector| &connector.sinks).map(|sink| sink.name.value.as_str()).collect();
+    // A connector that could not be read may name it.
+    for (name, _) in sinks.iter().filter(|(name, _)| complete && !used.contains(name.value.as_str())) {
+        let sink = &name.value;
+        let hint = format!("write [sinks.{sink}] into a connector, or delete it here");
+        report.add(&name.at, format!("no connector names sink {sink:?}"), hint);
+    }
+}
+
+fn unknown_sinks(names: &[&str], connectors: &[Connector], report: &Report) {
+    for sink in connectors.iter().flat_map(|connector| &connector.sinks) {
+        let name = sink.name.value.as_str();
+        if names.contains(&name) {
+            continue;
+        }
+        let hint = match nearest(name, names.iter().copied()) {
+            Some(near) => format!("did you mean [sinks.{near}]?"),
+            None if names.is_empty() => format!("add [sinks.{name}] with its url to {FILE}"),
+            None => format!("add [sinks.{name}] with its url to {FILE}, which has: {}", names.join(", ")),
+        };
+        report.add(&sink.name.at, format!("there is no sink {name:?} in {FILE}"), hint);
+    }
+}
+
+/// One connector per table; what further ones say of it is not looked at.
+fn without_twins(routed: Vec<Routed>, report: &Report) -> Vec<Routed> {
+    let mut kept: Vec<Routed> = Vec::new();
+    for entry in routed {
+        match kept.iter().find(|first| first.table.name == entry.table.name) {
+            Some(first) => {
+                let message = format!("table {} has two connectors", entry.table.name);
+                report.add(&entry.at, message, format!("delete this file or the other: {}", first.at.name()));
+            }
+            None => kept.push(entry),
+        }
+    }
+    kept
+}
+
+fn topics(routed: &[Routed], ledger: &str, report: &Report) {
+    // Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
+    let collision = |topic: &str| topic.replace('.', "_");
+    let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
+    for entry in routed {
+        let (topic, at) = (entry.table.topic.as_str(), &entry.topic_at);
+        let hint = "write topic = \"…\" with another name into this file";
+        if topic.len() > TOPIC_BYTES_MAX {
+            let message = format!("topic {topic:?} has {} bytes, Kafka takes {TOPIC_BYTES_MAX}", topic.len());
+            report.add(at, message, "write topic = \"…\" with a shorter name into this file");
+        }
+        if collision(topic) == collision(ledger) {
+            report.add(
+                at,
+                format!("topic {topic:?} is the ledger's, {ledger:?}, or Kafka can't tell them apart"),
+                hint,
+            );
+        }
+        match seen.get(&collision(topic)) {
+            Some(first) => {
+                let message = match first.table.topic == topic {
+                    true => format!("tables {} and {} share topic {topic:?}", first.table.name, entry.table.name),
+                    false => format!("Kafka can't tell topics {:?} and {topic:?} apart", first.table.topic),
+                };
+                report.add(at, message, format!("{hint}, or into the other: {}", first.topic_at.name()));
+            }
+            None => {
+                seen.insert(collision(topic), entry);
+            }
+        }
+    }
+}
+
+/// Whether two addresses are the same database, as far as text says.
+fn same_database(a: &Database, b: &Database) -> bool {
+    (&a.host, a.port, &a.dbname) == (&b.host, b.port, &b.dbname)
+}
+
+fn same_sink_tables(routed: &[Routed], sinks: &[&Sink], report: &Report) {
+    let database = |name: &str| sinks.iter().find(|sink| sink.name == name).map(|sink| &sink.database);
+    let mut seen: Vec<(&SinkTable, &At)> = Vec::new();
+    for entry in routed {
+        for (sink, at) in entry.table.sinks.iter().zip(&entry.sinks_at) {
+            let same = |other: &SinkTable| {
+                other.table == sink.table
+                    && (other.sink == sink.sink
+                        || database(&other.sink).zip(database(&sink.sink)).is_some_and(|(a, b)| same_database(a, b)))
+            };
+            match seen.iter().find(|(other, _)| same(other)) {
+                Some((other, first)) => {
+                    let message = match other.sink == sink.sink {
+                        true => format!("two tables go into {} of sink {:?}", sink.table, sink.sink),
+                        false => {
+                            format!(
+                                "sinks {:?} and {:?} are one database, both write {}",
+                                other.sink, sink.sink, sink.table
+                            )
+                        }
+                    };
+                    let hint = format!("write table = \"…\" under [sinks.{}] here, or at {}", sink.sink, first.name());
+                    report.add(at, message, hint);
+                }
+                None => seen.push((sink, at)),
+            }
+        }
+    }
+}
+
+/// A sink that writes a table which is read again: every change would come back for ever.
+fn loops(routed: &[Routed], source: Option<&Database>, sinks: &[&Sink], report: &Report) {
+    let Some(source) = source else { return };
+    let read: BTreeSet<&TableName> = routed.iter().map(|entry| &entry.table.name).collect();
+    for entry in routed {
+        for (table, at) in entry.table.sinks.iter().zip(&entry.sinks_at) {
+            let sink = sinks.iter().find(|sink| sink.name == table.sink);
+            if sink.is_some_and(|sink| same_database(&sink.database, source)) && read.contains(&table.table) {
+                let message =
+                    format!("sink {:?} is the source's database and writes {}, which is read", table.sink, table.table);
+                let hint = format!("write another url for [sinks.{}] in {FILE}, or table = \"…\" here", table.sink);
+                report.add(at, message, hint);
+            }
+        }
+    }
+}

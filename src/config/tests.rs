@@ -1,0 +1,365 @@
+//! Whole configurations: what a folder of files becomes, or what is said about it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+/// The least that is a configuration.
+const MAIN: &str = "name = \"shop\"\n[source]\nurl = \"postgres://u@127.0.0.1/catalog\"\n[kafka]\nbrokers = \"k:9092\"\n\
+    [sinks.orders]\nurl = \"postgres://u@127.0.0.1/orders\"\n";
+const PRODUCTS: &str = "table = \"products\"\n[sinks.orders]\n";
+const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+/// A folder with files in it, by path; passwords (`*.pw`) only for their owner.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn with(files: &[(&str, &str)]) -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        for (name, text) in files {
+            let path = folder.0.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            let mode = if name.ends_with(".pw") { 0o600 } else { 0o644 };
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        folder
+    }
+
+    fn load(&self) -> Result<Config, Findings> {
+        load(self.0.path(), &variables)
+    }
+
+    fn config(&self) -> Config {
+        self.load().unwrap_or_else(|findings| panic!("{findings}"))
+    }
+
+    /// What is said, with the folder as DIR; `Debug` of it must not say more.
+    fn said(&self) -> String {
+        let findings = self.load().map(|config| describe(&config)).expect_err("there is something to find");
+        let debug = format!("{findings:?}");
+        let said = findings.to_string();
+        for secret in ["hunter2", "s3cret"] {
+            assert!(!said.contains(secret) && !debug.contains(secret), "{secret} in {said}\n{debug}");
+        }
+        said.replace(&self.0.path().display().to_string(), "DIR")
+    }
+}
+
+fn variables(name: &str) -> Option<String> {
+    match name {
+        "HOST" => Some("db.internal".into()),
+        "PW" => Some("hunter2".into()),
+        "RAW_PW" => Some("hunter2@/s3cret".into()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    }
+}
+
+fn one(main: &str) -> Folder {
+    Folder::with(&[("lockstep.toml", main), ("connectors/products.toml", PRODUCTS)])
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = one(MAIN).config();
+    insta::assert_snapshot!(describe(&config));
+    assert_eq!(config.source.receive_nap, Duration::from_millis(2));
+    assert_eq!(config.tables[0].name, TableName::new("public", "products"));
+    assert_eq!(config.tables[0].sinks[0].columns, None);
+}
+
+#[test]
+fn everything_can_be_said_otherwise() {
+    let main = r#"
+        name = "shop"
+        create = false
+        connectors = "tables"
+        [source]
+        url = "postgres://u@${HOST}:6432/catalog?sslrootcert=system&connect_timeout=3"
+        password_env = "PW"
+        slot = "s"
+        publication = "Pub"
+        failover = false
+        receive_bytes = "64KiB"
+        receive_nap = "0ms"
+        sender_timeout = "1m"
+        snapshot.chunk_rows = 5
+        snapshot.chunk_bytes = "1MiB"
+        [kafka]
+        brokers = "a:1, b , [::1]:2"
+        topic_prefix = "p"
+        ledger = "l"
+        compression = "zstd"
+        retention = "36h"
+        replication_factor = 2
+        record_bytes_max = "64MiB"
+        linger = "0ms"
+        checkpoint_interval = "20ms"
+        base_entries = 50
+        base_interval = "5s"
+        tls = true
+        ca_file = "ca.pem"
+        sasl_mechanism = "SCRAM-SHA-256"
+        sasl_username = "k"
+        sasl_password_file = "kafka.pw"
+        [http]
+        listen = "off"
+        [sinks]
+        b = { url = "postgres://u:%24@${HOST}/b", ca_file = "ca.pem" }
+        a = { url = "postgres://u@/a?host=/run/pg", password_file = "a.pw", batch_rows_max = 1, span_wait = "2m" }
+    "#;
+    let odd =
+        "table = '\"My Schema\".\"t/ö.x\"'\npartitions = 3\n[sinks]\nb = { columns = [\"A b\"] }\na.table = 'x.y'\n";
+    let config = Folder::with(&[
+        ("lockstep.toml", main),
+        ("ca.pem", PEM),
+        ("kafka.pw", "hunter2\n"),
+        ("a.pw", "hunter2\r\n"),
+        ("tables/odd.toml", odd),
+        ("tables/.#odd.toml", "not TOML"),
+        ("tables/notes.txt", "not TOML"),
+        ("connectors/unused.toml", "not TOML"),
+    ]);
+    let dir = config.0.path().display().to_string();
+    let config = config.config();
+    insta::assert_snapshot!(describe(&config).replace(&dir, "DIR"));
+    let password = |database: &Database| database.password.as_ref().map(|p| p.expose_secret().to_owned());
+    assert_eq!(password(&config.source.database).as_deref(), Some("hunter2"));
+    assert_eq!(password(&config.sinks[0].database).as_deref(), Some("hunter2"));
+    assert_eq!(password(&config.sinks[1].database).as_deref(), Some("$"));
+    assert_eq!(config.kafka.security.sasl.as_ref().unwrap().password.expose_secret(), "hunter2");
+    assert_eq!(config.kafka.in_flight_bytes_max, 128 << 20, "follows the largest record");
+    assert!(!format!("{config:?}{}", describe(&config)).contains("hunter2"));
+}
+
+#[test]
+fn what_is_described_is_toml() {
+    let text = describe(&one(MAIN).config());
+    assert!(toml::from_str::<toml::Table>(&text).is_ok(), "{text}");
+}
+
+#[test]
+fn everything_wrong_is_said_at_once() {
+    let main = r#"
+name = "My Shop"
+creat = true
+slot = "s"
+[source]
+url = "postgres://u:hunter2@db,db2:5432/catalog?sslmode=require"
+publikation = "p"
+failover = "yes"
+receive_bytes = 32768
+receive_nap = "2"
+sender_timeout = "10 sec"
+password = "hunter2"
+snapshot = { chunk_rows = 0, chunk_bytes = "1KiB", chunks = 1 }
+[kafka]
+topic_prefix = "a b"
+compression = "lz5"
+retention = "${RETENTION}"
+in_flight_bytes_max = "9MiB"
+base_entries = "many"
+sasl_username = "k"
+ca_file = "nowhere.pem"
+[http]
+listen = "localhost:9464"
+port = 1
+[sinks.Orders]
+batch_rows_max = 99999999999999999999
+columns = ["id"]
+[sinks.inventory]
+url = 5
+lock_timeout = 1979-05-27
+[groups]
+"#;
+    let products =
+        "table = \"public.Products\"\ngroup = \"g\"\ntopic = 1\npartitions = 0\n[sinks.order]\ncolumns = \"id\"\n";
+    let prices = "tabel = \"prices\"\n[sinks.inventory]\ncolumns = [\"id\", \"id\", 3, \"\"]\nconsistency = \"row\"\n";
+    let folder = Folder::with(&[
+        ("lockstep.toml", main),
+        ("connectors/products.toml", products),
+        ("connectors/prices.toml", prices),
+        ("connectors/broken.toml", "table = products\n[sinks.orders\nx\ntable = \"a\"\ntable = \"b\"\n"),
+    ]);
+    insta::assert_snapshot!(folder.said());
+}
+
+#[test]
+fn what_files_do_to_each_other() {
+    let main = format!(
+        "{MAIN}[sinks.copy]\nurl = \"postgres://u@127.0.0.1/orders\"\n[sinks.back]\nurl = \"postgres://u@127.0.0.1/catalog\"\n\
+         [sinks.idle]\nurl = \"postgres://u@127.0.0.1/idle\"\n"
+    );
+    let long = "x".repeat(63);
+    let folder = Folder::with(&[
+        ("lockstep.toml", &main),
+        ("connectors/a.toml", "table = \"a\"\n[sinks.orders]\n[sinks.copy]\n[sinks.back]\n"),
+        ("connectors/b.toml", "table = \"b\"\ntopic = \"shop.public.a\"\n[sinks.orders]\ntable = \"a\"\n"),
+        ("connectors/c.toml", "table = \"a\"\n[sinks.orders]\n"),
+        ("connectors/d.toml", "table = \"d\"\ntopic = \"shop.ledger\"\n"),
+        ("connectors/e.toml", "table = 'x_y'\n"),
+        ("connectors/f.toml", "table = '\"x.y\"'\n"),
+        ("connectors/g.toml", &format!("table = '{long}'\ntopic = \"{}\"\n", "t".repeat(250))),
+        ("connectors/h.toml", "table = \"lockstep.progress\"\n[sinks.other]\n"),
+    ]);
+    insta::assert_snapshot!(folder.said());
+}
+
+#[test]
+fn secrets_have_one_way_in_and_no_way_out() {
+    let main = r#"
+name = "shop"
+[source]
+url = "postgres://u:hunter2@h/d"
+password_env = "PW"
+[kafka]
+brokers = "k"
+ca_file = "ca.pem"
+sasl_mechanism = "scram-sha-512"
+sasl_password_file = "empty.pw"
+sasl_password = "hunter2"
+[sinks.a]
+url = "postgres://u:${RAW_PW}@h/d"
+[sinks.b]
+url = "postgres://u@h/d"
+password_file = "open.txt"
+ca_file = "open.txt"
+[sinks.c]
+url = "postgres://u@h/d?sslrootcert=ca.pem"
+password_file = "gone.pw"
+password_env = "PW"
+ca_file = "ca.pem"
+[sinks.d]
+url = "postgres://u@h/d?sslrootcert=gone.pem"
+password_env = "EMPTY"
+[sinks.e]
+url = "postgres://u@h/d?sslmode=disable"
+password_env = "${PW}!"
+ca_file = "ca.pem"
+[sinks.f]
+url = "postgres://u@127.0.0.1/d?password=hunter2"
+password_file = "gone.pw"
+"#;
+    let sinks = "table = 'a'\n[sinks]\na = {}\nb = {}\nc = {}\nd = {}\ne = {}\nf = {}\n";
+    let folder = Folder::with(&[
+        ("lockstep.toml", main),
+        ("connectors/a.toml", sinks),
+        ("open.txt", "hunter2"),
+        ("empty.pw", "\n"),
+        ("ca.pem", PEM),
+    ]);
+    insta::assert_snapshot!(folder.said());
+}
+
+#[test]
+fn folders_that_hold_no_configuration() {
+    let mut said = Folder::with(&[]).said();
+    let alone = Folder::with(&[("config/lockstep.toml", MAIN)]);
+    let config = alone.0.path().join("config");
+    let dir = alone.0.path().display().to_string();
+    for path in [&config, &config.join("lockstep.toml")] {
+        said.push_str(&format!("\n\n{}", load(path, &variables).unwrap_err()).replace(&dir, "DIR"));
+    }
+    let named = MAIN.replace("[source]", "connectors = \"nowhere\"\n[source]");
+    said.push_str(&format!("\n\n{}", one(&named).said()));
+    let binary = one(MAIN);
+    std::fs::write(binary.0.path().join("connectors/products.toml"), [0xff, 0xfe]).unwrap();
+    said.push_str(&format!("\n\n{}", binary.said()));
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn connectors_stand_inside_or_beside() {
+    let beside = [("config/lockstep.toml", MAIN), ("connectors/products.toml", PRODUCTS)];
+    let folder = Folder::with(&beside);
+    assert_eq!(load(&folder.0.path().join("config"), &variables).unwrap().tables.len(), 1);
+    let inside = ("config/connectors/prices.toml", "table = \"prices\"\n[sinks.orders]\n");
+    let folder = Folder::with(&[beside[0], beside[1], inside]);
+    assert_eq!(load(&folder.0.path().join("config"), &variables).unwrap().tables[0].name.table, "prices");
+}
+
+/// `#key = …` becomes `key = …`; prose and examples stay (`# …`).
+fn uncommented(text: &str) -> String {
+    let default =
+        |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') && !rest.is_empty()).map(String::from);
+    text.lines().map(|line| default(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+#[test]
+fn the_examples_load_and_their_comments_are_the_defaults() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let examples = load(&root.join("config"), &|_| None).unwrap_or_else(|findings| panic!("{findings}"));
+    let tables: Vec<String> = examples.tables.iter().map(|table| table.name.to_string()).collect();
+    assert_eq!(tables, ["public.categories", "public.prices", "public.products", "public.suppliers"]);
+
+    let mut files = BTreeMap::new();
+    for name in [
+        "config/lockstep.toml",
+        "connectors/products.toml",
+        "connectors/categories.toml",
+        "connectors/prices.toml",
+        "connectors/suppliers.toml",
+    ] {
+        let text = std::fs::read_to_string(root.join(name)).unwrap();
+        files.insert(name.strip_prefix("config/").unwrap_or(name), uncommented(&text));
+    }
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    assert_eq!(format!("{:#?}", Folder::with(&files).config()), format!("{examples:#?}"));
+}
+
+#[test]
+fn the_examples_name_every_key() {
+    let odd = "\nzzzzzzzzzzzz = 1\n";
+    let mut main = String::from(odd);
+    for section in ["source", "source.snapshot", "kafka", "http", "sinks.orders"] {
+        main.push_str(&format!("[{section}]{odd}"));
+    }
+    let connector = format!("{odd}[sinks.orders]{odd}");
+    let folder = Folder::with(&[("lockstep.toml", &main), ("connectors/a.toml", &connector)]);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name| std::fs::read_to_string(root.join(name)).unwrap();
+    let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
+    let findings = folder.load().unwrap_err();
+    let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
+    assert_eq!(lists.len(), 8);
+    for key in lists.iter().flat_map(|list| list.split(", ")) {
+        let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
+        assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_file_is_answered(
+        lines in proptest::collection::vec("\\PC{0,20}|\\[(source|kafka|sinks|sinks\\.a|http)\\]|(name|url|brokers|linger|create|table|sinks) = (1|true|\"\\PC{0,9}\"|\\[\\]|\\{\\}|'')", 0..8),
+    ) {
+        let text = lines.join("\n");
+        let folder = Folder::with(&[("lockstep.toml", &text), ("connectors/a.toml", &text)]);
+        if let Err(findings) = folder.load() {
+            let _ = findings.to_string();
+        }
+    }
+
+    /// Whatever a pasted password does to the line it stands on, what is said about the line does not hold it.
+    #[test]
+    fn no_finding_shows_a_password(
+        pieces in proptest::collection::vec("XQZJ|[@:/?#%&= ,'\"\\\\\\[\\]]", 1..8),
+        rest in "@h/d|@h:5432/d\\?sslmode=require|@",
+        quotes in "\"|'|\"\"\"|",
+    ) {
+        let url = format!("url = {quotes}postgres://u:XQZJ{}XQZJ{rest}{quotes}\n", pieces.concat());
+        let main = MAIN.replace("url = \"postgres://u@127.0.0.1/orders\"\n", &url);
+        if let Err(findings) = one(&main).load() {
+            let (said, debug) = (findings.to_string(), format!("{findings:?}"));
+            proptest::prop_assert!(!said.contains("XQZJ") && !debug.contains("XQZJ"), "{}{}", url, said);
+        }
+    }
+}

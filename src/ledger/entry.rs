@@ -1,0 +1,409 @@
+//! Ledger entries: JSON objects `{"v":1,"type":…}`, LSNs as `X/Y`, u64 as decimal strings. Fixed by PROTOCOL version 1.
+//!
+//! Unknown fields are ignored; an unknown type or a higher `v` is refused, never guessed. Entries over 512 KiB are split into
+//! parts; an entry stands at its last part.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+use crate::key::KeyRange;
+use crate::lsn::{Lsn, Position, decimal};
+use crate::record::Epoch;
+use crate::relation::{Fingerprint, Relation, TableName};
+
+const VERSION: u32 = 1;
+
+/// Larger entries are written in parts: brokers and other readers of the topic often stop at 1 MiB.
+pub const PART_BYTES_MAX: usize = 512 * 1024;
+
+/// One entry as it stands in the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Offset of the newest base that the writer has read back with no newer claim before it.
+    pub base: Option<i64>,
+    pub body: Body,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Body {
+    Source(SourceEntry),
+    Claim(Claim),
+    Relation(Box<RelationEntry>),
+    Checkpoint(Checkpoint),
+    Base(Box<Base>),
+    Request(Request),
+    Done(Done),
+}
+
+/// `intent` stands before the slot is made, `made` after it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceEntry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", flatten)]
+    pub made: Option<SourceIdentity>,
+}
+
+/// The server and slot that the ledger is written for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceIdentity {
+    #[serde(with = "decimal")]
+    pub system_id: u64,
+    pub timeline: u32,
+    pub database: String,
+    pub slot: String,
+    /// Where the slot's stream begins.
+    pub consistent_point: Lsn,
+}
+
+/// A reader's claim: from here on only its checkpoints count. Its epoch is (offset of this entry, nonce).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    pub instance: Uuid,
+    #[serde(with = "decimal")]
+    pub nonce: u64,
+    pub timeline: u32,
+    pub host: String,
+    pub version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelationEntry {
+    #[serde(flatten)]
+    pub relation: Relation,
+}
+
+/// "The source in the interval (from, to] is exactly these records."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub epoch: Epoch,
+    pub from: Position,
+    pub to: Position,
+    pub closed: Lsn,
+    /// Commit time of the last transaction in it, microseconds since 1970; 0 when there is none.
+    pub commit_time: i64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spans: Vec<Span>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<Chunk>,
+    /// The valid checkpoint before this one; `None` after the origin.
+    pub prev: Option<Anchor>,
+}
+
+/// Offsets of one partition that a checkpoint counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    pub topic: String,
+    pub partition: i32,
+    pub first: i64,
+    pub last: i64,
+    pub count: u64,
+}
+
+/// "This key range now holds exactly these rows."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    pub relation: Fingerprint,
+    pub table: TableName,
+    pub range: KeyRange,
+    /// Position of its first row; an empty chunk takes one too.
+    pub at: Position,
+    pub rows: u64,
+    /// `None`: every sink.
+    pub sinks: Option<Vec<String>>,
+    /// The request that it answers; `None` when it answers every request before it.
+    pub request: Option<Uuid>,
+}
+
+impl Chunk {
+    pub fn is_for(&self, sink: &str) -> bool {
+        self.sinks.as_ref().is_none_or(|names| names.iter().any(|name| name == sink))
+    }
+
+    /// The chunk's records have positions from `at` up to here, exclusive.
+    pub fn end(&self) -> Position {
+        Position::new(self.at.lsn, self.at.ordinal + self.rows.max(1))
+    }
+}
+
+/// A valid checkpoint as others refer to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    pub offset: i64,
+    pub epoch: Epoch,
+    pub to: Position,
+}
+
+/// Everything that a start needs without reading what stands before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Base {
+    /// Of the writer; the base counts only as a checkpoint of that epoch does.
+    pub epoch: Epoch,
+    pub last: Option<LastCheckpoint>,
+    pub source: Option<SourceIdentity>,
+    pub relations: Vec<Relation>,
+    pub topics: BTreeMap<String, TopicIdentity>,
+    pub joins: Vec<Join>,
+    /// Of the claim in force.
+    pub timeline: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastCheckpoint {
+    #[serde(flatten)]
+    pub anchor: Anchor,
+    pub closed: Lsn,
+    pub commit_time: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicIdentity {
+    pub id: Uuid,
+    pub partitions: i32,
+}
+
+/// A request to load tables at a sink and what has been answered of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// Of the request.
+    pub offset: i64,
+    pub request: Request,
+    /// Ranges in the order of their chunks.
+    pub loaded: Vec<(TableName, KeyRange)>,
+    pub done: bool,
+}
+
+/// Sinks and the command line speak to the reader through these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub id: Uuid,
+    pub kind: RequestKind,
+    pub sink: String,
+    pub tables: Vec<TableName>,
+    pub asked_by: String,
+}
+
+/// Kinds of later versions (`load`, `leave`, `wait`) are refused by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestKind {
+    /// The sink needs the tables' rows: at its first start, or for tables that are new to it.
+    Join,
+    /// The sink's copy of the tables is to be read again.
+    Resync,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    pub id: Uuid,
+    pub epoch: Epoch,
+    pub result: String,
+}
+
+/// A piece of a long entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    pub epoch: Epoch,
+    #[serde(with = "decimal")]
+    pub number: u64,
+    pub part: u32,
+    pub parts: u32,
+    pub base: Option<i64>,
+    pub data: String,
+}
+
+/// What one Kafka record of the ledger holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    Whole(Entry),
+    Part(Part),
+}
+
+impl Entry {
+    pub fn new(base: Option<i64>, body: Body) -> Entry {
+        Entry { base, body }
+    }
+
+    /// The record values of this entry: one, or several parts when it is long. `number` tells the parts of one writer's
+    /// entries apart.
+    pub fn encode(&self, epoch: Epoch, number: u64) -> Vec<Vec<u8>> {
+        let mut json = serde_json::to_value(&self.body).expect("an entry is plain data");
+        let object = json.as_object_mut().expect("a tagged enum is an object");
+        object.insert("v".into(), VERSION.into());
+        object.insert("base".into(), self.base.into());
+        let whole = json.to_string();
+        if whole.len() <= PART_BYTES_MAX {
+            return vec![whole.into_bytes()];
+        }
+        let pieces = split_text(&whole, PART_BYTES_MAX);
+        let parts = u32::try_from(pieces.len()).expect("an entry fits in memory");
+        let encode = |(part, data): (u32, &&str)| {
+            let part = Part { epoch, number, part, parts, base: self.base, data: (*data).to_owned() };
+            let mut json = serde_json::to_value(part).expect("a part is plain data");
+            let object = json.as_object_mut().expect("a struct is an object");
+            object.insert("v".into(), VERSION.into());
+            object.insert("type".into(), "part".into());
+            json.to_string().into_bytes()
+        };
+        (0..).zip(&pieces).map(encode).collect()
+    }
+
+    /// The base that an entry, or a part of one, names.
+    pub fn base_of(offset: i64, value: &[u8]) -> Result<Option<i64>> {
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(default)]
+            base: Option<i64>,
+        }
+        let head: Head = serde_json::from_slice(value).map_err(|e| unreadable(offset, &e.to_string()))?;
+        Ok(head.base)
+    }
+
+    /// Reads one record's value.
+    pub fn decode(offset: i64, value: &[u8]) -> Result<Piece> {
+        #[derive(Deserialize)]
+        struct Head {
+            v: u32,
+            r#type: String,
+            #[serde(default)]
+            base: Option<i64>,
+        }
+        let head: Head = serde_json::from_slice(value).map_err(|e| unreadable(offset, &e.to_string()))?;
+        if head.v != VERSION {
+            return Err(unreadable(offset, &format!("its version is {}, this build reads {VERSION}", head.v)));
+        }
+        if head.r#type == "part" {
+            let part = serde_json::from_slice(value).map_err(|e| unreadable(offset, &e.to_string()))?;
+            return Ok(Piece::Part(part));
+        }
+        let body = serde_json::from_slice(value).map_err(|e| unreadable(offset, &e.to_string()))?;
+        Ok(Piece::Whole(Entry { base: head.base, body }))
+    }
+}
+
+fn unreadable(offset: i64, why: &str) -> Error {
+    Error::halt(
+        Code::LedgerVersion,
+        format!("ledger entry {offset} can't be read: {why}"),
+        "run the newest lockstep on every machine of this pipeline, or find out who else writes to the ledger topic",
+    )
+}
+
+/// Cuts text into pieces of at most `max` bytes at character boundaries.
+fn split_text(text: &str, max: usize) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while rest.len() > max {
+        let cut = rest.floor_char_boundary(max);
+        let (piece, tail) = rest.split_at(cut);
+        pieces.push(piece);
+        rest = tail;
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// Puts parts together again. Parts of one entry come in order; a newer entry of the same writer or another writer's part
+/// drops an unfinished one (its writer died).
+#[derive(Debug, Default)]
+pub struct Assembler {
+    open: Option<(Epoch, u64, u32, String)>,
+}
+
+impl Assembler {
+    /// The entry that stands at this record, if it is complete here.
+    pub fn push(&mut self, offset: i64, piece: Piece) -> Result<Option<Entry>> {
+        let part = match piece {
+            Piece::Whole(entry) => return Ok(Some(entry)),
+            Piece::Part(part) => part,
+        };
+        let (next, mut text) = match self.open.take() {
+            Some((epoch, number, next, text)) if epoch == part.epoch && number == part.number => (next, text),
+            _ => (0, String::new()),
+        };
+        if part.part != next {
+            return Ok(None);
+        }
+        text.push_str(&part.data);
+        if part.part + 1 < part.parts {
+            self.open = Some((part.epoch, part.number, next + 1, text));
+            return Ok(None);
+        }
+        match Entry::decode(offset, text.as_bytes())? {
+            Piece::Whole(entry) => Ok(Some(entry)),
+            Piece::Part(_) => Err(unreadable(offset, "a part inside parts")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(tables: usize) -> Entry {
+        let body = Body::Request(Request {
+            id: Uuid::nil(),
+            kind: RequestKind::Join,
+            sink: "orders".into(),
+            tables: (0..tables).map(|i| TableName::new("public", format!("t{i}é"))).collect(),
+            asked_by: "test".into(),
+        });
+        Entry::new(Some(7), body)
+    }
+
+    const EPOCH: Epoch = Epoch { offset: 1, nonce: u64::MAX };
+
+    #[test]
+    fn entries_are_json_that_a_person_can_read() {
+        let checkpoint = Entry::new(
+            None,
+            Body::Checkpoint(Checkpoint {
+                epoch: EPOCH,
+                from: Position::ORIGIN,
+                to: Position::new(Lsn(16), 2),
+                closed: Lsn(32),
+                commit_time: 5,
+                spans: vec![Span { topic: "t".into(), partition: 0, first: 0, last: 2, count: 3 }],
+                chunks: vec![],
+                prev: None,
+            }),
+        );
+        let bytes = checkpoint.encode(EPOCH, 0).remove(0);
+        assert_eq!(
+            std::str::from_utf8(&bytes).unwrap(),
+            r#"{"base":null,"closed":"0/20","commit_time":5,"epoch":{"nonce":"18446744073709551615","offset":"1"},"from":{"lsn":"0/0","ordinal":"0"},"prev":null,"spans":[{"count":3,"first":0,"last":2,"partition":0,"topic":"t"}],"to":{"lsn":"0/10","ordinal":"2"},"type":"checkpoint","v":1}"#
+        );
+        assert_eq!(Entry::decode(0, &bytes).unwrap(), Piece::Whole(checkpoint));
+    }
+
+    #[test]
+    fn unknown_types_and_versions_are_refused_and_unknown_fields_ignored() {
+        let decode = |text: &str| Entry::decode(3, text.as_bytes());
+        assert_eq!(decode(r#"{"v":2,"type":"claim"}"#).unwrap_err().code(), Some(Code::LedgerVersion));
+        assert_eq!(decode(r#"{"v":1,"type":"surprise"}"#).unwrap_err().code(), Some(Code::LedgerVersion));
+        assert_eq!(decode("nonsense").unwrap_err().code(), Some(Code::LedgerVersion));
+        let done = r#"{"v":1,"type":"done","new":1,"id":"00000000-0000-0000-0000-000000000000","epoch":{"offset":"1","nonce":"2"},"result":"ok"}"#;
+        assert!(matches!(decode(done), Ok(Piece::Whole(Entry { body: Body::Done(_), .. }))));
+        let leave = r#"{"v":1,"type":"request","id":"00000000-0000-0000-0000-000000000000","kind":"leave","sink":"s","tables":[],"asked_by":"x"}"#;
+        assert_eq!(decode(leave).unwrap_err().code(), Some(Code::LedgerVersion));
+    }
+
+    #[test]
+    fn long_entries_travel_in_parts_and_a_dead_writers_half_is_dropped() {
+        let entry = request(40_000);
+        let parts = entry.encode(EPOCH, 4);
+        assert!(parts.len() > 1 && parts.iter().all(|p| p.len() < 2 * PART_BYTES_MAX));
+        let mut assembler = Assembler::default();
+        let mut push = |bytes: &[u8]| assembler.push(0, Entry::decode(0, bytes).unwrap()).unwrap();
+        assert_eq!(push(&parts[0]), None);
+        let again = entry.encode(Epoch { offset: 9, nonce: 9 }, 0);
+        let (last, before) = again.split_last().unwrap();
+        assert!(before.iter().all(|part| push(part).is_none()));
+        assert_eq!(push(last), Some(entry));
+        assert_eq!(push(&parts[1]), None);
+    }
+}

@@ -1,0 +1,10 @@
+//! The ledger: the one-partition topic that says which records count.
+//!
+//! Data topics hold rows; a record counts iff a valid checkpoint's spans name it. Nobody needs Kafka transactions for this.
+//! [`entry`] fixes the bytes, [`state`] folds entries into what is true after them (claims, validity by epoch, relations,
+//! bases, loads), both pure; [`topic`] is where entries are read and appended. Reader and sinks use the same fold, so they
+//! cannot disagree about which checkpoints are valid.
+
+pub mod entry;
+pub mod state;
+pub mod topic;

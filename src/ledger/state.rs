@@ -1,0 +1,280 @@
+//! What is true after a prefix of the ledger: a fold, the same for reader and sinks.
+//!
+//! A checkpoint is valid iff its epoch is the latest claim before it. `base` and `done` count only as a checkpoint does (a
+//! zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
+//! arrives at the same state as one that began at the first entry (models/base.py).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::ledger::entry::{
+    Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
+};
+use crate::record::Epoch;
+use crate::relation::{Fingerprint, Relation, TableName};
+
+/// The fold. Cheap to clone but for the relations, which are shared.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Offset of the entry applied last.
+    pub offset: Option<i64>,
+    /// The epoch in force.
+    pub claim: Option<Epoch>,
+    /// The source's timeline when the epoch in force began.
+    pub timeline: Option<u32>,
+    /// A slot name that was about to be made and has no `source` yet.
+    pub intent: Option<String>,
+    pub source: Option<SourceIdentity>,
+    pub last: Option<LastCheckpoint>,
+    pub relations: HashMap<Fingerprint, Arc<Relation>>,
+    pub topics: BTreeMap<String, TopicIdentity>,
+    /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
+    pub joins: Vec<Join>,
+    /// The newest valid base and what it was preceded by.
+    pub base: Option<i64>,
+}
+
+/// What an entry meant where it stood.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A new epoch is in force.
+    Claimed(Epoch),
+    Valid(Checkpoint),
+    /// A checkpoint, base or done of an epoch that is not in force.
+    Superseded(Epoch),
+    Relation(Fingerprint),
+    Requested(Request),
+    Done(Done),
+    Base,
+    Source,
+}
+
+impl State {
+    /// Applies the entry at `offset`; offsets rise.
+    pub fn apply(&mut self, offset: i64, entry: Entry) -> Event {
+        assert!(self.offset.is_none_or(|last| offset > last), "ledger offsets rise: {offset} after {:?}", self.offset);
+        self.offset = Some(offset);
+        match entry.body {
+            Body::Source(source) => {
+                if let Some(made) = source.made {
+                    self.source.get_or_insert(made);
+                    self.intent = None;
+                } else if self.source.is_none() {
+                    self.intent = source.intent;
+                }
+                Event::Source
+            }
+            Body::Claim(claim) => {
+                let epoch = Epoch { offset: offset.unsigned_abs(), nonce: claim.nonce };
+                self.claim = Some(epoch);
+                self.timeline = Some(claim.timeline);
+                Event::Claimed(epoch)
+            }
+            Body::Relation(entry) => {
+                let fingerprint = entry.relation.fingerprint;
+                self.relations.insert(fingerprint, Arc::new(entry.relation));
+                Event::Relation(fingerprint)
+            }
+            Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
+            Body::Base(base) => self.base(offset, *base),
+            Body::Request(request) => {
+                let join = Join { offset, request: request.clone(), loaded: Vec::new(), done: false };
+                self.joins.push(join);
+                Event::Requested(request)
+            }
+            Body::Done(done) => {
+                if self.claim != Some(done.epoch) {
+                    return Event::Superseded(done.epoch);
+                }
+                if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == done.id) {
+                    join.done = true;
+                }
+                Event::Done(done)
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, offset: i64, checkpoint: Checkpoint) -> Event {
+        if self.claim != Some(checkpoint.epoch) {
+            return Event::Superseded(checkpoint.epoch);
+        }
+        let before = self.last.map(|last| last.commit_time).unwrap_or_default();
+        self.last = Some(LastCheckpoint {
+            anchor: Anchor { offset, epoch: checkpoint.epoch, to: checkpoint.to },
+            closed: checkpoint.closed,
+            commit_time: if checkpoint.commit_time == 0 { before } else { checkpoint.commit_time },
+        });
+        for chunk in &checkpoint.chunks {
+            for join in self.joins.iter_mut().filter(|join| !join.done) {
+                let answers = match chunk.request {
+                    Some(id) => id == join.request.id,
+                    None => chunk.is_for(&join.request.sink),
+                };
+                if answers && join.request.tables.contains(&chunk.table) {
+                    join.loaded.push((chunk.table.clone(), chunk.range.clone()));
+                }
+            }
+        }
+        Event::Valid(checkpoint)
+    }
+
+    fn base(&mut self, offset: i64, base: Base) -> Event {
+        let fresh = self.claim.is_none() && self.last.is_none() && self.source.is_none();
+        if !fresh {
+            if self.claim != Some(base.epoch) {
+                return Event::Superseded(base.epoch);
+            }
+            self.base = Some(offset);
+            self.topics = base.topics;
+            return Event::Base;
+        }
+        self.base = Some(offset);
+        self.claim = Some(base.epoch);
+        self.timeline = Some(base.timeline);
+        self.last = base.last;
+        self.source = base.source;
+        self.topics = base.topics;
+        self.joins = base.joins;
+        for relation in base.relations {
+            self.relations.insert(relation.fingerprint, Arc::new(relation));
+        }
+        Event::Base
+    }
+
+    /// This state as a base entry of the epoch in force.
+    pub fn as_base(&self, epoch: Epoch, topics: BTreeMap<String, TopicIdentity>) -> Base {
+        let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
+        relations.sort_by_key(|relation| relation.fingerprint);
+        let timeline = self.timeline.unwrap_or_default();
+        Base {
+            epoch,
+            last: self.last,
+            source: self.source.clone(),
+            relations,
+            topics,
+            joins: self.joins.clone(),
+            timeline,
+        }
+    }
+
+    /// Tables that the sink has asked for so far.
+    pub fn joined(&self, sink: &str) -> std::collections::BTreeSet<TableName> {
+        let of_sink = self.joins.iter().filter(|join| join.request.sink == sink);
+        of_sink.flat_map(|join| join.request.tables.iter().cloned()).collect()
+    }
+
+    /// Requests that are not done, oldest first.
+    pub fn open_joins(&self) -> impl Iterator<Item = &Join> {
+        self.joins.iter().filter(|join| !join.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::KeyRange;
+    use crate::ledger::entry::{Chunk, Claim, RequestKind, SourceEntry};
+    use crate::lsn::{Lsn, Position};
+    use uuid::Uuid;
+
+    fn claim(nonce: u64) -> Body {
+        let (instance, version, host) = (Uuid::nil(), "0".to_owned(), "h".to_owned());
+        Body::Claim(Claim { instance, nonce, timeline: 1, host, version })
+    }
+
+    fn checkpoint(epoch: Epoch, to: u64, chunks: Vec<Chunk>) -> Body {
+        Body::Checkpoint(Checkpoint {
+            epoch,
+            from: Position::ORIGIN,
+            to: Position::new(Lsn(to), 0),
+            closed: Lsn(to),
+            commit_time: 0,
+            spans: vec![],
+            chunks,
+            prev: None,
+        })
+    }
+
+    fn fold(bodies: &[Body]) -> (State, Vec<Event>) {
+        let mut state = State::default();
+        let events = (0..).zip(bodies).map(|(o, body)| state.apply(o, Entry::new(None, body.clone()))).collect();
+        (state, events)
+    }
+
+    #[test]
+    fn a_checkpoint_is_valid_iff_its_epoch_is_the_latest_claim_before_it() {
+        let (a, b) = (Epoch { offset: 0, nonce: 5 }, Epoch { offset: 2, nonce: 6 });
+        let (state, events) = fold(&[
+            claim(5),
+            checkpoint(a, 10, vec![]),
+            claim(6),
+            checkpoint(a, 20, vec![]),
+            checkpoint(b, 30, vec![]),
+        ]);
+        assert!(matches!(events[1], Event::Valid(_)) && matches!(events[4], Event::Valid(_)));
+        assert_eq!(events[3], Event::Superseded(a));
+        assert_eq!(state.last.unwrap().anchor, Anchor { offset: 4, epoch: b, to: Position::new(Lsn(30), 0) });
+    }
+
+    #[test]
+    fn an_epoch_is_its_offset_and_its_nonce() {
+        let imposter = Epoch { offset: 0, nonce: 7 };
+        let (_, events) = fold(&[claim(5), checkpoint(imposter, 10, vec![])]);
+        assert_eq!(events[1], Event::Superseded(imposter));
+    }
+
+    #[test]
+    fn a_chunk_answers_its_request_or_all_before_it() {
+        let table = TableName::new("public", "t");
+        let request = |id: u128, sink: &str| {
+            let tables = vec![table.clone()];
+            let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, sink.to_owned());
+            Body::Request(Request { id, kind, sink, tables, asked_by: String::new() })
+        };
+        let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
+            relation: Fingerprint(1),
+            table: table.clone(),
+            range: KeyRange { after: None, through: None },
+            at: Position::ORIGIN,
+            rows: 0,
+            sinks: sinks.map(|s| vec![s.to_owned()]),
+            request: request.map(Uuid::from_u128),
+        };
+        let a = Epoch { offset: 0, nonce: 5 };
+        let named = checkpoint(a, 1, vec![chunk(Some(1), Some("x"))]);
+        let (state, _) = fold(&[
+            claim(5),
+            request(1, "x"),
+            request(2, "y"),
+            named,
+            checkpoint(a, 2, vec![chunk(None, None)]),
+            request(3, "z"),
+        ]);
+        let loaded: Vec<usize> = state.joins.iter().map(|join| join.loaded.len()).collect();
+        assert_eq!(loaded, [2, 1, 0]);
+    }
+
+    #[test]
+    fn a_start_from_a_base_sees_what_a_start_from_the_first_entry_sees() {
+        let a = Epoch { offset: 1, nonce: 5 };
+        let identity = SourceIdentity {
+            system_id: 1,
+            timeline: 1,
+            database: "d".into(),
+            slot: "s".into(),
+            consistent_point: Lsn(1),
+        };
+        let source = Body::Source(SourceEntry { intent: None, made: Some(identity) });
+        let (full, _) = fold(&[source, claim(5), checkpoint(a, 10, vec![])]);
+        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new()))));
+        let bytes = base.encode(a, 0).remove(0);
+        let crate::ledger::entry::Piece::Whole(base) = Entry::decode(3, &bytes).unwrap() else { panic!("one part") };
+        let mut short = State::default();
+        short.apply(3, base.clone());
+        assert_eq!((short.claim, short.last, &short.source), (full.claim, full.last, &full.source));
+        // a zombie's base changes nothing
+        let mut later = full.clone();
+        later.apply(4, Entry::new(None, claim(9)));
+        assert_eq!(later.apply(5, base), Event::Superseded(a));
+    }
+}

@@ -1,0 +1,162 @@
+//! Where ledger entries are read and appended: the only IO of the room.
+//!
+//! A reader of the ledger begins at a base that later entries name (it was read back with no newer claim before it) or, where
+//! none reaches far enough back, at the first entry kept.
+
+use crate::config::Kafka;
+use crate::error::{Code, Error, Result};
+use crate::kafka::consumer::{self, Entry as Record};
+use crate::kafka::producer::{Ack, Message, Producer, Purpose, Route, Sent};
+use crate::ledger::entry::{Assembler, Body, Entry, Piece};
+use crate::ledger::state::State;
+use crate::record::Epoch;
+
+/// The ledger's only partition.
+pub const PARTITION: i32 = 0;
+
+/// How long the first answers of Kafka may take.
+const METADATA_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// First offset kept and the offset after the last entry. Blocking.
+pub fn bounds(kafka: &Kafka) -> Result<(i64, i64)> {
+    consumer::watermarks(kafka, &kafka.ledger, PARTITION, METADATA_TIMEOUT)
+}
+
+fn read(kafka: &Kafka, from: i64, to: i64) -> Result<Vec<Record>> {
+    consumer::read_all(kafka, &kafka.ledger, PARTITION, Some(from), to, Code::LedgerTrimmed)
+}
+
+/// Where a fold must begin so that its state is complete from the entry at `needed` on. Blocking.
+pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
+    let (low, high) = bounds(kafka)?;
+    if needed < low - 1 {
+        let message = format!("the ledger begins at entry {low}, but what stands after entry {needed} is needed");
+        let hint = "lockstep resync --all, after raising the ledger's retention to -1";
+        return Err(Error::halt(Code::LedgerTrimmed, message, hint));
+    }
+    let mut at = high - 1;
+    while at > low {
+        let entries = read(kafka, at, at + 1)?;
+        let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
+        match Entry::base_of(at, value)? {
+            Some(base) if base < low => return Ok(low),
+            Some(base) if base <= needed => return start_of(kafka, base, low),
+            Some(base) if base < at => at = base,
+            _ => return Ok(low),
+        }
+    }
+    Ok(low)
+}
+
+/// The first record of the base that stands at `base`: itself, unless it came in parts.
+fn start_of(kafka: &Kafka, base: i64, low: i64) -> Result<i64> {
+    let entries = read(kafka, base, base + 1)?;
+    let whole = match entries.first().and_then(|entry| entry.value.as_deref()) {
+        Some(value) => matches!(Entry::decode(base, value)?, Piece::Whole(_)),
+        None => false,
+    };
+    // Parts of other writers may stand between the parts of a long base: begin where nothing is cut.
+    Ok(if whole { base } else { low })
+}
+
+/// Folds the entries in `from..to`. Blocking.
+pub fn fold(kafka: &Kafka, from: i64, to: i64) -> Result<(State, Assembler)> {
+    let (mut state, mut assembler) = (State::default(), Assembler::default());
+    for record in read(kafka, from, to)? {
+        let value = record.value.as_deref().unwrap_or_default();
+        if let Some(entry) = assembler.push(record.offset, Entry::decode(record.offset, value)?)? {
+            state.apply(record.offset, entry);
+        }
+    }
+    Ok((state, assembler))
+}
+
+/// Appends entries in order; owned by one thread.
+pub struct Appender {
+    producer: Producer,
+    route: Route,
+    /// Of the writer, for telling parts apart; before a claim, the one that is to be.
+    pub epoch: Epoch,
+    /// The newest base that was read back.
+    pub base: Option<i64>,
+    /// Appends so far; the number of one is its token.
+    appends: u64,
+    /// Parts not yet acknowledged, by append.
+    open: std::collections::VecDeque<(u64, u64)>,
+    acks: Vec<Ack>,
+}
+
+impl Appender {
+    pub fn open(kafka: &Kafka) -> Result<Appender> {
+        let mut producer = Producer::open(kafka, Purpose::Ledger)?;
+        let route = producer.route(&kafka.ledger);
+        let epoch = Epoch { offset: 0, nonce: rand::random() };
+        let (base, appends, open, acks) = (None, 0, std::collections::VecDeque::new(), Vec::new());
+        Ok(Appender { producer, route, epoch, base, appends, open, acks })
+    }
+
+    /// Sends an entry; the number tells it apart in [`Appender::take`].
+    pub fn append(&mut self, body: Body) -> Result<u64> {
+        let number = self.appends;
+        self.appends += 1;
+        let pieces = Entry::new(self.base, body).encode(self.epoch, number);
+        self.open.push_back((number, pieces.len() as u64));
+        for piece in &pieces {
+            let message = Message {
+                route: self.route,
+                partition: Some(PARTITION),
+                key: None,
+                value: Some(piece),
+                headers: &[],
+                token: number,
+            };
+            if let Sent::Full = self.producer.send(&message)? {
+                return Err(Error::retry_plain("appending to the ledger: the producer's queue is full"));
+            }
+        }
+        Ok(number)
+    }
+
+    /// Resolves when entries were acknowledged or the producer failed.
+    pub async fn acked(&self) {
+        self.producer.acked().await;
+    }
+
+    /// Entries acknowledged since the last call: number and offset. An entry stands at its last part.
+    pub fn take(&mut self) -> Result<Vec<(u64, i64)>> {
+        self.producer.take_acks(&mut self.acks)?;
+        let mut done = Vec::new();
+        for ack in self.acks.drain(..) {
+            let (number, open) = self.open.front_mut().expect("only what was sent is acknowledged");
+            assert!(*number == ack.token && *open >= ack.count, "one partition is acknowledged in order");
+            *open -= ack.count;
+            if *open == 0 {
+                done.push((*number, ack.last));
+                self.open.pop_front();
+            }
+        }
+        Ok(done)
+    }
+
+    /// Appends one entry and waits for its offset; nothing else may be in flight.
+    pub async fn append_and_wait(&mut self, body: Body, timeout: std::time::Duration) -> Result<i64> {
+        assert!(self.open.is_empty(), "one entry at a time");
+        self.append(body)?;
+        let wait = async {
+            loop {
+                if let Some((_, offset)) = self.take()?.pop() {
+                    return Ok(offset);
+                }
+                self.acked().await;
+            }
+        };
+        match tokio::time::timeout(timeout, wait).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::retry_plain("appending to the ledger: no acknowledgement from Kafka")),
+        }
+    }
+
+    pub fn close(self, timeout: std::time::Duration) {
+        self.producer.close(timeout);
+    }
+}

@@ -1,0 +1,579 @@
+//! Facts from the source's catalog: the server, its tables, and the relation versions that follow from them.
+//!
+//! Everything here is read with plain queries and no side effects, and works inside the transaction that a chunk is read in
+//! (then the facts are those of its snapshot). What the facts mean for a pipeline is [`super::preflight`]'s.
+//!
+//! A relation version can be built two ways: from the catalog alone (a chunk, a first start) and from a RELATION message of
+//! the stream, which is older than the catalog but true for the rows behind it. When nothing changed in between both give
+//! the same fingerprint; tests hold that.
+//!
+//! Invariants: columns are those that pgoutput publishes (not dropped, not generated) in attnum order; a key is in the order
+//! of its index; names of types are resolved by OID, because a RELATION message has no names.
+//!
+//! Deliberately not here: watching for DDL, and the right `exact` of a type (the codec's, handed in).
+
+use std::collections::HashMap;
+
+use tokio_postgres::{GenericClient, Row};
+
+use super::failure::{failed, unreadable};
+use crate::error::{Code, Error, Result};
+use crate::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, quote_identifier};
+
+/// The server and the role that we are there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceFacts {
+    /// `server_version_num`: 170010 is 17.10.
+    pub version: i32,
+    pub database: String,
+    pub role: String,
+    pub superuser: bool,
+    /// May use replication slots.
+    pub replication: bool,
+    /// May make a publication in this database.
+    pub may_create: bool,
+    pub in_recovery: bool,
+    pub wal_level: String,
+    /// The database's own encoding; text orders are those of UTF-8 only where this is UTF8 or LATIN1.
+    pub encoding: String,
+    pub max_replication_slots: i64,
+    pub replication_slots: i64,
+    /// As `SHOW` prints it; `-1` is no limit.
+    pub max_slot_wal_keep_size: String,
+    /// `None` before Postgres 17.
+    pub synchronized_standby_slots: Option<String>,
+}
+
+/// Reads what there is to know about the server in one query.
+pub async fn source_facts(client: &(impl GenericClient + Sync)) -> Result<SourceFacts> {
+    // Amazon's RDS grants replication through membership in rds_replication, not by the role's attribute.
+    const SQL: &str = "
+        SELECT current_setting('server_version_num')::int4, current_database()::text, current_user::text, r.rolsuper,
+               r.rolsuper OR r.rolreplication
+                 OR coalesce(pg_has_role(to_regrole('rds_replication')::oid, 'USAGE'), false),
+               has_database_privilege(current_database(), 'CREATE'), pg_is_in_recovery(), current_setting('wal_level'),
+               current_setting('server_encoding'), current_setting('max_replication_slots')::int8,
+               (SELECT count(*) FROM pg_replication_slots), current_setting('max_slot_wal_keep_size'),
+               current_setting('synchronized_standby_slots', true)
+        FROM pg_roles r WHERE r.rolname = current_user";
+    let doing = "reading the source's settings";
+    let row = client.query_one(SQL, &[]).await.map_err(|e| failed(doing, e))?;
+    let read = || -> Result<SourceFacts, tokio_postgres::Error> {
+        Ok(SourceFacts {
+            version: row.try_get(0)?,
+            database: row.try_get(1)?,
+            role: row.try_get(2)?,
+            superuser: row.try_get(3)?,
+            replication: row.try_get(4)?,
+            may_create: row.try_get(5)?,
+            in_recovery: row.try_get(6)?,
+            wal_level: row.try_get(7)?,
+            encoding: row.try_get(8)?,
+            max_replication_slots: row.try_get(9)?,
+            replication_slots: row.try_get(10)?,
+            max_slot_wal_keep_size: row.try_get(11)?,
+            synchronized_standby_slots: row.try_get(12)?,
+        })
+    };
+    read().map_err(|e| unreadable("settings", e))
+}
+
+/// `pg_class.relkind`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Table,
+    Partitioned,
+    View,
+    MaterializedView,
+    Foreign,
+    /// Sequences, indexes, composite types, toast tables.
+    Other,
+}
+
+/// `pg_class.relpersistence`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Persistence {
+    Permanent,
+    Unlogged,
+    Temporary,
+}
+
+/// `pg_class.relreplident`: what the stream says of the old row of an UPDATE or DELETE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Identity {
+    /// The primary key, if there is one.
+    Default,
+    /// Nothing; a published UPDATE or DELETE fails.
+    Nothing,
+    /// The whole old row.
+    Full,
+    /// The columns of one unique index.
+    Index,
+}
+
+impl Identity {
+    /// The letter in the catalog and in a RELATION message.
+    pub fn from_letter(letter: u8) -> Option<Identity> {
+        match letter {
+            b'd' => Some(Identity::Default),
+            b'n' => Some(Identity::Nothing),
+            b'f' => Some(Identity::Full),
+            b'i' => Some(Identity::Index),
+            _ => None,
+        }
+    }
+}
+
+/// One published column.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ColumnFacts {
+    pub name: String,
+    pub attnum: i16,
+    pub type_oid: u32,
+    /// As [`Column::type_name`].
+    pub type_name: String,
+    pub typmod: i32,
+    pub not_null: bool,
+    pub has_default: bool,
+}
+
+/// A unique index that can name rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyIndex {
+    pub name: String,
+    /// In index order. May name a column that is not published (a generated one).
+    pub columns: Vec<String>,
+    /// Checked at once; a deferrable constraint's index can't be a replica identity.
+    pub immediate: bool,
+}
+
+/// A foreign key of the table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ForeignKey {
+    pub name: String,
+    pub references: TableName,
+    pub deferrable: bool,
+}
+
+/// One table as the catalog has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableFacts {
+    pub oid: u32,
+    pub name: TableName,
+    pub owner: String,
+    /// Then nobody should become a member of the owner to share its rights.
+    pub owner_is_superuser: bool,
+    pub kind: Kind,
+    pub persistence: Persistence,
+    pub identity: Identity,
+    /// A leaf, or an inner node, of a partitioned table.
+    pub is_partition: bool,
+    /// Tables that inherit from it directly, partitions included.
+    pub children: i64,
+    pub columns: Vec<ColumnFacts>,
+    pub primary_key: Option<KeyIndex>,
+    pub identity_index: Option<KeyIndex>,
+    pub foreign_keys: Vec<ForeignKey>,
+    /// `None` until the table has been vacuumed or analyzed.
+    pub rows_estimate: Option<u64>,
+    /// Of the heap alone, as of the last VACUUM or ANALYZE.
+    pub bytes_estimate: u64,
+    /// SELECT on the whole table: LOCK TABLE is not content with rights on columns.
+    pub may_select: bool,
+    /// USAGE on its schema.
+    pub may_use_schema: bool,
+    /// Member of the owning role, as adding the table to a publication needs.
+    pub owned: bool,
+    /// Row level security would hide rows from us.
+    pub rows_hidden: bool,
+}
+
+impl TableFacts {
+    fn position(&self, column: &str) -> Option<usize> {
+        self.columns.iter().position(|c| c.name == column)
+    }
+}
+
+/// The facts of each table, in the order asked for; `None` where there is no such relation.
+pub async fn table_facts(
+    client: &(impl GenericClient + Sync),
+    tables: &[TableName],
+) -> Result<Vec<Option<TableFacts>>> {
+    const SQL: &str = "
+        SELECT w.ord, c.oid, o.rolname::text, c.relkind, c.relpersistence, c.relreplident, c.relispartition,
+               (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid), c.reltuples::float8,
+               c.relpages::int8 * current_setting('block_size')::int8,
+               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper
+        FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
+        JOIN pg_namespace n ON n.nspname = w.nsp
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+        JOIN pg_roles o ON o.oid = c.relowner";
+    let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|t| t.table.as_str()).collect();
+    let doing = "reading tables from the source's catalog";
+    let rows = client.query(SQL, &[&schemas, &names]).await.map_err(|e| failed(doing, e))?;
+    let mut facts: Vec<Option<TableFacts>> = tables.iter().map(|_| None).collect();
+    for row in &rows {
+        let (at, table) = read_table(row, tables)?;
+        facts[at] = Some(table);
+    }
+    let oids: Vec<u32> = facts.iter().flatten().map(|t| t.oid).collect();
+    let mut columns = columns_of(client, &oids).await?;
+    let mut keys = keys_of(client, &oids).await?;
+    let mut foreign_keys = foreign_keys_of(client, &oids).await?;
+    for table in facts.iter_mut().flatten() {
+        table.columns = columns.remove(&table.oid).unwrap_or_default();
+        (table.primary_key, table.identity_index) = keys.remove(&table.oid).unwrap_or_default();
+        table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
+    }
+    Ok(facts)
+}
+
+fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
+    let letter = |i: usize| -> Result<u8, tokio_postgres::Error> { Ok(row.try_get::<_, i8>(i)?.cast_unsigned()) };
+    let read = || -> Result<_, tokio_postgres::Error> {
+        let ordinal: i64 = row.try_get(0)?;
+        let tuples: f64 = row.try_get(8)?;
+        let bytes: i64 = row.try_get(9)?;
+        let table = TableFacts {
+            oid: row.try_get(1)?,
+            name: TableName::new("", ""),
+            owner: row.try_get(2)?,
+            kind: match letter(3)? {
+                b'r' => Kind::Table,
+                b'p' => Kind::Partitioned,
+                b'v' => Kind::View,
+                b'm' => Kind::MaterializedView,
+                b'f' => Kind::Foreign,
+                _ => Kind::Other,
+            },
+            persistence: match letter(4)? {
+                b'u' => Persistence::Unlogged,
+                b't' => Persistence::Temporary,
+                _ => Persistence::Permanent,
+            },
+            identity: Identity::Nothing,
+            is_partition: row.try_get(6)?,
+            children: row.try_get(7)?,
+            columns: Vec::new(),
+            primary_key: None,
+            identity_index: None,
+            foreign_keys: Vec::new(),
+            rows_estimate: rows_estimate(tuples),
+            bytes_estimate: u64::try_from(bytes).unwrap_or(0),
+            may_select: row.try_get(10)?,
+            may_use_schema: row.try_get(11)?,
+            owned: row.try_get(12)?,
+            rows_hidden: row.try_get(13)?,
+            owner_is_superuser: row.try_get(14)?,
+        };
+        Ok((ordinal, letter(5)?, table))
+    };
+    let (ordinal, identity, mut table) = read().map_err(|e| unreadable("pg_class", e))?;
+    let at = usize::try_from(ordinal - 1).ok().filter(|&i| i < asked.len());
+    let at = at.ok_or_else(|| unreadable("pg_class", format!("row {ordinal} was not asked for")))?;
+    table.name = asked[at].clone();
+    table.identity = Identity::from_letter(identity).ok_or_else(|| unreadable("relreplident", char::from(identity)))?;
+    Ok((at, table))
+}
+
+/// `reltuples` is an estimate in a float, -1 while unknown (0 can mean either before the first VACUUM).
+fn rows_estimate(tuples: f64) -> Option<u64> {
+    // Estimates far above 2^53 do not exist; saturating is right for one.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    (tuples >= 0.0).then_some(tuples as u64)
+}
+
+async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ColumnFacts>>> {
+    const SQL: &str = "
+        SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, n.nspname::text, t.typname::text, a.atttypmod, a.attnotnull,
+               a.atthasdef OR a.attidentity <> ''
+        FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+        WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+        ORDER BY a.attrelid, a.attnum";
+    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading columns from the source's catalog", e))?;
+    let mut columns: HashMap<u32, Vec<ColumnFacts>> = HashMap::new();
+    for row in &rows {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            let column = ColumnFacts {
+                name: row.try_get(1)?,
+                attnum: row.try_get(2)?,
+                type_oid: row.try_get(3)?,
+                type_name: type_name(row.try_get(4)?, row.try_get(5)?),
+                typmod: row.try_get(6)?,
+                not_null: row.try_get(7)?,
+                has_default: row.try_get(8)?,
+            };
+            Ok((row.try_get(0)?, column))
+        };
+        let (oid, column) = read().map_err(|e| unreadable("pg_attribute", e))?;
+        columns.entry(oid).or_default().push(column);
+    }
+    Ok(columns)
+}
+
+fn type_name(schema: &str, name: &str) -> String {
+    if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") }
+}
+
+type Keys = (Option<KeyIndex>, Option<KeyIndex>);
+
+async fn keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Keys>> {
+    // indkey also holds INCLUDE columns, behind the first indnkeyatts.
+    const SQL: &str = "
+        SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate, c.relname::text, ARRAY(
+                 SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
+                 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE k.ord <= i.indnkeyatts ORDER BY k.ord)
+        FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)";
+    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading keys from the source's catalog", e))?;
+    let mut keys: HashMap<u32, Keys> = HashMap::new();
+    for row in &rows {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            let index = KeyIndex { immediate: row.try_get(3)?, name: row.try_get(4)?, columns: row.try_get(5)? };
+            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, index))
+        };
+        let (oid, primary, identity, index): (u32, bool, bool, KeyIndex) =
+            read().map_err(|e| unreadable("pg_index", e))?;
+        let entry = keys.entry(oid).or_default();
+        if identity {
+            entry.1 = Some(index.clone());
+        }
+        if primary {
+            entry.0 = Some(index);
+        }
+    }
+    Ok(keys)
+}
+
+async fn foreign_keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ForeignKey>>> {
+    const SQL: &str = "
+        SELECT f.conrelid, f.conname::text, n.nspname::text, c.relname::text, f.condeferrable
+        FROM pg_constraint f JOIN pg_class c ON c.oid = f.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE f.contype = 'f' AND f.conrelid = ANY ($1) ORDER BY f.conrelid, f.conname";
+    let doing = "reading foreign keys from the source's catalog";
+    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed(doing, e))?;
+    let mut keys: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
+    for row in &rows {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            let key = ForeignKey {
+                name: row.try_get(1)?,
+                references: TableName::new(row.try_get::<_, String>(2)?, row.try_get::<_, String>(3)?),
+                deferrable: row.try_get(4)?,
+            };
+            Ok((row.try_get(0)?, key))
+        };
+        let (oid, key) = read().map_err(|e| unreadable("pg_constraint", e))?;
+        keys.entry(oid).or_default().push(key);
+    }
+    Ok(keys)
+}
+
+/// Names of types by OID, as [`Column::type_name`]; types that no longer exist are missing from the answer.
+pub async fn type_names(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, String>> {
+    const SQL: &str = "SELECT t.oid, n.nspname::text, t.typname::text
+        FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY ($1)";
+    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading types from the source's catalog", e))?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, type_name(row.try_get(1)?, row.try_get(2)?))))
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(|e| unreadable("pg_type", e))
+}
+
+/// Which columns name a row: indexes into [`TableFacts::columns`] in key order.
+///
+/// The stream carries the old key only as the replica identity says, and a publication makes the application's own UPDATE
+/// and DELETE fail where there is none: hence halts before anything is published.
+pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
+    let name = table.name.quoted();
+    let breaks_updates = |what: String, hint: String| {
+        Error::halt(Code::ReplicaIdentity, what, hint)
+            .fact("published like this, the application's own UPDATE and DELETE on it would fail")
+    };
+    let without_key = || {
+        Error::halt(
+            Code::TableWithoutKey,
+            format!("table {} has no primary key; tables without one are not supported in this version", table.name),
+            format!("ALTER TABLE {name} ADD PRIMARY KEY (…)"),
+        )
+    };
+    let index = match (table.identity, &table.primary_key, &table.identity_index) {
+        (Identity::Nothing, _, _) => {
+            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
+            return Err(breaks_updates(format!("table {} has REPLICA IDENTITY NOTHING", table.name), hint));
+        }
+        (Identity::Index, _, None) => {
+            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
+            return Err(breaks_updates(format!("the replica identity index of table {} is gone", table.name), hint));
+        }
+        (Identity::Default, Some(index), _) if !index.immediate => {
+            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
+            let what = format!("the primary key of table {} is deferrable, which is no replica identity", table.name);
+            return Err(breaks_updates(what, hint));
+        }
+        (Identity::Default | Identity::Full, None, _) => return Err(without_key()),
+        (Identity::Default | Identity::Full, Some(index), _) | (Identity::Index, _, Some(index)) => index,
+    };
+    let position = |column: &String| {
+        table.position(column).ok_or_else(|| {
+            Error::halt(
+                Code::ReplicaIdentity,
+                format!(
+                    "column {column:?} of the key of table {} is generated, so it is not in the stream",
+                    table.name
+                ),
+                format!("ALTER TABLE {name} ADD UNIQUE (…), then ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"),
+            )
+        })
+    };
+    index.columns.iter().map(position).collect()
+}
+
+/// What shapes a relation version besides the table itself.
+#[derive(Clone, Copy, Debug)]
+pub struct RelationShape<'a> {
+    pub topic: &'a str,
+    pub partitions: i32,
+    pub modes: Modes,
+    /// Whether the format carries every value of a type exactly, by OID.
+    pub exact: fn(u32) -> bool,
+}
+
+/// The relation version of a table as the catalog has it.
+pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Relation> {
+    let key = key_of(table)?;
+    let columns = table
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(i, column)| Column {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            type_name: column.type_name.clone(),
+            typmod: column.typmod,
+            nullable: !column.not_null,
+            key: ordinal(key.iter().position(|&k| k == i)),
+            exact: (shape.exact)(column.type_oid),
+        })
+        .collect();
+    Ok(seal(table.oid, table.name.clone(), columns, shape))
+}
+
+/// A RELATION message, as far as it shapes a relation version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StreamedRelation {
+    pub oid: u32,
+    pub name: TableName,
+    pub identity: Identity,
+    pub columns: Vec<StreamedColumn>,
+}
+
+/// A column of a RELATION message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StreamedColumn {
+    /// Part of the replica identity; under FULL every column is.
+    pub key: bool,
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+}
+
+/// The relation version of a RELATION message. The message has no nullability, key order or names of types: they come from
+/// the catalog, which may be ahead (`table` is `None` once the table is dropped). `types` names the types by OID.
+pub fn build_streamed_relation(
+    message: &StreamedRelation,
+    table: Option<&TableFacts>,
+    types: &HashMap<u32, String>,
+    shape: RelationShape<'_>,
+) -> Result<Relation> {
+    let key = streamed_key(message, table)?;
+    let changed = |what: String| {
+        Error::halt(
+            Code::RelationChanged,
+            format!("{what}, so rows of {} that were written before can't be read", message.name),
+            format!("lockstep resync {}", message.name),
+        )
+    };
+    let mut columns = Vec::with_capacity(message.columns.len());
+    for (i, column) in message.columns.iter().enumerate() {
+        let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
+        let type_name = known
+            .filter(|c| c.type_oid == column.type_oid)
+            .map(|c| &c.type_name)
+            .or_else(|| types.get(&column.type_oid))
+            .ok_or_else(|| {
+                changed(format!("the type of column {:?} (OID {}) was dropped", column.name, column.type_oid))
+            })?;
+        columns.push(Column {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            type_name: type_name.clone(),
+            typmod: column.typmod,
+            nullable: known.is_none_or(|c| !c.not_null),
+            key: ordinal(key.iter().position(|k| *k == i)),
+            exact: (shape.exact)(column.type_oid),
+        });
+    }
+    Ok(seal(message.oid, message.name.clone(), columns, shape))
+}
+
+/// The key of a RELATION message: indexes into its columns in key order.
+///
+/// DEFAULT and USING INDEX flag the key's columns, but in table order: the catalog knows the index's order, and is believed
+/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key.
+fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>) -> Result<Vec<usize>> {
+    let position = |name: &String| message.columns.iter().position(|c| c.name == *name);
+    let flagged: Vec<usize> = (0..message.columns.len()).filter(|&i| message.columns[i].key).collect();
+    let index = match message.identity {
+        Identity::Index => table.and_then(|t| t.identity_index.as_ref()),
+        Identity::Default | Identity::Full => table.and_then(|t| t.primary_key.as_ref()),
+        Identity::Nothing => None,
+    };
+    let catalog: Option<Vec<usize>> = index.and_then(|index| index.columns.iter().map(position).collect());
+    match (message.identity, catalog) {
+        (Identity::Full, Some(key)) => Ok(key),
+        (Identity::Default | Identity::Index, Some(key)) if same_members(&key, &flagged) => Ok(key),
+        (Identity::Default | Identity::Index, _) if !flagged.is_empty() => Ok(flagged),
+        (Identity::Nothing, _) => Err(Error::halt(
+            Code::ReplicaIdentity,
+            format!("table {} was published with REPLICA IDENTITY NOTHING", message.name),
+            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", message.name.quoted()),
+        )),
+        (Identity::Default | Identity::Index | Identity::Full, _) => Err(Error::halt(
+            Code::TableWithoutKey,
+            format!("table {} has no primary key; tables without one are not supported in this version", message.name),
+            format!("ALTER TABLE {} ADD PRIMARY KEY (…)", message.name.quoted()),
+        )),
+    }
+}
+
+fn same_members(key: &[usize], ascending: &[usize]) -> bool {
+    let mut sorted = key.to_vec();
+    sorted.sort_unstable();
+    sorted == ascending
+}
+
+fn ordinal(place: Option<usize>) -> Option<u16> {
+    place.map(|at| u16::try_from(at).expect("an index has at most 32 columns"))
+}
+
+fn seal(oid: u32, name: TableName, columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+    Relation {
+        fingerprint: Fingerprint(0),
+        oid,
+        name,
+        topic: shape.topic.to_owned(),
+        partitions: shape.partitions,
+        format: Format::Json,
+        modes: shape.modes,
+        columns,
+        transforms: Vec::new(),
+    }
+    .sealed()
+}
+
+/// Quoted names for messages and SQL: `"a", "b"`.
+pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(quote_identifier).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,346 @@
+//! Reading one chunk of a table by the visibility cut (DESIGN.md section 4, step 2).
+//!
+//! One REPEATABLE READ READ ONLY transaction: lock the table, take the snapshot S, read the catalog, read the rows in key
+//! order. Then [`mark`] puts a nonce into the log: where the stream shows it is H, and the reader overlays what streamed
+//! before H and S does not see.
+//!
+//! Invariants:
+//! - The lock comes before the snapshot. DDL that rewrites a table is not MVCC-safe: an older snapshot finds it empty.
+//! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
+//!   against their columns; the caller compares the facts with what it expected.
+//! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
+//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream.
+//! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
+//!   one step's misjudgement at most.
+//!
+//! Deliberately not here: which snapshots are too old to use (the capture machine's rule), the overlay, and parallel chunks.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
+
+use super::catalog::{TableFacts, key_of, quoted_list, table_facts};
+use super::copytext::CopyRows;
+use super::failure::{failed, unreadable};
+use super::slot::{holder, snapshot_now};
+use super::snapshot::PgSnapshot;
+use crate::error::{Code, Error, Result};
+use crate::key::{Comparison, KeyColumn, KeyOrder, KeyRange, comparison, order_by, order_by_descending, predicate};
+use crate::relation::{Relation, TableName, quote_literal};
+use crate::value::RowBuf;
+
+/// Rows asked for first when nothing is known of their size: 1 MiB each would be 64 MiB.
+const PROBE_ROWS: usize = 64;
+
+/// A step asks for at most this many times the rows already seen: their average says little about many more.
+const STEP_GROWTH: usize = 32;
+
+/// What part of the table to read.
+#[derive(Clone, Debug)]
+pub enum Extent {
+    /// From the range's lower border on, until a limit or its upper border is reached.
+    Range(KeyRange),
+    /// One key, whether it is there or not. The range of the chunk then begins at the key before it.
+    Key(Vec<String>),
+}
+
+/// What to read, and how much of it at most.
+#[derive(Clone, Debug)]
+pub struct ChunkRequest<'a> {
+    /// The version whose key the extent speaks of.
+    pub relation: &'a Relation,
+    pub extent: Extent,
+    pub rows_max: usize,
+    pub bytes_max: usize,
+    /// Average of an earlier chunk; makes the first step fit.
+    pub row_bytes: Option<usize>,
+    pub lock_timeout: Duration,
+}
+
+/// A chunk: the rows of a range as a snapshot sees them.
+#[derive(Debug)]
+pub struct ChunkRead {
+    pub snapshot: PgSnapshot,
+    /// The table inside the transaction. `rows` have its columns, in its order.
+    pub facts: TableFacts,
+    /// Indexes of the key's columns, in key order.
+    pub key: Vec<usize>,
+    /// In key order.
+    pub rows: Vec<RowBuf>,
+    /// Holds exactly `rows`.
+    pub range: KeyRange,
+    /// A limit was reached: more rows may follow after `range.through`.
+    pub full: bool,
+    /// Heap bytes of `rows`.
+    pub bytes: usize,
+}
+
+/// Reads one chunk. Leaves the connection outside any transaction, on errors too.
+///
+/// # Errors
+/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, `RELATION_CHANGED`
+/// if its key is no longer the one that the extent speaks of, and what [`key_of`] says.
+pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
+    assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
+    let relation = request.relation;
+    let doing = || format!("reading a chunk of {}", relation.name);
+    let transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(|e| failed(doing(), e))?;
+    if let Err(error) = lock(&transaction, &relation.name, request.lock_timeout).await {
+        transaction.rollback().await.map_err(|e| failed(doing(), e))?;
+        return Err(not_locked(client, relation, request.lock_timeout, error).await);
+    }
+    match read_locked(&transaction, request).await {
+        Ok(chunk) => {
+            transaction.commit().await.map_err(|e| failed(doing(), e))?;
+            Ok(chunk)
+        }
+        Err(error) => {
+            transaction.rollback().await.map_err(|e| failed(doing(), e))?;
+            Err(error)
+        }
+    }
+}
+
+/// Neither SET nor LOCK takes a snapshot, so the first query after them does.
+async fn lock(transaction: &Transaction<'_>, name: &TableName, timeout: Duration) -> Result<(), tokio_postgres::Error> {
+    // 0 would wait for ever.
+    let milliseconds = timeout.as_millis().clamp(1, 2_147_483_647);
+    let sql = format!(
+        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        name.quoted()
+    );
+    transaction.batch_execute(&sql).await
+}
+
+async fn not_locked(client: &Client, relation: &Relation, timeout: Duration, error: tokio_postgres::Error) -> Error {
+    match error.code() {
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            let by = lock_holder(client, relation.oid).await.unwrap_or_default();
+            Error::retry(format!("waiting {timeout:?} to read table {}{by}", relation.name), error)
+        }
+        Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => table_missing(&relation.name),
+        _ => failed(format!("locking table {}", relation.name), error),
+    }
+}
+
+fn table_missing(name: &TableName) -> Error {
+    let hint = "lockstep check, after making it again or removing its connector";
+    Error::halt(Code::TableMissing, format!("table {name} is gone from the source"), hint)
+}
+
+/// Only ACCESS EXCLUSIVE is in the way of a reader. One that waits itself is too: the queue is fair. Best effort, for a message.
+async fn lock_holder(client: &Client, table: u32) -> Option<String> {
+    const SQL: &str = "SELECT pid, granted FROM pg_locks
+        WHERE locktype = 'relation' AND relation = $1 AND mode = 'AccessExclusiveLock' AND pid IS NOT NULL
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ORDER BY granted DESC LIMIT 1";
+    let row = client.query_opt(SQL, &[&table]).await.ok()??;
+    let (pid, granted): (i32, bool) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+    let who = holder(client, pid).await.ok()?.map_or_else(|| format!("process {pid}"), |h| h.to_string());
+    Some(if granted { format!(", locked by {who}") } else { format!(", behind {who}, who waits to lock it") })
+}
+
+async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
+    let name = &request.relation.name;
+    let snapshot = snapshot_now(transaction).await?;
+    let facts = table_facts(transaction, std::slice::from_ref(name)).await?.pop().flatten();
+    let facts = facts.ok_or_else(|| table_missing(name))?;
+    let key = key_of(&facts)?;
+    let columns = key_columns(&facts, &key);
+    same_key(request.relation, &facts, &key)?;
+    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
+    let (rows, range, full) = match &request.extent {
+        Extent::Range(range) => reader.range(request, range).await?,
+        Extent::Key(wanted) => reader.key(wanted).await?,
+    };
+    let bytes = rows.iter().map(RowBuf::bytes).sum();
+    Ok(ChunkRead { snapshot, facts, key, rows, range, full, bytes })
+}
+
+/// The key's columns as they enter SQL at the source.
+pub fn key_columns(facts: &TableFacts, key: &[usize]) -> Vec<KeyColumn> {
+    let column = |&i: &usize| {
+        let column = &facts.columns[i];
+        KeyColumn::new(&column.name, KeyOrder::of(column.type_oid), &column.type_name)
+    };
+    key.iter().map(column).collect()
+}
+
+/// A border is a tuple of the key that it was read with; under another key it would mean other rows.
+fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()> {
+    let expected = relation.key_columns();
+    let same = expected.len() == key.len()
+        && expected.iter().zip(key).all(|(&a, &b)| {
+            let (a, b) = (&relation.columns[a], &facts.columns[b]);
+            a.name == b.name && KeyOrder::of(a.type_oid) == KeyOrder::of(b.type_oid)
+        });
+    if same {
+        return Ok(());
+    }
+    Err(Error::halt(
+        Code::RelationChanged,
+        format!("the key of table {} changed while its rows were being read", relation.name),
+        format!("lockstep resync {}", relation.name),
+    ))
+}
+
+/// How many rows to ask for next. Pure.
+fn step_rows(read: usize, bytes: usize, request: &ChunkRequest<'_>) -> usize {
+    let room = request.rows_max - read;
+    let average = bytes.checked_div(read).or(request.row_bytes);
+    let Some(average) = average else {
+        return PROBE_ROWS.min(room);
+    };
+    let growth = if read > 0 { read.saturating_mul(STEP_GROWTH) } else { room };
+    let fitting = request.bytes_max.saturating_sub(bytes) / average.max(1);
+    fitting.min(growth).clamp(1, room)
+}
+
+/// One chunk's transaction with what was found in it.
+struct Reader<'a> {
+    transaction: &'a Transaction<'a>,
+    facts: &'a TableFacts,
+    key: &'a [usize],
+    columns: &'a [KeyColumn],
+}
+
+impl Reader<'_> {
+    async fn range(&self, request: &ChunkRequest<'_>, asked: &KeyRange) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
+        let mut rows: Vec<RowBuf> = Vec::new();
+        let mut bytes = 0;
+        let mut rest = asked.clone();
+        let full = loop {
+            let step = step_rows(rows.len(), bytes, request);
+            let before = rows.len();
+            let condition = predicate(self.columns, &rest);
+            self.copy(&self.select(&condition, &order_by(self.columns), step), &mut rows).await?;
+            bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
+            if rows.len() - before < step {
+                break false;
+            }
+            rest.after = Some(self.key_text(rows.last().expect("a step has rows"))?);
+            if rows.len() >= request.rows_max || bytes >= request.bytes_max {
+                break true;
+            }
+        };
+        let through = if full { rest.after } else { asked.through.clone() };
+        Ok((rows, KeyRange { after: asked.after.clone(), through }, full))
+    }
+
+    /// The key alone has no range of its own, since borders below are exclusive; but between the key before it and itself
+    /// there is nothing else in this snapshot.
+    async fn key(&self, wanted: &[String]) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
+        let mut rows = Vec::new();
+        let below = comparison(self.columns, Comparison::Below, wanted);
+        self.copy(&self.select(&below, &order_by_descending(self.columns), 1), &mut rows).await?;
+        let after = rows.pop().map(|row| self.key_text(&row)).transpose()?;
+        let equal = comparison(self.columns, Comparison::Equal, wanted);
+        // Two, so that a key that is none (a damaged index) shows.
+        self.copy(&self.select(&equal, &order_by(self.columns), 2), &mut rows).await?;
+        if rows.len() > 1 {
+            let message = format!("table {} has two rows with one key; its index is damaged", self.facts.name);
+            let hint = format!("REINDEX TABLE {}", self.facts.name.quoted());
+            return Err(Error::halt(Code::TableWithoutKey, message, hint));
+        }
+        Ok((rows, KeyRange { after, through: Some(wanted.to_vec()) }, false))
+    }
+
+    fn select(&self, condition: &str, order: &str, rows: usize) -> String {
+        let list = quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()));
+        let table = self.facts.name.quoted();
+        format!("COPY (SELECT {list} FROM ONLY {table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+    }
+
+    async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
+        let failure = |e| failed(format!("reading rows of {}", self.facts.name), e);
+        let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
+        let mut copy = CopyRows::new(self.facts.columns.len());
+        while let Some(data) = stream.next().await {
+            copy.feed(&data.map_err(failure)?, rows).map_err(|e| unreadable("COPY data", e))?;
+        }
+        copy.finish().map_err(|e| unreadable("COPY data", e))
+    }
+
+    fn key_text(&self, row: &RowBuf) -> Result<Vec<String>> {
+        let part = |&i: &usize| {
+            let text = row.row().get(i).text().and_then(|t| std::str::from_utf8(t).ok()).map(str::to_owned);
+            text.ok_or_else(|| {
+                unreadable("key", format!("column {:?} is NULL or no UTF-8", self.facts.columns[i].name))
+            })
+        };
+        self.key.iter().map(part).collect()
+    }
+}
+
+/// Prefix of the logical message that marks H; its content is the nonce.
+pub const MESSAGE_PREFIX: &str = "lockstep";
+
+/// Prefix of the message before Postgres 17 that only makes its transaction worth a flush. The stream's reader drops it.
+pub const FLUSH_PREFIX: &str = "lockstep-flush";
+
+/// Puts the nonce into the log, after the chunk's transaction has ended and the reader waits for the nonce, and flushes it: a
+/// walsender sends flushed log only. Any role may write such messages, so the nonce must be random.
+pub async fn mark(client: &(impl GenericClient + Sync), nonce: &str, server_version: i32) -> Result<()> {
+    client.batch_execute(&mark_sql(nonce, server_version)).await.map_err(|e| failed("marking the end of a chunk", e))
+}
+
+fn mark_sql(nonce: &str, server_version: i32) -> String {
+    let nonce = quote_literal(nonce);
+    if server_version >= 170_000 {
+        return format!("SELECT pg_logical_emit_message(false, '{MESSAGE_PREFIX}', {nonce}, true)");
+    }
+    // A transaction that wrote nothing flushes nothing; `local` because a role may have synchronous_commit off, and a
+    // standby that does not answer must not hold up a snapshot.
+    format!(
+        "SELECT pg_logical_emit_message(false, '{MESSAGE_PREFIX}', {nonce});
+         BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, '{FLUSH_PREFIX}', ''); COMMIT"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relation::{Fingerprint, Format, Modes};
+
+    #[test]
+    fn steps_fit_the_bytes_that_are_left() {
+        let relation = Relation {
+            fingerprint: Fingerprint(0),
+            oid: 1,
+            name: TableName::new("s", "t"),
+            topic: String::new(),
+            partitions: 1,
+            format: Format::Json,
+            modes: Modes::default(),
+            columns: vec![],
+            transforms: vec![],
+        };
+        let mut request = ChunkRequest {
+            relation: &relation,
+            extent: Extent::Range(KeyRange::ALL),
+            rows_max: 10_000,
+            bytes_max: 1_000_000,
+            row_bytes: None,
+            lock_timeout: Duration::from_secs(1),
+        };
+        assert_eq!(step_rows(0, 0, &request), PROBE_ROWS);
+        // 100 bytes a row: growth is the limit, then the bytes, then one row at least.
+        assert_eq!(step_rows(64, 6_400, &request), 64 * STEP_GROWTH);
+        assert_eq!(step_rows(9_000, 900_000, &request), 1_000);
+        assert_eq!(step_rows(10, 999_999, &request), 1);
+        request.row_bytes = Some(500);
+        assert_eq!(step_rows(0, 0, &request), 2_000);
+        request.rows_max = 5;
+        assert_eq!(step_rows(0, 0, &request), 5);
+        assert_eq!(step_rows(4, 0, &request), 1);
+    }
+}

@@ -1,0 +1,29 @@
+//! What a failed statement at the source means: something to try again, or a right that is missing.
+//!
+//! Only what every statement shares is decided here; a caller that knows more (a missing table, a lock that did not come)
+//! looks at the SQLSTATE first.
+
+use tokio_postgres::error::SqlState;
+
+use crate::error::{Code, Error};
+
+/// The fate of a statement that failed. `doing` is lowercase: `reading the catalog`.
+pub fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
+    let doing = doing.into();
+    match error.as_db_error() {
+        Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
+            Error::halt(Code::NoRight, format!("{doing}: {}", db.message()), "lockstep check")
+                .fact("lockstep check prints the GRANT that is missing")
+        }
+        _ => Error::retry(doing, error),
+    }
+}
+
+/// A catalog answered with something that its documentation rules out.
+pub fn unreadable(what: &str, value: impl std::fmt::Display) -> Error {
+    Error::halt(
+        Code::SourceProtocol,
+        format!("the source's {what} can't be read: {value}"),
+        "lockstep check, and report the server's version",
+    )
+}

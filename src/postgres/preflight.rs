@@ -1,0 +1,435 @@
+//! What stands in the way at the source: every finding at once, each with the command that removes it.
+//!
+//! [`check_source`] asks the catalog; [`findings`] judges, purely, so that `check`, `init` and `run` say the same. Nothing is
+//! changed here. The checks that protect the application come first in importance: a publication over a table without a
+//! usable replica identity makes the application's own UPDATEs fail.
+//!
+//! Also here: in which order tables are loaded, since it is decided from the same facts.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio_postgres::GenericClient;
+
+use super::catalog::{Kind, Persistence, SourceFacts, TableFacts, key_of, quoted_list, source_facts, table_facts};
+use super::failure::{failed, unreadable};
+use super::publication::{self, PublicationFacts};
+use crate::error::{Code, Error, Halt, Result};
+use crate::relation::{TableName, quote_identifier};
+
+/// The oldest major release that is read: pgoutput's options and the views that we ask are all there from 14 on.
+pub const VERSION_MIN: i32 = 140_000;
+
+/// The first minor releases of 2025-05-08, which fixed a silent loss: changes of transactions that were open while a table
+/// was added to a publication, or altered, were decoded with the old catalog. 18 and later never had it.
+const MINORS_MIN: [i32; 4] = [140_018, 150_013, 160_009, 170_005];
+
+/// Names compared for "did you mean"; a catalog of more tables gives no suggestion rather than a slow check.
+const SUGGESTION_TABLES_MAX: i64 = 10_000;
+
+/// Every reason why this source can't be read as configured; empty when it can.
+///
+/// `create`: whether we may make or extend the publication, and so need the rights for it.
+pub async fn check_source(
+    client: &(impl GenericClient + Sync),
+    publication_name: &str,
+    tables: &[TableName],
+    create: bool,
+) -> Result<Vec<Halt>> {
+    let source = source_facts(client).await?;
+    if source.version < VERSION_MIN {
+        return Ok(findings(&source, publication_name, None, tables, &[], &[], create));
+    }
+    let facts = table_facts(client, tables).await?;
+    let publication = publication::publication_facts(client, publication_name).await?;
+    let known = if facts.iter().any(Option::is_none) { known_tables(client).await? } else { Vec::new() };
+    Ok(findings(&source, publication_name, publication.as_ref(), tables, &facts, &known, create))
+}
+
+async fn known_tables(client: &(impl GenericClient + Sync)) -> Result<Vec<TableName>> {
+    const SQL: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg_toast%'
+        ORDER BY 1, 2 LIMIT $1";
+    let rows = client
+        .query(SQL, &[&SUGGESTION_TABLES_MAX])
+        .await
+        .map_err(|e| failed("reading the names of the source's tables", e))?;
+    rows.iter()
+        .map(|row| Ok(TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?)))
+        .collect::<Result<_, tokio_postgres::Error>>()
+        .map_err(|e| unreadable("pg_class", e))
+}
+
+/// The judgement over the facts. `facts` is parallel to `tables`, or empty for a server too old to be asked.
+pub fn findings(
+    source: &SourceFacts,
+    publication_name: &str,
+    publication: Option<&PublicationFacts>,
+    tables: &[TableName],
+    facts: &[Option<TableFacts>],
+    known: &[TableName],
+    create: bool,
+) -> Vec<Halt> {
+    let mut found = Vec::new();
+    server_findings(source, &mut found);
+    for (name, facts) in tables.iter().zip(facts) {
+        match facts {
+            None => found.push(missing(name, &source.database, known)),
+            Some(table) => table_findings(source, table, &mut found),
+        }
+    }
+    // A command to publish never names a table whose own UPDATEs it would break.
+    let unpublished: Vec<&TableFacts> = facts
+        .iter()
+        .flatten()
+        .filter(|t| unsupported(t).is_none() && key_of(t).is_ok())
+        .filter(|t| publication.is_none_or(|p| !p.all_tables && p.table(&t.name).is_none()))
+        .collect();
+    if create && !source.superuser && !unpublished.is_empty() {
+        publication_findings(source, publication_name, publication, &unpublished, &mut found);
+    }
+    found
+}
+
+fn halt(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Halt {
+    Halt { code, message: message.into(), facts: Vec::new(), hint: hint.into() }
+}
+
+fn server_findings(source: &SourceFacts, found: &mut Vec<Halt>) {
+    let (major, minor) = (source.version / 10_000, source.version % 10_000);
+    if source.version < VERSION_MIN {
+        let message =
+            format!("the source is Postgres {}, older than 14", super::publication::version_text(source.version));
+        found.push(halt(Code::ServerVersion, message, "pg_upgrade to Postgres 14 or newer"));
+        return;
+    }
+    if let Some(first) = MINORS_MIN.into_iter().find(|first| first / 10_000 == major && source.version < *first) {
+        let mut finding = halt(
+            Code::ServerVersion,
+            format!(
+                "the source is Postgres {major}.{minor}, which loses changes when a table is altered or published meanwhile"
+            ),
+            format!("update the source to Postgres {major}.{} or newer", first % 10_000),
+        );
+        finding.facts.push("fixed on 2025-05-08 in 14.18, 15.13, 16.9 and 17.5".into());
+        found.push(finding);
+    }
+    if source.in_recovery {
+        found.push(halt(
+            Code::SourceInRecovery,
+            format!("database {:?} is on a standby (in recovery); only a primary can be read", source.database),
+            "point source.url at the primary",
+        ));
+    }
+    if source.wal_level != "logical" {
+        found.push(halt(
+            Code::WalLevel,
+            format!("the source's wal_level is {}, so its log does not hold what changed", source.wal_level),
+            "ALTER SYSTEM SET wal_level = logical; then restart the server",
+        ));
+    }
+    if !source.replication {
+        found.push(halt(
+            Code::NoRight,
+            format!("role {:?} has no right to replicate", source.role),
+            format!("ALTER ROLE {} REPLICATION", quote_identifier(&source.role)),
+        ));
+    }
+}
+
+fn table_findings(source: &SourceFacts, table: &TableFacts, found: &mut Vec<Halt>) {
+    let role = quote_identifier(&source.role);
+    if let Some(finding) = unsupported(table) {
+        found.push(finding);
+        return;
+    }
+    match key_of(table) {
+        Err(Error::Halt(finding)) => found.push(*finding),
+        Ok(_) | Err(Error::Retry(_)) => {}
+    }
+    if !table.may_use_schema {
+        found.push(halt(
+            Code::NoRight,
+            format!("role {:?} may not use schema {:?}", source.role, table.name.schema),
+            format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_identifier(&table.name.schema)),
+        ));
+    }
+    if !table.may_select {
+        found.push(halt(
+            Code::NoRight,
+            format!("role {:?} may not read table {}", source.role, table.name),
+            format!("GRANT SELECT ON {} TO {role}", table.name.quoted()),
+        ));
+    }
+    if table.rows_hidden {
+        let mut finding = halt(
+            Code::NoRight,
+            format!("row level security hides rows of table {} from role {:?}", table.name, source.role),
+            format!("ALTER ROLE {role} BYPASSRLS"),
+        );
+        finding.facts.push("a snapshot would miss the hidden rows while the stream carries all".into());
+        found.push(finding);
+    }
+}
+
+/// Kinds of relations whose changes can't be read as one table's, by name.
+fn unsupported(table: &TableFacts) -> Option<Halt> {
+    let name = &table.name;
+    let finding = |what: &str, hint: String| Some(halt(Code::TableUnsupported, format!("{name} is {what}"), hint));
+    let instead = |what: &str| format!("lockstep check, after routing {what} instead of {name} in connectors/");
+    match (table.kind, table.persistence) {
+        (Kind::Partitioned, _) => finding(
+            "a partitioned table; its root can't be routed in this version, its partitions can, one by one",
+            instead("its partitions"),
+        ),
+        (Kind::View, _) => finding("a view, which has no changes of its own", instead("the tables below it")),
+        (Kind::MaterializedView, _) => {
+            finding("a materialized view, whose refreshes are not in the stream", instead("the tables below it"))
+        }
+        (Kind::Foreign, _) => finding("a foreign table: its changes happen in another database", instead("nothing")),
+        (Kind::Other, _) => finding("not a table", instead("a table")),
+        (Kind::Table, Persistence::Unlogged) => {
+            finding("unlogged: its changes are not in the log", format!("ALTER TABLE {} SET LOGGED", name.quoted()))
+        }
+        (Kind::Table, Persistence::Temporary) => finding("temporary", instead("a permanent table")),
+        (Kind::Table, Persistence::Permanent) if table.children > 0 => finding(
+            "a table that others inherit from; what it shows is not its own rows alone",
+            instead("the inheriting tables"),
+        ),
+        (Kind::Table, Persistence::Permanent) => None,
+    }
+}
+
+/// The rights to make the publication, or to add tables to it.
+fn publication_findings(
+    source: &SourceFacts,
+    name: &str,
+    publication: Option<&PublicationFacts>,
+    unpublished: &[&TableFacts],
+    found: &mut Vec<Halt>,
+) {
+    let role = quote_identifier(&source.role);
+    let foreign: Vec<&TableFacts> = unpublished.iter().copied().filter(|t| !t.owned).collect();
+    if !foreign.is_empty() {
+        found.push(not_owner(source, name, publication.is_some(), unpublished, &foreign));
+    }
+    match publication {
+        None if !source.may_create => found.push(halt(
+            Code::NoRight,
+            format!("role {:?} may not make a publication in database {:?}", source.role, source.database),
+            format!("GRANT CREATE ON DATABASE {} TO {role}", quote_identifier(&source.database)),
+        )),
+        Some(publication) if !publication.owned => found.push(halt(
+            Code::NoRight,
+            format!("role {:?} does not own publication {name:?}, so it can't add tables to it", source.role),
+            format!("ALTER PUBLICATION {} OWNER TO {role}", quote_identifier(name)),
+        )),
+        None | Some(_) => {}
+    }
+}
+
+/// Membership in the owners is enough, unless that would make a superuser of us: then a superuser does it once by hand.
+fn not_owner(
+    source: &SourceFacts,
+    publication: &str,
+    exists: bool,
+    unpublished: &[&TableFacts],
+    foreign: &[&TableFacts],
+) -> Halt {
+    let tables: Vec<TableName> = unpublished.iter().map(|t| t.name.clone()).collect();
+    let by_hand = if exists {
+        publication::add_tables_sql(publication, &tables)
+    } else {
+        publication::create_sql(publication, &tables)
+    };
+    let names: Vec<String> = foreign.iter().map(|t| t.name.to_string()).collect();
+    let message = format!("role {:?} does not own {}, so it can't publish them", source.role, names.join(", "));
+    if foreign.iter().any(|t| t.owner_is_superuser) {
+        let mut finding = halt(Code::NoRight, message, by_hand);
+        finding
+            .facts
+            .push("typed by a superuser; a table's owner or a member of it could publish its tables too".into());
+        return finding;
+    }
+    let owners: BTreeSet<&str> = foreign.iter().map(|t| t.owner.as_str()).collect();
+    let grant = format!("GRANT {} TO {}", quoted_list(owners), quote_identifier(&source.role));
+    let mut finding = halt(Code::NoRight, message, grant);
+    finding.facts.push(format!("or let a superuser type: {by_hand}"));
+    finding
+}
+
+fn missing(name: &TableName, database: &str, known: &[TableName]) -> Halt {
+    let mut finding = halt(
+        Code::TableMissing,
+        format!("there is no table {name} in database {database:?}"),
+        "CREATE TABLE it, or correct `table` in its connector",
+    );
+    let near = similar(name, known);
+    if !near.is_empty() {
+        let names: Vec<String> = near.iter().map(|n| n.to_string()).collect();
+        finding.hint = format!("did you mean {}? correct `table` in its connector", names.join(" or "));
+    }
+    finding
+}
+
+/// Up to three tables whose names are near: the same table in another schema, or a few letters away.
+fn similar<'a>(name: &TableName, known: &'a [TableName]) -> Vec<&'a TableName> {
+    let wanted = name.to_string().to_lowercase();
+    let letters_max = (wanted.chars().count() / 4).clamp(1, 3);
+    let mut near: Vec<(usize, &TableName)> = known
+        .iter()
+        .filter_map(|candidate| {
+            if candidate.table == name.table {
+                return Some((0, candidate));
+            }
+            let distance = strsim::levenshtein(&wanted, &candidate.to_string().to_lowercase());
+            (distance <= letters_max).then_some((distance, candidate))
+        })
+        .collect();
+    near.sort();
+    near.into_iter().take(3).map(|(_, candidate)| candidate).collect()
+}
+
+/// In which order tables are filled, so that a referenced row is there first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadOrder {
+    /// Indexes of the tables, referenced ones first.
+    pub order: Vec<usize>,
+    /// Groups that reference each other, or a table itself: no order helps them, only deferred constraints.
+    pub cycles: Vec<Vec<TableName>>,
+}
+
+/// Orders tables by their foreign keys. References to tables that are not among them do not matter.
+pub fn load_order(tables: &[TableFacts]) -> LoadOrder {
+    let index: HashMap<&TableName, usize> = tables.iter().enumerate().map(|(i, t)| (&t.name, i)).collect();
+    let parents: Vec<Vec<usize>> = tables
+        .iter()
+        .map(|t| t.foreign_keys.iter().filter_map(|f| index.get(&f.references).copied()).collect())
+        .collect();
+    let mut search = Components::new(&parents);
+    for table in 0..tables.len() {
+        search.visit(table);
+    }
+    let mut order = Vec::with_capacity(tables.len());
+    let mut cycles = Vec::new();
+    for mut component in search.found {
+        component.sort_unstable();
+        if component.len() > 1 || parents[component[0]].contains(&component[0]) {
+            cycles.push(component.iter().map(|&i| tables[i].name.clone()).collect());
+        }
+        order.extend(component);
+    }
+    LoadOrder { order, cycles }
+}
+
+/// Tarjan's strongly connected components: they come out with everything that they point to before them.
+struct Components<'a> {
+    parents: &'a [Vec<usize>],
+    /// Number at which a table was first seen; `None` before.
+    number: Vec<Option<usize>>,
+    /// Smallest number reachable.
+    low: Vec<usize>,
+    stack: Vec<usize>,
+    on_stack: Vec<bool>,
+    next: usize,
+    found: Vec<Vec<usize>>,
+}
+
+impl<'a> Components<'a> {
+    fn new(parents: &'a [Vec<usize>]) -> Components<'a> {
+        let count = parents.len();
+        Components {
+            parents,
+            number: vec![None; count],
+            low: vec![0; count],
+            stack: Vec::new(),
+            on_stack: vec![false; count],
+            next: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Recursive: as deep as the longest chain of foreign keys among the routed tables, tens at most.
+    fn visit(&mut self, table: usize) {
+        if self.number[table].is_some() {
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        (self.number[table], self.low[table]) = (Some(number), number);
+        self.stack.push(table);
+        self.on_stack[table] = true;
+        for &parent in &self.parents[table] {
+            match self.number[parent] {
+                None => {
+                    self.visit(parent);
+                    self.low[table] = self.low[table].min(self.low[parent]);
+                }
+                Some(seen) if self.on_stack[parent] => self.low[table] = self.low[table].min(seen),
+                Some(_) => {}
+            }
+        }
+        if self.low[table] == number {
+            let start = self.stack.iter().rposition(|&t| t == table).expect("it was pushed above");
+            let component = self.stack.split_off(start);
+            component.iter().for_each(|&t| self.on_stack[t] = false);
+            self.found.push(component);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::catalog::{ForeignKey, Identity};
+
+    fn table(name: &str, references: &[&str]) -> TableFacts {
+        TableFacts {
+            oid: 1,
+            name: TableName::new("public", name),
+            owner: "o".into(),
+            owner_is_superuser: false,
+            kind: Kind::Table,
+            persistence: Persistence::Permanent,
+            identity: Identity::Default,
+            is_partition: false,
+            children: 0,
+            columns: vec![],
+            primary_key: None,
+            identity_index: None,
+            foreign_keys: references
+                .iter()
+                .map(|r| ForeignKey { name: "f".into(), references: TableName::new("public", *r), deferrable: false })
+                .collect(),
+            rows_estimate: None,
+            bytes_estimate: 0,
+            may_select: true,
+            may_use_schema: true,
+            owned: true,
+            rows_hidden: false,
+        }
+    }
+
+    #[test]
+    fn referenced_tables_are_loaded_first() {
+        let tables =
+            [table("line", &["order", "product"]), table("order", &["customer"]), table("customer", &["gone"])];
+        assert_eq!(load_order(&tables), LoadOrder { order: vec![2, 1, 0], cycles: vec![] });
+        let tables = [table("child", &["a"]), table("a", &["b"]), table("b", &["a"]), table("tree", &["tree"])];
+        let order = load_order(&tables);
+        assert_eq!(order.order, [1, 2, 0, 3]);
+        let name = |n: &str| TableName::new("public", n);
+        assert_eq!(order.cycles, [vec![name("a"), name("b")], vec![name("tree")]]);
+    }
+
+    #[test]
+    fn suggestions_are_near_names_only() {
+        let known = ["public.products", "public.product_prices", "shop.product", "public.customers"]
+            .map(|n| n.split_once('.').map(|(s, t)| TableName::new(s, t)).unwrap());
+        let near = |schema, table| -> Vec<String> {
+            similar(&TableName::new(schema, table), &known).iter().map(|n| n.to_string()).collect()
+        };
+        assert_eq!(near("public", "product"), ["shop.product", "public.products"]);
+        assert_eq!(near("public", "Customers"), ["public.customers"]);
+        assert!(near("public", "invoices").is_empty());
+    }
+}

@@ -1,0 +1,776 @@
+//! The supervisor: starts roles, starts them again, stops them in order, and knows what the process's exit code means.
+//!
+//! Every role (the source reader, each sink) runs on a thread of its own with a runtime of its own, because a reader's hot
+//! loop and a sink's blocking Kafka polls must not hold each other up. A role is a function that runs until it is asked to
+//! stop or fails; what a failure means is in the error ([`Error::Retry`], [`Error::Halt`]) and is carried out here, once.
+//!
+//! | a role ends with | then |
+//! |---|---|
+//! | `Ok` after it was asked to stop | it has drained |
+//! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a growing, jittered pause |
+//! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on |
+//! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
+//!
+//! The process ends
+//! - with 0 once it was asked to stop and everything drained in time, whether or not a role was halted,
+//! - with 1 when a role does not stop in time, or after a panic,
+//! - with 3 when nothing can move any more, that is: (a) every role of this process is halted, or (b) the source role is halted
+//!   and was never in `snapshot` or `streaming` since the process started, and for [`Limits::nothing_moves`] no sink of this
+//!   process was able to move (`snapshot`, `streaming`, `standby` or `paused`). A process whose source halts after it has
+//!   streamed stays: its sinks may have a backlog to apply, and its status page says what to do.
+//!
+//! Order of a stop: the source stops reading, flushes, cuts its last checkpoint and confirms it; then the sinks apply what is
+//! there; then HTTP. One deadline over all of it.
+//!
+//! Invariants: no detached task or thread outlives [`supervise`] unless it missed the deadline, and then it is named in the
+//! log. A role's state in the board is never ahead of what the supervisor has done.
+//!
+//! Not here: what roles do, signals, configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::error::{Error, Halt, Result};
+use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
+use crate::http::{Http, Pulse};
+use crate::status::{Board, HaltStatus, SinkReporter, SourceReporter, State};
+
+/// How often a role's loop shows that it turns.
+const PULSE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the rule "nothing can move" is looked at.
+const STUCK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The supervisor's patience. Constants of the product; tests shorten them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The shortest pause before a role is started again: a restarted broker or a fail-over is not over sooner.
+    pub retry_min: Duration,
+    /// The longest: an outage that ends is noticed at once by human standards.
+    pub retry_max: Duration,
+    /// From the request to stop to exit 1. Orchestrators kill after 30 s (Kubernetes) or 10 s (Docker).
+    pub drain: Duration,
+    /// Of it, what the source may take before the sinks are stopped all the same.
+    pub source_drain: Duration,
+    /// How long sinks may take to show that they can move, when the source can't.
+    pub nothing_moves: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+            source_drain: Duration::from_secs(6),
+            nothing_moves: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Asked to stop, and everything drained.
+    Drained,
+    /// Something did not stop in time, or died.
+    Failed,
+    /// Nothing can move any more; a person must act.
+    Halted,
+}
+
+impl Exit {
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Drained => 0,
+            Exit::Failed => 1,
+            Exit::Halted => 3,
+        }
+    }
+}
+
+/// Which part of the pipeline a role is. Prints and parses as `source` or `sink:NAME`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum RoleName {
+    Source,
+    Sink(String),
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RoleName::Source => f.write_str("source"),
+            RoleName::Sink(name) => write!(f, "sink:{name}"),
+        }
+    }
+}
+
+impl FromStr for RoleName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RoleName, String> {
+        match text.split_once(':') {
+            None if text == "source" => Ok(RoleName::Source),
+            Some(("sink", name)) if !name.is_empty() => Ok(RoleName::Sink(name.to_owned())),
+            _ => Err("a role is \"source\" or \"sink:NAME\"".to_owned()),
+        }
+    }
+}
+
+/// A role at work. It stays on its thread, so it need not be `Send`.
+type Running = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+/// One role: its name, where it reports, and how it is started.
+pub struct Role {
+    name: RoleName,
+    desk: Desk,
+    start: Box<dyn Fn(CancellationToken) -> Running + Send>,
+}
+
+/// Where a role and its supervisor report.
+#[derive(Clone)]
+enum Desk {
+    Source(SourceReporter, SourceMetrics),
+    Sink(SinkReporter, SinkMetrics),
+}
+
+impl Role {
+    /// The source reader. `start` is called for every attempt.
+    pub fn source<F, R>(metrics: &Metrics, start: F) -> Role
+    where
+        F: Fn(SourceReporter, SourceMetrics, CancellationToken) -> R + Send + 'static,
+        R: Future<Output = Result<()>> + 'static,
+    {
+        let (reporter, metrics) = (SourceReporter::default(), metrics.source());
+        let desk = Desk::Source(reporter.clone(), metrics.clone());
+        let start = move |token| -> Running { Box::pin(start(reporter.clone(), metrics.clone(), token)) };
+        Role { name: RoleName::Source, desk, start: Box::new(start) }
+    }
+
+    /// One sink. `start` is called for every attempt.
+    pub fn sink<F, R>(name: &str, metrics: &Metrics, start: F) -> Role
+    where
+        F: Fn(SinkReporter, SinkMetrics, CancellationToken) -> R + Send + 'static,
+        R: Future<Output = Result<()>> + 'static,
+    {
+        let (reporter, metrics) = (SinkReporter::default(), metrics.sink(name));
+        let desk = Desk::Sink(reporter.clone(), metrics.clone());
+        let start = move |token| -> Running { Box::pin(start(reporter.clone(), metrics.clone(), token)) };
+        Role { name: RoleName::Sink(name.to_owned()), desk, start: Box::new(start) }
+    }
+}
+
+impl Desk {
+    fn state(&self) -> State {
+        match self {
+            Desk::Source(reporter, _) => reporter.watch().borrow().state,
+            Desk::Sink(reporter, _) => reporter.watch().borrow().state,
+        }
+    }
+
+    /// A new state; `None` leaves what is waited for as it was.
+    fn set(&self, state: State, waiting_for: Option<String>) {
+        match self {
+            Desk::Source(reporter, _) => reporter.update(|s| {
+                s.state = state;
+                s.waiting_for = waiting_for.or(s.waiting_for.take());
+            }),
+            Desk::Sink(reporter, _) => reporter.update(|s| {
+                s.state = state;
+                s.waiting_for = waiting_for.or(s.waiting_for.take());
+            }),
+        }
+    }
+
+    fn halt(&self, halt: &Halt) {
+        let halt = Some(HaltStatus::new(halt, Timestamp::now()));
+        match self {
+            Desk::Source(reporter, _) => {
+                reporter.update(|s| (s.state, s.halt, s.waiting_for) = (State::Halted, halt, None));
+            }
+            Desk::Sink(reporter, _) => {
+                reporter.update(|s| (s.state, s.halt, s.waiting_for) = (State::Halted, halt, None));
+            }
+        }
+    }
+
+    fn count_retry(&self) {
+        match self {
+            Desk::Source(_, metrics) => metrics.retry(),
+            Desk::Sink(_, metrics) => metrics.retry(),
+        }
+    }
+}
+
+/// How a role ended for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Drained,
+    Halted {
+        /// It was in `snapshot` or `streaming` before.
+        moved: bool,
+    },
+}
+
+/// Runs the roles until they are stopped through `shutdown`, or until nothing can move any more. Roles have distinct names, at
+/// most one of them is the source. HTTP is served on `listener` meanwhile.
+pub async fn supervise(
+    pipeline: &str,
+    roles: Vec<Role>,
+    metrics: Metrics,
+    listener: Option<TcpListener>,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> Exit {
+    assert!(!roles.is_empty(), "a process without a role");
+    let board = board(pipeline, &roles);
+    let mut supervisor = Supervisor::start(roles, limits);
+    let http_token = CancellationToken::new();
+    if let Some(listener) = listener {
+        let http = Http::new(board.clone(), metrics, std::mem::take(&mut supervisor.pulses));
+        let token = http_token.clone();
+        supervisor.tasks.spawn(async move {
+            http.serve(listener, token).await;
+            Task::Http
+        });
+        supervisor.http_runs = true;
+    }
+    let mut exit = supervisor.watch(&board, &shutdown).await;
+    let deadline = Instant::now() + limits.drain;
+    if exit != Exit::Failed && !supervisor.drain(deadline).await {
+        exit = Exit::Failed;
+    }
+    http_token.cancel();
+    supervisor.end_http(deadline).await;
+    exit
+}
+
+fn board(pipeline: &str, roles: &[Role]) -> Board {
+    let mut board = Board { pipeline: pipeline.to_owned(), source: None, sinks: BTreeMap::new() };
+    for role in roles {
+        match (&role.name, &role.desk) {
+            (RoleName::Sink(name), Desk::Sink(reporter, _)) => {
+                let before = board.sinks.insert(name.clone(), reporter.watch());
+                assert!(before.is_none(), "two roles for sink {name:?}");
+            }
+            (RoleName::Source, Desk::Source(reporter, _)) => {
+                let before = board.source.replace(reporter.watch());
+                assert!(before.is_none(), "two source roles");
+            }
+            _ => unreachable!("a role is made with the desk of its kind"),
+        }
+    }
+    board
+}
+
+/// What the one set of tasks waits for.
+enum Task {
+    /// A role's thread ended; `None`: it panicked.
+    Role(RoleName, Option<End>),
+    Http,
+}
+
+struct Supervisor {
+    tasks: JoinSet<Task>,
+    pulses: Vec<Pulse>,
+    /// Roles that have not ended for good.
+    running: Vec<RoleName>,
+    /// The source role halted before it ever moved.
+    source_never_moved: bool,
+    source_token: CancellationToken,
+    sinks_token: CancellationToken,
+    http_runs: bool,
+    limits: Limits,
+}
+
+impl Supervisor {
+    fn start(roles: Vec<Role>, limits: Limits) -> Supervisor {
+        let mut supervisor = Supervisor {
+            tasks: JoinSet::new(),
+            pulses: Vec::new(),
+            running: Vec::new(),
+            source_never_moved: false,
+            source_token: CancellationToken::new(),
+            sinks_token: CancellationToken::new(),
+            http_runs: false,
+            limits,
+        };
+        for role in roles {
+            let name = role.name.clone();
+            let token = match name {
+                RoleName::Source => supervisor.source_token.clone(),
+                RoleName::Sink(_) => supervisor.sinks_token.clone(),
+            };
+            let (pulse, last) = watch::channel(Some(Instant::now()));
+            supervisor.pulses.push(Pulse { role: name.to_string(), last });
+            supervisor.running.push(name.clone());
+            let ended = spawn(role, token, pulse, limits);
+            supervisor.tasks.spawn(async move { Task::Role(name, ended.await.ok()) });
+        }
+        supervisor
+    }
+
+    /// Until the process is asked to stop or can't go on.
+    async fn watch(&mut self, board: &Board, shutdown: &CancellationToken) -> Exit {
+        let mut look = tokio::time::interval(STUCK_INTERVAL);
+        let mut still_since = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Exit::Drained,
+                Some(task) = self.tasks.join_next() => if !self.note(task) {
+                    return Exit::Failed;
+                },
+                _ = look.tick() => {}
+            }
+            if self.running.is_empty() {
+                error!("every role is halted: nothing can move any more");
+                return Exit::Halted;
+            }
+            if !self.source_never_moved || board.sinks.values().any(|sink| sink.borrow().state.able_to_move()) {
+                still_since = Instant::now();
+            } else if still_since.elapsed() >= self.limits.nothing_moves {
+                error!("the source is halted and no sink can move: nothing can move any more");
+                return Exit::Halted;
+            }
+        }
+    }
+
+    /// Takes note of an ended task; false when that means the end of the process.
+    fn note(&mut self, task: Result<Task, tokio::task::JoinError>) -> bool {
+        match task {
+            Ok(Task::Role(name, Some(end))) => {
+                self.running.retain(|running| *running != name);
+                self.source_never_moved |= name == RoleName::Source && end == End::Halted { moved: false };
+                true
+            }
+            Ok(Task::Role(name, None)) => {
+                error!(role = %name, "the role's thread panicked; the process ends, a restart resumes from the ledger");
+                false
+            }
+            Ok(Task::Http) => {
+                self.http_runs = false;
+                true
+            }
+            Err(error) => {
+                error!(%error, "the HTTP task failed");
+                false
+            }
+        }
+    }
+
+    /// Source first, then sinks. False if something did not stop in time.
+    async fn drain(&mut self, deadline: Instant) -> bool {
+        info!(roles = self.running.len(), "stopping: the source first, then the sinks");
+        self.source_token.cancel();
+        let source_deadline = deadline.min(Instant::now() + self.limits.source_drain);
+        let source_ended = |running: &[RoleName]| !running.contains(&RoleName::Source);
+        let Some(in_time) = self.wait_until(source_ended, source_deadline).await else { return false };
+        if !in_time {
+            warn!("the source reader has not drained yet; stopping the sinks meanwhile");
+        }
+        self.sinks_token.cancel();
+        let Some(in_time) = self.wait_until(<[RoleName]>::is_empty, deadline).await else { return false };
+        for name in &self.running {
+            error!(role = %name, after = ?self.limits.drain, "the role did not stop in time; ending without it");
+        }
+        if in_time {
+            info!("stopped");
+        }
+        in_time
+    }
+
+    /// Waits until the running roles are as wished; false at the deadline, `None` if something died.
+    async fn wait_until(&mut self, done: impl Fn(&[RoleName]) -> bool, deadline: Instant) -> Option<bool> {
+        while !done(&self.running) {
+            match timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(task)) => self.note(task).then_some(())?,
+                Ok(None) => return Some(done(&self.running)),
+                Err(_) => return Some(false),
+            }
+        }
+        Some(true)
+    }
+
+    /// The token is cancelled; answers under way end by themselves, soon.
+    async fn end_http(&mut self, deadline: Instant) {
+        // At least this long even after a drain that took all the time there was: the answers are small.
+        let deadline = deadline.max(Instant::now() + Duration::from_millis(100));
+        while self.http_runs {
+            match timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(task)) => {
+                    self.note(task);
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Starts a role's thread. The answer comes when the role ended for good, and is an error if the thread panicked.
+fn spawn(
+    role: Role,
+    token: CancellationToken,
+    pulse: watch::Sender<Option<Instant>>,
+    limits: Limits,
+) -> oneshot::Receiver<End> {
+    let (tell, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(role.name.to_string());
+    let body = move || {
+        // The thread belongs to the role, so everything logged on it does.
+        let _span = tracing::info_span!("role", name = %role.name).entered();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime needs nothing but file descriptors");
+        let end = runtime.block_on(keep_running(&role, &token, &pulse, &limits));
+        runtime.shutdown_background();
+        // The role ended as it should: not a silence that /healthz must report.
+        pulse.send_replace(None);
+        let _ = tell.send(end);
+    };
+    thread.spawn(body).expect("the system gives a process its few threads");
+    ended
+}
+
+/// Attempt after attempt, until the role has drained or halted.
+async fn keep_running(
+    role: &Role,
+    token: &CancellationToken,
+    pulse: &watch::Sender<Option<Instant>>,
+    limits: &Limits,
+) -> End {
+    let (mut failures, mut moved) = (0, false);
+    while !token.is_cancelled() {
+        let begun = Instant::now();
+        let mut moved_now = false;
+        let see = || moved_now |= matches!(role.desk.state(), State::Snapshot | State::Streaming);
+        let outcome = beating((role.start)(token.clone()), pulse, see).await;
+        moved |= moved_now;
+        let error = match outcome {
+            Ok(()) if token.is_cancelled() => break,
+            Ok(()) => Error::retry_plain("the role ended without being asked to"),
+            Err(Error::Halt(halt)) => {
+                error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
+                role.desk.halt(&halt);
+                return End::Halted { moved };
+            }
+            Err(error) => error,
+        };
+        if token.is_cancelled() {
+            warn!("stopped while failing: {}", error.chain());
+            break;
+        }
+        // A role that worked for a while has earned a quick first attempt; one that fails again at once has not.
+        if moved_now && begun.elapsed() >= limits.retry_max {
+            failures = 0;
+        }
+        failures += 1;
+        let pause = retry_pause(failures, rand::random(), limits);
+        warn!(failures, ?pause, "will try again: {}", error.chain());
+        role.desk.count_retry();
+        role.desk.set(State::Retrying, Some(error.chain()));
+        let asked_to_stop = token.run_until_cancelled(beating(sleep(pause), pulse, || ())).await.is_none();
+        if asked_to_stop {
+            break;
+        }
+        role.desk.set(State::Starting, None);
+    }
+    End::Drained
+}
+
+/// Polls `work` to its end and shows meanwhile that the loop turns; calls `see` each time and once at the end.
+async fn beating<T>(work: impl Future<Output = T>, pulse: &watch::Sender<Option<Instant>>, mut see: impl FnMut()) -> T {
+    tokio::pin!(work);
+    let mut tick = tokio::time::interval(PULSE_INTERVAL);
+    loop {
+        tokio::select! {
+            biased;
+            outcome = &mut work => {
+                see();
+                return outcome;
+            }
+            _ = tick.tick() => {
+                see();
+                pulse.send_replace(Some(Instant::now()));
+            }
+        }
+    }
+}
+
+/// The pause after so many failures in a row: doubling from `retry_min` up to `retry_max`, of which `spread` in 0..1 takes up
+/// to half away, so that roles that failed together do not come back together.
+fn retry_pause(failures: u32, spread: f64, limits: &Limits) -> Duration {
+    let doubled = limits.retry_min.saturating_mul(2_u32.saturating_pow(failures.min(16)));
+    doubled.min(limits.retry_max).mul_f64(1.0 - spread / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+
+    const QUICK: Limits = Limits {
+        retry_min: Duration::from_millis(5),
+        retry_max: Duration::from_millis(20),
+        drain: Duration::from_millis(600),
+        source_drain: Duration::from_millis(200),
+        nothing_moves: Duration::from_millis(500),
+    };
+
+    fn halt(code: Code) -> Error {
+        Error::halt(code, "found something", "type this")
+    }
+
+    /// A source that streams until it is stopped, then tells that it has drained.
+    fn streaming_source(metrics: &Metrics, log: mpsc::Sender<&'static str>) -> Role {
+        Role::source(metrics, move |reporter, _, token| {
+            let log = log.clone();
+            async move {
+                reporter.moving(State::Streaming);
+                token.cancelled().await;
+                sleep(Duration::from_millis(50)).await;
+                log.send("source drained").unwrap();
+                Ok(())
+            }
+        })
+    }
+
+    fn streaming_sink(metrics: &Metrics, name: &'static str, log: mpsc::Sender<&'static str>) -> Role {
+        Role::sink(name, metrics, move |reporter, _, token| {
+            let log = log.clone();
+            async move {
+                reporter.moving(State::Streaming);
+                token.cancelled().await;
+                log.send(name).unwrap();
+                Ok(())
+            }
+        })
+    }
+
+    fn halting_sink(metrics: &Metrics, name: &str, code: Code) -> Role {
+        Role::sink(name, metrics, move |_, _, _| async move { Err(halt(code)) })
+    }
+
+    async fn run(roles: Vec<Role>, metrics: Metrics, stop_after: Duration) -> (Exit, Duration) {
+        let (shutdown, begun) = (CancellationToken::new(), Instant::now());
+        let stop = shutdown.clone();
+        let stopper = tokio::spawn(async move {
+            sleep(stop_after).await;
+            stop.cancel();
+        });
+        let exit = supervise("shop", roles, metrics, None, QUICK, shutdown).await;
+        stopper.abort();
+        (exit, begun.elapsed())
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_stop_drains_the_source_before_the_sinks() {
+        let (metrics, (log, order)) = (Metrics::new(), mpsc::channel());
+        let roles = vec![
+            streaming_sink(&metrics, "orders", log.clone()),
+            streaming_source(&metrics, log.clone()),
+            streaming_sink(&metrics, "stock", log.clone()),
+        ];
+        let (exit, _) = run(roles, metrics, Duration::from_millis(50)).await;
+        drop(log);
+        assert_eq!(exit, Exit::Drained);
+        let order: Vec<_> = order.iter().collect();
+        assert_eq!((order[0], order.len()), ("source drained", 3));
+    }
+
+    #[tokio::test]
+    async fn a_retry_starts_the_role_again_and_a_halt_stops_it_alone() {
+        let (metrics, (log, _order)) = (Metrics::new(), mpsc::channel());
+        let attempts = Arc::new(AtomicU32::new(0));
+        let counted = attempts.clone();
+        let flaky = Role::sink("flaky", &metrics, move |reporter, _, token| {
+            let attempt = counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                if attempt < 3 {
+                    return Err(Error::retry("connecting to the sink", "connection refused"));
+                }
+                reporter.moving(State::Streaming);
+                token.cancelled().await;
+                Ok(())
+            }
+        });
+        let roles = vec![flaky, halting_sink(&metrics, "broken", Code::TopicGap), streaming_source(&metrics, log)];
+        let board = board("shop", &roles);
+        let watched = board.clone();
+        let look = tokio::spawn(async move {
+            sleep(Duration::from_millis(300)).await;
+            watched.status()
+        });
+        let (exit, _) = run(roles, metrics.clone(), Duration::from_millis(400)).await;
+        assert_eq!(exit, Exit::Drained, "a halted sink does not change how a stop ends");
+        let status = look.await.unwrap();
+        assert_eq!(status["sinks"]["flaky"]["state"], "streaming");
+        assert_eq!(status["sinks"]["flaky"]["waiting_for"], serde_json::Value::Null);
+        assert_eq!(status["sinks"]["broken"]["halt"]["code"], "TOPIC_GAP");
+        assert_eq!(status["source"]["state"], "streaming");
+        assert_eq!(attempts.load(Ordering::SeqCst), 4);
+        let text = metrics.render(&board);
+        assert!(text.contains("lockstep_sink_retries_total{sink=\"flaky\"} 3"), "{text}");
+        assert!(text.contains("lockstep_sink_halted{sink=\"broken\"} 1"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn while_it_retries_a_role_says_why() {
+        let metrics = Metrics::new();
+        let role = Role::source(&metrics, |_, _, _| async {
+            Err(Error::retry("connecting to the source", "connection refused"))
+        });
+        let roles = vec![role];
+        let board = board("shop", &roles);
+        let (exit, _) = run(roles, metrics, Duration::from_millis(100)).await;
+        assert_eq!(exit, Exit::Drained);
+        assert_eq!(board.status()["source"]["waiting_for"], "connecting to the source: connection refused");
+    }
+
+    #[tokio::test]
+    async fn a_role_that_ends_unasked_is_started_again() {
+        let metrics = Metrics::new();
+        let attempts = Arc::new(AtomicU32::new(0));
+        let counted = attempts.clone();
+        let role = Role::sink("orders", &metrics, move |_, _, _| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        });
+        run(vec![role], metrics, Duration::from_millis(200)).await;
+        assert!(attempts.load(Ordering::SeqCst) > 1);
+    }
+
+    #[tokio::test]
+    async fn three_when_every_role_is_halted() {
+        let metrics = Metrics::new();
+        let source = Role::source(&metrics, |_, _, _| async { Err(halt(Code::SlotLost)) });
+        let roles = vec![source, halting_sink(&metrics, "orders", Code::TopicGap)];
+        let (exit, took) = run(roles, metrics, LONG).await;
+        assert_eq!(exit, Exit::Halted);
+        assert!(took < QUICK.nothing_moves, "all halted needs no waiting");
+    }
+
+    #[tokio::test]
+    async fn three_when_the_source_halts_first_and_no_sink_ever_moves() {
+        let metrics = Metrics::new();
+        let source = Role::source(&metrics, |_, _, _| async { Err(halt(Code::WalLevel)) });
+        let waiting = Role::sink("orders", &metrics, |_, _, token| async move {
+            token.cancelled().await;
+            Ok(())
+        });
+        let (exit, took) = run(vec![source, waiting], metrics, LONG).await;
+        assert_eq!(exit, Exit::Halted);
+        assert!(took >= QUICK.nothing_moves);
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_moves_keeps_the_process_when_the_source_is_halted() {
+        let (metrics, (log, _order)) = (Metrics::new(), mpsc::channel());
+        let source = Role::source(&metrics, |_, _, _| async { Err(halt(Code::WalLevel)) });
+        let roles = vec![source, streaming_sink(&metrics, "orders", log)];
+        let (exit, took) = run(roles, metrics, QUICK.nothing_moves * 2).await;
+        assert_eq!(exit, Exit::Drained);
+        assert!(took >= QUICK.nothing_moves * 2);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_halts_after_streaming_keeps_the_process() {
+        let metrics = Metrics::new();
+        let source = Role::source(&metrics, |reporter, _, _| async move {
+            reporter.moving(State::Streaming);
+            sleep(Duration::from_millis(20)).await;
+            Err(halt(Code::SlotLost))
+        });
+        let waiting = Role::sink("orders", &metrics, |_, _, token| async move {
+            token.cancelled().await;
+            Ok(())
+        });
+        let (exit, took) = run(vec![source, waiting], metrics, QUICK.nothing_moves * 2).await;
+        assert_eq!(exit, Exit::Drained);
+        assert!(took >= QUICK.nothing_moves * 2);
+    }
+
+    #[tokio::test]
+    async fn a_role_that_does_not_stop_costs_the_deadline_and_exit_one() {
+        let (metrics, (log, order)) = (Metrics::new(), mpsc::channel());
+        let stubborn = Role::source(&metrics, |reporter, _, _| async move {
+            reporter.moving(State::Streaming);
+            std::future::pending().await
+        });
+        let roles = vec![stubborn, streaming_sink(&metrics, "orders", log)];
+        let (exit, took) = run(roles, metrics, Duration::from_millis(50)).await;
+        assert_eq!(exit, Exit::Failed);
+        assert!(took >= QUICK.drain && took < QUICK.drain * 4, "{took:?}");
+        assert_eq!(order.iter().next(), Some("orders"), "the sinks are drained all the same");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_process_with_one_at_once() {
+        let (metrics, (log, _order)) = (Metrics::new(), mpsc::channel());
+        let broken = Role::source(&metrics, |_, _, _| async { panic!("a bug, on purpose") });
+        let roles = vec![broken, streaming_sink(&metrics, "orders", log)];
+        let (exit, took) = run(roles, metrics, LONG).await;
+        assert_eq!(exit, Exit::Failed);
+        assert!(took < QUICK.drain, "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn http_answers_until_the_roles_are_done() {
+        let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+        let listener = crate::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let slow = Role::sink("orders", &metrics, move |reporter, _, token| async move {
+            reporter.moving(State::Streaming);
+            token.cancelled().await;
+            // Asks its own process, while it drains.
+            let text = crate::http::client::get(&format!("http://{address}/status"), Duration::from_secs(5)).await;
+            assert!(text.expect("HTTP still answers").body.contains("shop"));
+            Ok(())
+        });
+        let stop = shutdown.clone();
+        let stopper = tokio::spawn(async move {
+            sleep(Duration::from_millis(50)).await;
+            stop.cancel();
+        });
+        let exit = supervise("shop", vec![slow], metrics, Some(listener), QUICK, shutdown).await;
+        stopper.await.unwrap();
+        assert_eq!(exit, Exit::Drained);
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the port is free again");
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_spread() {
+        let limits = Limits::default();
+        let pauses: Vec<u128> = (1..=8).map(|n| retry_pause(n, 0.0, &limits).as_millis()).collect();
+        assert_eq!(pauses, [400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
+        assert_eq!(retry_pause(1, 1.0, &limits), limits.retry_min);
+        assert_eq!(retry_pause(u32::MAX, 1.0, &limits), limits.retry_max / 2);
+    }
+
+    #[test]
+    fn role_names_parse_as_they_print() {
+        for text in ["source", "sink:orders", "sink:a:b"] {
+            assert_eq!(text.parse::<RoleName>().unwrap().to_string(), text);
+        }
+        for text in ["", "sink", "sink:", "sources", "source:x"] {
+            assert!(text.parse::<RoleName>().is_err(), "{text}");
+        }
+    }
+}

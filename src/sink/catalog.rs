@@ -1,0 +1,231 @@
+//! What the sink's own catalog says about the tables that are written: read whole, once per plan, judged elsewhere.
+//!
+//! Facts only: no opinion on what fits ([`super::fit`]), no SQL for rows ([`super::sql`]).
+
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::error::Result;
+use crate::relation::{TableName, quote_identifier};
+use crate::session;
+
+/// A table of the sink that exists.
+#[derive(Clone, Debug)]
+pub struct TableFacts {
+    pub oid: u32,
+    /// `pg_class.relkind`: only r and p hold rows that we may write.
+    pub kind: String,
+    /// Emptied by a crash of the server, while the progress row stays.
+    pub unlogged: bool,
+    pub columns: Vec<ColumnFacts>,
+    /// Unique indexes over plain columns, without a predicate, valid; the primary key first.
+    pub uniques: Vec<UniqueFacts>,
+    /// Foreign keys that this table has or that reference it.
+    pub foreign_keys: Vec<ForeignKey>,
+    /// Every constraint with its definition, for hints.
+    pub constraints: Vec<ConstraintFacts>,
+    /// Enabled triggers of the table's owner.
+    pub triggers: Vec<String>,
+    /// Row security applies to our role, so that statements fail.
+    pub row_security: bool,
+    /// Rights that our role lacks: `USAGE ON SCHEMA …` or `SELECT`, `INSERT` … on the table.
+    pub rights_missing: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnFacts {
+    pub name: String,
+    /// Declared type, as [`crate::relation::Column::type_name`].
+    pub declared: String,
+    /// The type below all domains, its modifier, and how SQL names it without the modifier.
+    pub base: String,
+    pub base_oid: u32,
+    pub typmod: i32,
+    pub base_sql: String,
+    pub not_null: bool,
+    pub has_default: bool,
+    pub identity_always: bool,
+    pub generated: bool,
+    /// False for a collation that calls different texts equal.
+    pub deterministic: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UniqueFacts {
+    pub index: String,
+    pub columns: Vec<String>,
+    /// The index's own equality for each column, as `OPERATOR(schema.=)`: with search_path pinned to pg_catalog, a plain `=`
+    /// misses operators of extensions and silently compares something else.
+    pub equals: Vec<String>,
+    /// False for a deferrable constraint.
+    pub immediate: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    pub name: String,
+    pub child: u32,
+    pub parent: u32,
+    pub deferrable: bool,
+    /// `pg_constraint.confdeltype`: a no action, r restrict, c cascade, n set null, d set default.
+    pub on_delete: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConstraintFacts {
+    pub name: String,
+    pub definition: String,
+    pub deferrable: bool,
+}
+
+const TABLES: &str = "
+SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
+       pg_catalog.array_remove(ARRAY[
+           CASE WHEN NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+                THEN 'USAGE ON SCHEMA ' || pg_catalog.quote_ident(n.nspname) END,
+           CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'SELECT') THEN 'SELECT' END,
+           CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'INSERT') THEN 'INSERT' END,
+           CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END,
+           CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'DELETE') THEN 'DELETE' END,
+           CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL),
+       ARRAY(SELECT t.tgname::text FROM pg_catalog.pg_trigger t
+              WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY 1),
+       c.relpersistence = 'u'
+  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, tab, ordinal)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
+
+/// A domain's columns carry no modifier of their own; the first one below that has one holds.
+const COLUMNS: &str = "
+WITH RECURSIVE base AS (
+    SELECT a.attrelid, a.attnum, a.atttypid AS type, a.atttypmod AS typmod
+      FROM pg_catalog.pg_attribute a
+     WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT b.attrelid, b.attnum, t.typbasetype, CASE WHEN b.typmod = -1 THEN t.typtypmod ELSE b.typmod END
+      FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype = 'd')
+SELECT a.attrelid, a.attname::text,
+       CASE WHEN dn.nspname = 'pg_catalog' THEN '' ELSE dn.nspname || '.' END || d.typname,
+       CASE WHEN tn.nspname = 'pg_catalog' THEN '' ELSE tn.nspname || '.' END || t.typname,
+       t.oid, b.typmod, tn.nspname::text, t.typname::text,
+       a.attnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type x WHERE x.oid = a.atttypid AND x.typnotnull),
+       a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL,
+       a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true)
+  FROM base b
+  JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
+  JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = b.attrelid AND a.attnum = b.attnum
+  JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+  JOIN pg_catalog.pg_namespace dn ON dn.oid = d.typnamespace
+  LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+ ORDER BY a.attrelid, a.attnum";
+
+const UNIQUES: &str = "
+SELECT i.indrelid, c.relname::text, i.indimmediate,
+       pg_catalog.array_agg(a.attname::text ORDER BY k.ordinal),
+       pg_catalog.array_agg(e.nspname::text ORDER BY k.ordinal),
+       pg_catalog.array_agg(o.oprname::text ORDER BY k.ordinal)
+  FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+ CROSS JOIN LATERAL unnest(i.indkey, i.indclass) WITH ORDINALITY AS k(attnum, opclass, ordinal)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+  JOIN pg_catalog.pg_opclass s ON s.oid = k.opclass
+  JOIN pg_catalog.pg_amop m ON m.amopfamily = s.opcfamily AND m.amoplefttype = s.opcintype
+       AND m.amoprighttype = s.opcintype AND m.amopstrategy = 3
+  JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
+  JOIN pg_catalog.pg_namespace e ON e.oid = o.oprnamespace
+ WHERE i.indrelid = ANY ($1::oid[]) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+   AND k.ordinal <= i.indnkeyatts
+ GROUP BY i.indrelid, c.relname, i.indimmediate, i.indisprimary
+ ORDER BY i.indrelid, i.indisprimary DESC, c.relname";
+
+const FOREIGN_KEYS: &str = "
+SELECT conname::text, conrelid, confrelid, condeferrable, confdeltype::text
+  FROM pg_catalog.pg_constraint
+ WHERE contype = 'f' AND (conrelid = ANY ($1::oid[]) OR confrelid = ANY ($1::oid[]))
+ ORDER BY oid";
+
+const CONSTRAINTS: &str = "
+SELECT conrelid, conname::text, pg_catalog.pg_get_constraintdef(oid), condeferrable
+  FROM pg_catalog.pg_constraint
+ WHERE conrelid = ANY ($1::oid[]) AND contype IN ('u', 'x', 'c', 'f')
+ ORDER BY conrelid, conname";
+
+/// Facts about `tables`, in their order; `None` for one that does not exist (or whose schema doesn't).
+pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<TableFacts>>> {
+    let failed = |error| session::classify("reading the sink's catalog", error);
+    let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|t| t.table.as_str()).collect();
+    let mut facts: Vec<Option<TableFacts>> = vec![None; tables.len()];
+    for row in client.query(TABLES, &[&schemas, &names]).await.map_err(failed)? {
+        let ordinal = usize::try_from(row.get::<_, i64>(0)).expect("ordinals count from 1");
+        facts[ordinal - 1] = Some(TableFacts {
+            oid: row.get(1),
+            kind: row.get(2),
+            row_security: row.get(3),
+            rights_missing: row.get(4),
+            triggers: row.get(5),
+            unlogged: row.get(6),
+            columns: Vec::new(),
+            uniques: Vec::new(),
+            foreign_keys: Vec::new(),
+            constraints: Vec::new(),
+        });
+    }
+    let oids: Vec<u32> = facts.iter().flatten().map(|table| table.oid).collect();
+    let params: [&(dyn ToSql + Sync); 1] = [&oids];
+    let (columns, uniques, foreign_keys, constraints) = tokio::try_join!(
+        client.query(COLUMNS, &params),
+        client.query(UNIQUES, &params),
+        client.query(FOREIGN_KEYS, &params),
+        client.query(CONSTRAINTS, &params),
+    )
+    .map_err(failed)?;
+    for table in facts.iter_mut().flatten() {
+        let of_table = |row: &&tokio_postgres::Row| row.get::<_, u32>(0) == table.oid;
+        table.columns = columns.iter().filter(of_table).map(column).collect();
+        table.uniques = uniques.iter().filter(of_table).map(unique).collect();
+        table.constraints = constraints.iter().filter(of_table).map(constraint).collect();
+        let touching = |key: &ForeignKey| key.child == table.oid || key.parent == table.oid;
+        table.foreign_keys = foreign_keys.iter().map(foreign_key).filter(touching).collect();
+    }
+    Ok(facts)
+}
+
+fn column(row: &tokio_postgres::Row) -> ColumnFacts {
+    let (schema, name): (String, String) = (row.get(6), row.get(7));
+    ColumnFacts {
+        name: row.get(1),
+        declared: row.get(2),
+        base: row.get(3),
+        base_oid: row.get(4),
+        typmod: row.get(5),
+        base_sql: format!("{}.{}", quote_identifier(&schema), quote_identifier(&name)),
+        not_null: row.get(8),
+        has_default: row.get(9),
+        identity_always: row.get(10),
+        generated: row.get(11),
+        deterministic: row.get(12),
+    }
+}
+
+fn unique(row: &tokio_postgres::Row) -> UniqueFacts {
+    let (schemas, operators): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+    // Operator names need no quotes: their characters are a closed list.
+    let equals = schemas.iter().zip(&operators).map(|(s, o)| format!("OPERATOR({}.{o})", quote_identifier(s)));
+    UniqueFacts { index: row.get(1), immediate: row.get(2), columns: row.get(3), equals: equals.collect() }
+}
+
+fn foreign_key(row: &tokio_postgres::Row) -> ForeignKey {
+    ForeignKey {
+        name: row.get(0),
+        child: row.get(1),
+        parent: row.get(2),
+        deferrable: row.get(3),
+        on_delete: row.get(4),
+    }
+}
+
+fn constraint(row: &tokio_postgres::Row) -> ConstraintFacts {
+    ConstraintFacts { name: row.get(1), definition: row.get(2), deferrable: row.get(3) }
+}

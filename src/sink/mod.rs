@@ -1,0 +1,156 @@
+//! Sinks: databases that Lockstep writes. This file is the contract; [`postgres::PostgresSink`] is the one engine there is.
+//!
+//! What a sink promises its driver:
+//! - **One transaction.** Between [`begin`](postgres::PostgresSink::begin) and [`commit`](postgres::PostgresSink::commit)
+//!   everything written is one transaction of the sink's database, together with the move of the progress row. It becomes
+//!   visible whole or not at all.
+//! - **Compare-and-set.** `begin` moves the progress row from exactly what the driver read. A row that says something else is
+//!   [`Failure::OwnershipLost`]: another worker owns the sink, nothing was written.
+//! - **Nothing is remembered across connections.** A new connection starts with
+//!   [`take_over`](postgres::PostgresSink::take_over), which waits for a predecessor's open transaction and reads the row as
+//!   it then is. That is also how an unknown outcome of a commit is found out.
+//! - **Rows are counted.** A statement that reaches fewer rows than it names is `SINK_DIVERGED`; nothing is repaired on the
+//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row.
+//! - **Absent columns are never written**, and no row is made with one.
+//! - **A value is stored exactly or refused.** Values are cast to the column's type without its modifier, so that the
+//!   assignment checks length and scale; what the type would round or cut is found by
+//!   [`preflight`](postgres::PostgresSink::preflight) beforehand.
+//! - **No value in an error.** Messages name table, column and constraint.
+//!
+//! A plan is made from the sink's catalog as it then is. A column that its owner narrows later may round values without an
+//! error, so the driver plans again every some seconds; [`plan`](postgres::PostgresSink::plan) halts on what no longer fits.
+//!
+//! What the driver promises: one owner per sink, calls one after the other, each awaited to its end. Dropping a call half way
+//! leaves the transaction open; then the sink is to be dropped too. After any failure the transaction is over or is ended by
+//! [`rollback`](postgres::PostgresSink::rollback); `commit` after a failure is a bug and panics.
+//!
+//! Tables without a key are not taken yet: a net effect needs one.
+
+pub mod catalog;
+mod encode;
+pub mod fit;
+pub mod postgres;
+pub mod progress;
+mod range;
+pub mod refusal;
+pub mod sql;
+mod write;
+
+use crate::config;
+use crate::error::{Code, Error, Halt};
+use crate::relation::{Column, Relation, TableName};
+
+/// Why a call on a sink came to nothing. Whatever it is, nothing of the open transaction stays, except where the outcome is
+/// unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The progress row is not what this worker read or wrote last: another one owns the sink. Go to standby.
+    #[error("another worker has taken over the sink")]
+    OwnershipLost,
+    /// The connection broke while the commit was under way: it may have happened. Connect again and take over.
+    #[error("the outcome of the commit is unknown")]
+    OutcomeUnknown(#[source] Error),
+    /// A constraint refused the rows in the order in which the net effect writes them. Worth one more try with each change
+    /// written by itself, in order; if that is refused too, it is this halt.
+    #[error(transparent)]
+    Constraint(Box<Halt>),
+    #[error(transparent)]
+    Error(#[from] Error),
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Failure {
+        Failure::Error(halt.into())
+    }
+}
+
+impl From<Failure> for Error {
+    /// For callers that have no second way to try.
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::OwnershipLost => Error::retry_plain("another worker has taken over the sink"),
+            Failure::OutcomeUnknown(error) | Failure::Error(error) => error,
+            Failure::Constraint(halt) => Error::Halt(halt),
+        }
+    }
+}
+
+pub type Outcome<T> = std::result::Result<T, Failure>;
+
+/// Rows written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub inserted: u64,
+    pub updated: u64,
+    pub moved: u64,
+    pub deleted: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, more: Counts) {
+        self.inserted += more.inserted;
+        self.updated += more.updated;
+        self.moved += more.moved;
+        self.deleted += more.deleted;
+    }
+}
+
+/// What a sink takes of one relation version, and into which table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedTable {
+    /// The table at the source, for messages and hints.
+    pub source: TableName,
+    /// The table at the sink.
+    pub table: TableName,
+    /// In the relation's order; the key's are among them.
+    pub columns: Vec<WantedColumn>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedColumn {
+    /// Place of the column in the relation, and so in its rows.
+    pub index: usize,
+    pub column: Column,
+}
+
+impl WantedTable {
+    /// What `target` takes of `relation`. Refused: columns that the relation does not have, a subset without the key, a
+    /// relation without one.
+    pub fn of(relation: &Relation, target: &config::SinkTable) -> Result<WantedTable, Halt> {
+        let halt = |message: String, hint: String| Halt { code: Code::Config, message, facts: vec![], hint };
+        let edit = || format!("edit columns under [sinks.{}] of the connector of {}", target.sink, relation.name);
+        let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
+        let wanted = |column: &Column| target.columns.as_ref().is_none_or(|names| names.contains(&column.name));
+        if let Some(missing) = target.columns.iter().flatten().find(|name| !names.contains(&name.as_str())) {
+            return Err(halt(format!("table {} has no column {missing}", relation.name), edit()));
+        }
+        if let Some(key) = relation.columns.iter().find(|column| column.key.is_some() && !wanted(column)) {
+            return Err(halt(
+                format!("sink {} leaves out {}, a column of the key of {}", target.sink, key.name, relation.name),
+                edit(),
+            ));
+        }
+        if relation.key_columns().is_empty() {
+            return Err(Halt {
+                code: Code::TableWithoutKey,
+                message: format!("table {} has no key, a sink can't tell its rows apart", relation.name),
+                facts: vec![],
+                hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…)", relation.name.quoted()),
+            });
+        }
+        let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
+        Ok(WantedTable {
+            source: relation.name.clone(),
+            table: target.table.clone(),
+            columns: columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect(),
+        })
+    }
+
+    /// Places in `columns` of the key's columns, in key order.
+    pub fn key(&self) -> Vec<usize> {
+        let mut key: Vec<(u16, usize)> =
+            self.columns.iter().enumerate().filter_map(|(i, c)| c.column.key.map(|ordinal| (ordinal, i))).collect();
+        key.sort_unstable();
+        key.into_iter().map(|(_, i)| i).collect()
+    }
+}

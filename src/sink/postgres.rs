@@ -1,0 +1,323 @@
+//! A Postgres sink: one connection, one transaction at a time. The contract is in [`super`].
+//!
+//! Here: the session, the progress row's moves, begin and end of a transaction, statements prepared once. Writing rows is in
+//! `write` and `range`.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
+
+use super::catalog;
+use super::fit::{self, Findings};
+use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
+use super::refusal::{ended, failure};
+use super::sql::SinkTablePlan;
+use super::{Failure, Outcome, WantedTable};
+use crate::config;
+use crate::error::{Code, Error, Halt, Result};
+use crate::relation::quote_identifier;
+use crate::session::{self, Session};
+
+/// Prepared statements kept. Tables times presence masks; beyond it all are dropped and made again, since a sink with more
+/// is not worth an eviction order.
+const STATEMENTS_MAX: usize = 512;
+
+/// How often taking over looks again when another worker was quicker, before it leaves the field to them.
+const TAKE_OVER_TRIES_MAX: usize = 3;
+
+/// Settings of a session that writes, beside those that every session pins.
+const PINNED: &[(&str, &str)] = &[
+    // Fail rather than write or see less than named.
+    ("row_security", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    // A role's own time-out would cut a long interval short for ever.
+    ("statement_timeout", "0"),
+    // Arrays of thousands of values are no reason to plan again, and the generic plan goes by the key's index.
+    ("plan_cache_mode", "force_generic_plan"),
+    ("jit", "off"),
+    // A worker that is frozen or cut off must not hold the progress row for ever. Longer than span_wait, within which an
+    // open transaction may wait for records; a server that gives up on it costs a retry, nothing else.
+    ("idle_in_transaction_session_timeout", "10min"),
+    // The server notices a vanished worker within half a minute. Nothing over a Unix socket.
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "4"),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Transaction {
+    None,
+    Open,
+    /// A statement failed; only a rollback is left.
+    Failed,
+}
+
+pub struct PostgresSink {
+    pub(super) client: Session,
+    name: RowName,
+    /// This worker: new with every process, kept over reconnects.
+    worker: Uuid,
+    transaction: Transaction,
+    /// Rows were written in the open transaction, so constraint checks may be pending.
+    pub(super) written: bool,
+    statements: HashMap<String, Statement>,
+    /// Stages that exist for good, and those made in the open transaction.
+    stages: HashSet<String>,
+    stages_new: HashSet<String>,
+    /// Stages that hold rows of the open transaction.
+    pub(super) stages_filled: HashSet<String>,
+}
+
+impl PostgresSink {
+    /// Connects. `worker` names this process and stays the same over its reconnects: with it a worker takes over from
+    /// itself at once.
+    pub async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
+        let client = session::connect(&sink.database, &application_name(pipeline, &sink.name)).await?;
+        let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
+        pin(&client, &lock_timeout).await?;
+        Ok(PostgresSink {
+            client,
+            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: sink.database.user.clone() },
+            worker,
+            transaction: Transaction::None,
+            written: false,
+            statements: HashMap::new(),
+            stages: HashSet::new(),
+            stages_new: HashSet::new(),
+            stages_filled: HashSet::new(),
+        })
+    }
+
+    /// Everything that would keep `wanted` from being written, all at once. Nothing is changed.
+    pub async fn preflight(&self, wanted: &[WantedTable]) -> Result<Findings> {
+        let names: Vec<_> = wanted.iter().map(|w| &w.table).collect();
+        let facts = catalog::read(&self.client, &names).await?;
+        let row = self
+            .client
+            .query_one(
+                "SELECT current_user::text, pg_catalog.current_database()::text, \
+                 pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')",
+                &[],
+            )
+            .await
+            .map_err(|error| session::classify("reading the sink's rights", error))?;
+        let (role, database): (String, String) = (row.get(0), row.get(1));
+        let mut all = Findings::default();
+        if !row.get::<_, bool>(2) {
+            all.halts.push(Halt {
+                code: Code::NoRight,
+                message: "the role may not make temporary tables at the sink, which bulk writes need".into(),
+                facts: vec![],
+                hint: format!(
+                    "GRANT TEMPORARY ON DATABASE {} TO {}",
+                    quote_identifier(&database),
+                    quote_identifier(&role)
+                ),
+            });
+        }
+        for (wanted, facts) in wanted.iter().zip(&facts) {
+            let found = fit::judge(wanted, facts.as_ref(), &role);
+            all.halts.extend(found.halts);
+            all.notes.extend(found.notes);
+        }
+        Ok(all)
+    }
+
+    /// How to write `wanted`, by the sink's catalog as it is now; in their order. The first finding of a preflight is the
+    /// error.
+    pub async fn plan(&self, wanted: &[WantedTable]) -> Result<Vec<SinkTablePlan>> {
+        if let Some(halt) = self.preflight(wanted).await?.halts.into_iter().next() {
+            return Err(halt.into());
+        }
+        let names: Vec<_> = wanted.iter().map(|w| &w.table).collect();
+        let facts = catalog::read(&self.client, &names).await?;
+        let gone = || Error::retry_plain("planning: a table of the sink vanished just now");
+        wanted
+            .iter()
+            .zip(&facts)
+            .map(|(w, f)| Ok(SinkTablePlan::compile(w, f.as_ref().ok_or_else(gone)?, &self.name.role)))
+            .collect()
+    }
+
+    /// Makes `lockstep.progress` if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.
+    pub async fn progress(&self, create: bool) -> Result<Option<ProgressRow>> {
+        progress::prepare(&self.client, create).await?;
+        Ok(progress::read(&self.client, &self.name).await?.map(|(row, _)| row))
+    }
+
+    /// Becomes the owner of the progress row, which is made from `first` if there is none. Waits for an open transaction of
+    /// the owner before, at most `lock_timeout`; it is not waited for when the owner is another worker that is alive.
+    pub async fn take_over(&mut self, first: &Standing) -> Result<TakeOver> {
+        assert_eq!(self.transaction, Transaction::None, "taking over is for new connections");
+        for _ in 0..TAKE_OVER_TRIES_MAX {
+            // Read before writing: even an insert that will do nothing waits for an open transaction on the row.
+            let Some((row, alive)) = progress::read(&self.client, &self.name).await? else {
+                progress::seed(&self.client, &self.name, first, self.worker).await?;
+                continue;
+            };
+            if alive && row.owner.worker_id != self.worker {
+                return Ok(TakeOver::Standby { owner: row.owner, updated_at_us: row.updated_at_us });
+            }
+            let bumped = match progress::bump(&self.client, &self.name, &row.owner, self.worker).await {
+                Ok(bumped) => bumped,
+                Err(error) => {
+                    // Our own earlier backend, or one whose worker is gone, still sits in its transaction.
+                    progress::evict(&self.client, &self.name, &row.owner).await?;
+                    return Err(error);
+                }
+            };
+            if let Some(row) = bumped {
+                return Ok(TakeOver::Mine(Box::new(row)));
+            }
+        }
+        Err(Error::retry_plain("taking over the sink: other workers keep being quicker"))
+    }
+
+    /// Ends the connection of a worker that [`TakeOver::Standby`] named: for a driver that knows it to be frozen.
+    pub async fn evict(&self, owner: &progress::Owner) -> Result<bool> {
+        progress::evict(&self.client, &self.name, owner).await
+    }
+
+    /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
+    pub async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
+        assert_eq!(self.transaction, Transaction::None, "one transaction at a time");
+        let move_row = self.prepared(&progress::cas_sql()).await?;
+        let cas = Cas::new(&self.name, from, to);
+        let params = cas.params();
+        self.transaction = Transaction::Failed;
+        // Sent together: one round trip.
+        let (begun, moved) = futures_util::future::join(
+            self.client.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED"),
+            self.client.execute(&move_row, &params),
+        )
+        .await;
+        let doing = "moving the sink's progress";
+        begun.map_err(|error| failure("opening a transaction at the sink", None, error))?;
+        match moved.map_err(|error| failure(doing, None, error))? {
+            1 => {
+                self.transaction = Transaction::Open;
+                Ok(())
+            }
+            0 => {
+                self.rollback().await?;
+                Err(Failure::OwnershipLost)
+            }
+            more => unreachable!("the progress row's key is its primary key, {more} rows moved"),
+        }
+    }
+
+    /// Makes everything since `begin` visible at once.
+    pub async fn commit(&mut self) -> Outcome<()> {
+        assert_eq!(self.transaction, Transaction::Open, "commit follows begin and only successes");
+        self.transaction = Transaction::Failed;
+        let doing = "committing at the sink";
+        match self.client.batch_execute("COMMIT").await {
+            Ok(()) => {
+                self.transaction = Transaction::None;
+                self.stages.extend(self.stages_new.drain());
+                self.forget_transaction();
+                Ok(())
+            }
+            // A deferred constraint, a deadlock …: the server says that it is rolled back.
+            Err(error) if error.as_db_error().is_some_and(|server| !ended(server)) => {
+                self.transaction = Transaction::None;
+                self.forget_transaction();
+                Err(failure(doing, None, error))
+            }
+            Err(error) => Err(Failure::OutcomeUnknown(Error::retry(doing, error))),
+        }
+    }
+
+    /// Ends the open transaction, if any, without a trace.
+    pub async fn rollback(&mut self) -> Result<()> {
+        if self.transaction == Transaction::None {
+            return Ok(());
+        }
+        self.transaction = Transaction::Failed;
+        self.client
+            .batch_execute("ROLLBACK")
+            .await
+            .map_err(|error| session::classify("rolling back at the sink", error))?;
+        self.transaction = Transaction::None;
+        self.forget_transaction();
+        Ok(())
+    }
+
+    /// Ends the connection in order; an open transaction is rolled back.
+    pub async fn close(self) {
+        self.client.close().await;
+    }
+
+    /// Whether the connection is gone; then only a new sink helps.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    fn forget_transaction(&mut self) {
+        self.written = false;
+        self.stages_new.clear();
+        self.stages_filled.clear();
+    }
+
+    pub(super) fn assert_open(&self) {
+        assert_eq!(self.transaction, Transaction::Open, "rows are written between begin and commit");
+    }
+
+    /// From here on only a rollback is left.
+    pub(super) fn fail(&mut self) {
+        self.transaction = Transaction::Failed;
+    }
+
+    pub(super) async fn prepared(&mut self, sql: &str) -> Outcome<Statement> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = match self.client.prepare(sql).await {
+            Ok(statement) => statement,
+            Err(error) => return Err(failure("preparing a statement at the sink", None, error)),
+        };
+        if self.statements.len() >= STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Makes the plan's stage exist and be empty.
+    pub(super) async fn empty_stage(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
+        let sql = if !self.stages.contains(&plan.stage) && !self.stages_new.contains(&plan.stage) {
+            plan.create_stage()
+        } else if self.stages_filled.contains(&plan.stage) {
+            format!("TRUNCATE {}", plan.stage)
+        } else {
+            return Ok(());
+        };
+        let doing = "making a temporary table at the sink";
+        self.client.batch_execute(&sql).await.map_err(|error| failure(doing, Some(plan), error))?;
+        if !self.stages.contains(&plan.stage) {
+            self.stages_new.insert(plan.stage.clone());
+        }
+        self.stages_filled.remove(&plan.stage);
+        Ok(())
+    }
+}
+
+/// The application name of a sink's connection: with pid and start of the backend it tells ours from any other.
+fn application_name(pipeline: &str, sink: &str) -> String {
+    format!("lockstep:{pipeline}:{sink}")
+}
+
+async fn pin(client: &Client, lock_timeout: &str) -> Result<()> {
+    let failed = |error| session::classify("pinning the sink session's settings", error);
+    let settings = || PINNED.iter().copied().chain([("lock_timeout", lock_timeout)]);
+    let (names, values): (Vec<&str>, Vec<&str>) = settings().unzip();
+    client
+        .query("SELECT pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)", &[
+            &names, &values,
+        ])
+        .await
+        .map_err(failed)?;
+    Ok(())
+}

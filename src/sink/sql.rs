@@ -1,0 +1,445 @@
+//! The statements that write one table at a Postgres sink. Pure: names and types in, text out.
+//!
+//! Rows come from one of two places, under the same names: parameters (`unnest` of one text array per column) or a stage (a
+//! temporary table that COPY filled). `c<i>` is the plan's column `i`, `o<k>` the key's column `k` as the row has it now.
+//! Identifiers are quoted, everything is qualified, values never enter the text.
+//!
+//! Rows are found by the key index's own equality operator: with search_path pinned to pg_catalog, `=` on a type of an
+//! extension would silently be another one.
+
+use std::collections::HashSet;
+
+use super::WantedTable;
+use super::catalog::{ConstraintFacts, TableFacts};
+use super::fit;
+use crate::apply::net::Net;
+use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate};
+use crate::relation::{TableName, quote_identifier};
+
+/// Where a statement's rows come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rows {
+    /// One parameter per column: text[].
+    Parameters,
+    Stage,
+}
+
+/// How one relation version is written into one table of the sink as its catalog now is.
+#[derive(Clone, Debug)]
+pub struct SinkTablePlan {
+    pub source: TableName,
+    pub table: TableName,
+    pub oid: u32,
+    /// Our role at the sink, for GRANTs.
+    pub(super) role: String,
+    pub(super) columns: Vec<PlanColumn>,
+    /// Places in `columns`, in key order.
+    pub(super) key: Vec<usize>,
+    /// The key index's equality, by key column.
+    equals: Vec<String>,
+    /// Tables that this one references, itself excluded.
+    parents: HashSet<u32>,
+    references_itself: bool,
+    /// Some foreign key acts on or checks a delete here at once, so deletes wait until nothing that lives on can hang on them.
+    pub(super) deletes_last: bool,
+    /// ON DELETE actions of a table that this one references may take rows of this table first.
+    pub(super) deletes_short: bool,
+    /// Equal keys are equal texts.
+    exact_key: bool,
+    pub(super) deferrable: bool,
+    pub(super) constraints: Vec<ConstraintFacts>,
+    /// Quoted, with its schema.
+    pub(super) stage: String,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PlanColumn {
+    /// Place in the relation's rows.
+    pub index: usize,
+    pub name: String,
+    pub quoted: String,
+    /// The type to cast texts to: the base type, without modifier.
+    pub cast: String,
+    base: String,
+    source_oid: u32,
+}
+
+/// Types whose equal values have equal texts, given a deterministic collation: two texts never name one key.
+const EXACT_KEY_TYPES: &[&str] = &[
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "uuid",
+    "text",
+    "varchar",
+    "bytea",
+    "bool",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "name",
+];
+
+impl SinkTablePlan {
+    /// `facts` was judged to fit `wanted`; `role` is ours.
+    pub fn compile(wanted: &WantedTable, facts: &TableFacts, role: &str) -> SinkTablePlan {
+        let find = |name: &str| facts.columns.iter().find(|c| c.name == name).expect("judged: every column is there");
+        let columns: Vec<PlanColumn> = wanted
+            .columns
+            .iter()
+            .map(|wanted| {
+                let sink = find(&wanted.column.name);
+                PlanColumn {
+                    index: wanted.index,
+                    name: sink.name.clone(),
+                    quoted: quote_identifier(&sink.name),
+                    cast: sink.base_sql.clone(),
+                    base: sink.base.clone(),
+                    source_oid: wanted.column.type_oid,
+                }
+            })
+            .collect();
+        let key = wanted.key();
+        let arbiter = fit::arbiter(wanted, facts).expect("judged: a unique index over the key is there");
+        let equals = key.iter().map(|&k| {
+            let place = arbiter.columns.iter().position(|name| *name == columns[k].name);
+            arbiter.equals[place.expect("the index is over the key")].clone()
+        });
+        let acts = |on_delete: &str| matches!(on_delete, "c" | "n" | "d");
+        let keys = &facts.foreign_keys;
+        let exact =
+            |&k: &usize| find(&columns[k].name).deterministic && EXACT_KEY_TYPES.contains(&columns[k].base.as_str());
+        SinkTablePlan {
+            source: wanted.source.clone(),
+            table: wanted.table.clone(),
+            oid: facts.oid,
+            role: role.to_owned(),
+            equals: equals.collect(),
+            parents: keys.iter().filter(|f| f.child == facts.oid && f.parent != facts.oid).map(|f| f.parent).collect(),
+            references_itself: keys.iter().any(|f| f.child == facts.oid && f.parent == facts.oid),
+            deletes_last: keys.iter().any(|f| f.parent == facts.oid && !(f.deferrable && f.on_delete == "a")),
+            deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
+            exact_key: key.iter().all(exact),
+            deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
+            constraints: facts.constraints.clone(),
+            stage: stage_name(facts.oid, &columns, &key),
+            columns,
+            key,
+        }
+    }
+
+    /// An empty net for this plan's table.
+    pub fn net(&self) -> Net {
+        let relation = |place: usize| self.columns[place].index;
+        Net::new(
+            self.table.clone(),
+            (0..self.columns.len()).map(relation).collect(),
+            self.key.iter().map(|&k| relation(k)).collect(),
+        )
+    }
+
+    /// Orders of the key's columns, for [`KeyRange::contains`].
+    pub fn key_orders(&self) -> Vec<KeyOrder> {
+        self.key.iter().map(|&k| KeyOrder::of(self.columns[k].source_oid)).collect()
+    }
+
+    /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
+    pub(super) fn inserts_first(&self) -> bool {
+        self.references_itself
+    }
+
+    /// Places in `columns` of the relation's columns `indexes`.
+    pub(super) fn places(&self, indexes: &[usize]) -> Vec<usize> {
+        let place = |index: &usize| self.columns.iter().position(|column| column.index == *index);
+        indexes.iter().map(|index| place(index).expect("a net effect names wanted columns only")).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<usize> {
+        (0..self.columns.len()).collect()
+    }
+
+    pub(super) fn has_only_key(&self) -> bool {
+        self.key.len() == self.columns.len()
+    }
+
+    /// New rows. A row that is already there is overwritten, except where deletes come last and another text of the same key
+    /// is about to be deleted: there the clash must show.
+    pub(super) fn insert(&self, rows: Rows) -> String {
+        let all = self.all();
+        let insert = self.insert_into(rows, &all);
+        match self.deletes_last && !self.exact_key {
+            true => insert,
+            false => format!("{insert} {}", self.on_conflict()),
+        }
+    }
+
+    /// Rows of a chunk: as `insert`, but rows that are already right are not written again.
+    pub(super) fn insert_differing(&self) -> String {
+        let all = self.all();
+        let insert = format!("{} {}", self.insert_into(Rows::Stage, &all), self.on_conflict());
+        if self.has_only_key() && self.exact_key {
+            return insert;
+        }
+        // Images rather than values: 1.0 and 1.00 differ, and json has no equality at all.
+        let image = |of: &str| {
+            let columns = self.columns.iter().map(|c| format!("{of}.{}", c.quoted));
+            format!("ROW({})::record", columns.collect::<Vec<_>>().join(", "))
+        };
+        format!("{insert} WHERE {} OPERATOR(pg_catalog.*<>) {}", image("t"), image("excluded"))
+    }
+
+    pub(super) fn update(&self, rows: Rows, present: &[usize]) -> String {
+        let set: Vec<usize> = present.iter().copied().filter(|place| !self.key.contains(place)).collect();
+        assert!(!set.is_empty(), "a row that carries only its key is not updated");
+        format!(
+            "UPDATE {} AS t SET {} {} WHERE {}",
+            self.table.quoted(),
+            self.assignments(rows, &set),
+            self.from(rows, present, false),
+            self.same_key(|k| self.value(rows, self.key[k]))
+        )
+    }
+
+    pub(super) fn shift(&self, rows: Rows, present: &[usize]) -> String {
+        format!(
+            "UPDATE {} AS t SET {} {} WHERE {}",
+            self.table.quoted(),
+            self.assignments(rows, present),
+            self.from(rows, present, true),
+            self.same_key(|k| self.old_value(rows, k))
+        )
+    }
+
+    pub(super) fn delete(&self, rows: Rows) -> String {
+        format!(
+            "DELETE FROM {} AS t USING {} WHERE {}",
+            self.table.quoted(),
+            self.source_of(rows, &[], true),
+            self.same_key(|k| self.old_value(rows, k))
+        )
+    }
+
+    /// Rows of a range that are not in the stage.
+    pub(super) fn delete_phantoms(&self, range: &KeyRange) -> String {
+        let columns: Vec<KeyColumn> = self
+            .key
+            .iter()
+            .map(|&k| {
+                let column = &self.columns[k];
+                let order = KeyOrder::of(column.source_oid);
+                let mut key = KeyColumn::new(&column.name, order, &column.base);
+                key.sql = format!("t.{}", key.sql);
+                key
+            })
+            .collect();
+        format!(
+            "DELETE FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
+            self.table.quoted(),
+            predicate(&columns, range),
+            self.stage,
+            self.same_key(|k| self.value(Rows::Stage, self.key[k]))
+        )
+    }
+
+    pub(super) fn create_stage(&self) -> String {
+        let column = |place: usize| format!("c{place} {}", self.columns[place].cast);
+        let old = |k: usize| format!("o{k} {}", self.columns[self.key[k]].cast);
+        let all: Vec<String> = (0..self.columns.len()).map(column).chain((0..self.key.len()).map(old)).collect();
+        format!("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DELETE ROWS", self.stage, all.join(", "))
+    }
+
+    pub(super) fn copy_to_stage(&self, present: &[usize], with_old: bool) -> String {
+        format!("COPY {} ({}) FROM STDIN", self.stage, self.names(present, with_old).join(", "))
+    }
+
+    fn insert_into(&self, rows: Rows, places: &[usize]) -> String {
+        let names: Vec<&str> = places.iter().map(|&place| self.columns[place].quoted.as_str()).collect();
+        let values: Vec<String> = places.iter().map(|&place| self.value(rows, place)).collect();
+        format!(
+            "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} {}",
+            self.table.quoted(),
+            names.join(", "),
+            values.join(", "),
+            self.from(rows, places, false)
+        )
+    }
+
+    fn on_conflict(&self) -> String {
+        // Another text of the same key is written too; an equal one would only cost.
+        let written = |place: &usize| !self.exact_key || !self.key.contains(place);
+        let set: Vec<String> = self
+            .all()
+            .iter()
+            .filter(|place| written(place))
+            .map(|&place| format!("{0} = excluded.{0}", self.columns[place].quoted))
+            .collect();
+        let key: Vec<&str> = self.key.iter().map(|&k| self.columns[k].quoted.as_str()).collect();
+        match set.is_empty() {
+            true => format!("ON CONFLICT ({}) DO NOTHING", key.join(", ")),
+            false => format!("ON CONFLICT ({}) DO UPDATE SET {}", key.join(", "), set.join(", ")),
+        }
+    }
+
+    fn assignments(&self, rows: Rows, places: &[usize]) -> String {
+        let set = places.iter().map(|&place| format!("{} = {}", self.columns[place].quoted, self.value(rows, place)));
+        set.collect::<Vec<_>>().join(", ")
+    }
+
+    fn same_key(&self, value: impl Fn(usize) -> String) -> String {
+        let equal = |k: usize| format!("t.{} {} {}", self.columns[self.key[k]].quoted, self.equals[k], value(k));
+        (0..self.key.len()).map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn value(&self, rows: Rows, place: usize) -> String {
+        match rows {
+            Rows::Parameters => format!("v.c{place}::{}", self.columns[place].cast),
+            Rows::Stage => format!("v.c{place}"),
+        }
+    }
+
+    fn old_value(&self, rows: Rows, k: usize) -> String {
+        match rows {
+            Rows::Parameters => format!("v.o{k}::{}", self.columns[self.key[k]].cast),
+            Rows::Stage => format!("v.o{k}"),
+        }
+    }
+
+    fn from(&self, rows: Rows, places: &[usize], with_old: bool) -> String {
+        format!("FROM {}", self.source_of(rows, places, with_old))
+    }
+
+    fn source_of(&self, rows: Rows, places: &[usize], with_old: bool) -> String {
+        match rows {
+            Rows::Stage => format!("{} AS v", self.stage),
+            Rows::Parameters => {
+                let names = self.names(places, with_old);
+                let arrays: Vec<String> = (1..=names.len()).map(|i| format!("${i}::pg_catalog.text[]")).collect();
+                format!("unnest({}) AS v({})", arrays.join(", "), names.join(", "))
+            }
+        }
+    }
+
+    /// The order of parameters and of a stage's copied columns: the present ones, then the old key's.
+    fn names(&self, places: &[usize], with_old: bool) -> Vec<String> {
+        let old = if with_old { 0..self.key.len() } else { 0..0 };
+        places.iter().map(|place| format!("c{place}")).chain(old.map(|k| format!("o{k}"))).collect()
+    }
+}
+
+/// A stage belongs to a table and the types of its columns: another shape is another stage.
+fn stage_name(oid: u32, columns: &[PlanColumn], key: &[usize]) -> String {
+    use std::hash::BuildHasher;
+    let shape: Vec<&str> = columns.iter().map(|c| c.cast.as_str()).collect();
+    let hash = foldhash::fast::FixedState::default().hash_one((shape, key));
+    format!("pg_temp.{}", quote_identifier(&format!("lockstep_{oid}_{hash:016x}")))
+}
+
+/// Places of `plans` such that a table comes after those that it references. Tables that reference each other in a circle
+/// come in the order given: only deferrable constraints help there.
+pub fn order(plans: &[&SinkTablePlan]) -> Vec<usize> {
+    let mut ordered: Vec<usize> = Vec::with_capacity(plans.len());
+    let mut waiting: Vec<usize> = (0..plans.len()).collect();
+    while !waiting.is_empty() {
+        let blocked =
+            |&i: &usize| waiting.iter().any(|&other| other != i && plans[i].parents.contains(&plans[other].oid));
+        let next = waiting.iter().position(|i| !blocked(i)).unwrap_or(0);
+        ordered.push(waiting.remove(next));
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(oid: u32, parents: &[u32]) -> SinkTablePlan {
+        let column = |index, name: &str, cast: &str| PlanColumn {
+            index,
+            name: name.into(),
+            quoted: quote_identifier(name),
+            cast: cast.into(),
+            base: "int4".into(),
+            source_oid: 23,
+        };
+        SinkTablePlan {
+            source: TableName::new("public", "t"),
+            table: TableName::new("s", "t"),
+            oid,
+            role: "r".into(),
+            columns: vec![column(0, "a", "ta"), column(2, "k", "tk"), column(3, "b\"", "tb")],
+            key: vec![1],
+            equals: vec!["OPERATOR(x.=)".into()],
+            parents: parents.iter().copied().collect(),
+            references_itself: false,
+            deletes_last: false,
+            deletes_short: false,
+            exact_key: true,
+            deferrable: false,
+            constraints: vec![],
+            stage: "pg_temp.\"st\"".into(),
+        }
+    }
+
+    #[test]
+    fn statements_from_parameters() {
+        let plan = plan(1, &[]);
+        assert_eq!(
+            plan.insert(Rows::Parameters),
+            "INSERT INTO \"s\".\"t\" AS t (\"a\", \"k\", \"b\"\"\") OVERRIDING SYSTEM VALUE SELECT v.c0::ta, v.c1::tk, v.c2::tb \
+             FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS v(c0, c1, c2) \
+             ON CONFLICT (\"k\") DO UPDATE SET \"a\" = excluded.\"a\", \"b\"\"\" = excluded.\"b\"\"\""
+        );
+        assert_eq!(
+            plan.update(Rows::Parameters, &plan.places(&[2, 3])),
+            "UPDATE \"s\".\"t\" AS t SET \"b\"\"\" = v.c2::tb \
+             FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS v(c1, c2) \
+             WHERE t.\"k\" OPERATOR(x.=) v.c1::tk"
+        );
+        assert_eq!(
+            plan.shift(Rows::Parameters, &[1]),
+            "UPDATE \"s\".\"t\" AS t SET \"k\" = v.c1::tk \
+             FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS v(c1, o0) \
+             WHERE t.\"k\" OPERATOR(x.=) v.o0::tk"
+        );
+        assert_eq!(
+            plan.delete(Rows::Parameters),
+            "DELETE FROM \"s\".\"t\" AS t USING unnest($1::pg_catalog.text[]) AS v(o0) WHERE t.\"k\" OPERATOR(x.=) v.o0::tk"
+        );
+    }
+
+    #[test]
+    fn statements_from_a_stage() {
+        let plan = plan(1, &[]);
+        assert_eq!(
+            plan.create_stage(),
+            "CREATE TEMPORARY TABLE pg_temp.\"st\" (c0 ta, c1 tk, c2 tb, o0 tk) ON COMMIT DELETE ROWS"
+        );
+        assert_eq!(plan.copy_to_stage(&[1, 2], true), "COPY pg_temp.\"st\" (c1, c2, o0) FROM STDIN");
+        assert_eq!(
+            plan.update(Rows::Stage, &[1, 2]),
+            "UPDATE \"s\".\"t\" AS t SET \"b\"\"\" = v.c2 FROM pg_temp.\"st\" AS v WHERE t.\"k\" OPERATOR(x.=) v.c1"
+        );
+        assert_eq!(
+            plan.delete_phantoms(&KeyRange { after: Some(vec!["1".into()]), through: None }),
+            "DELETE FROM \"s\".\"t\" AS t WHERE t.\"k\" > '1'::pg_catalog.\"int4\" \
+             AND NOT EXISTS (SELECT FROM pg_temp.\"st\" AS v WHERE t.\"k\" OPERATOR(x.=) v.c1)"
+        );
+    }
+
+    #[test]
+    fn another_text_of_a_key_that_goes_last_must_clash() {
+        let loose = SinkTablePlan { exact_key: false, ..plan(1, &[]) };
+        assert!(loose.insert(Rows::Stage).contains("DO UPDATE SET \"a\" = excluded.\"a\", \"k\" = excluded.\"k\""));
+        let clashing = SinkTablePlan { deletes_last: true, ..loose };
+        assert!(!clashing.insert(Rows::Stage).contains("ON CONFLICT"));
+    }
+
+    #[test]
+    fn parents_come_first_and_circles_as_given() {
+        let (a, b, c) = (plan(1, &[2]), plan(2, &[3]), plan(3, &[]));
+        assert_eq!(order(&[&a, &b, &c]), [2, 1, 0]);
+        let (d, e) = (plan(4, &[5]), plan(5, &[4]));
+        assert_eq!(order(&[&d, &e, &c]), [2, 0, 1]);
+    }
+}
