@@ -134,7 +134,11 @@ pub struct Stream {
     seen: Lsn,
     window_bytes: usize,
     receive_nap: Duration,
+    /// The last burst ended because nothing was left.
+    drained: bool,
     nap_until: Option<Instant>,
+    recent_bytes: usize,
+    recent_since: Instant,
     sender_timeout: Duration,
     silence_max: Duration,
     arrived_at: Instant,
@@ -166,7 +170,10 @@ impl Stream {
             seen: start,
             window_bytes,
             receive_nap,
+            drained: true,
             nap_until: None,
+            recent_bytes: 0,
+            recent_since: Instant::now(),
             sender_timeout,
             silence_max: sender_timeout * options.silence_timeouts_max.max(2),
             arrived_at: Instant::now(),
@@ -246,11 +253,29 @@ impl Stream {
         let bytes = self.burst().await?;
         self.arrived_at = Instant::now();
         self.asked_at = None;
-        // Much came, so more is coming. The nap counts from here: work on this burst is part of it.
-        if bytes > self.window_bytes / 2 && self.window_bytes > 0 && !self.receive_nap.is_zero() {
+        // A burst that filled the buffer left something behind: the window is closed already.
+        if self.is_much(bytes) && self.drained {
+            // The nap counts from here: work on this burst is part of it.
             self.nap_until = Some(self.arrived_at + self.receive_nap);
         }
         Ok(())
+    }
+
+    /// Is more than half a window per nap coming in? Bytes are added up over that time, because a reader that keeps pace gets the
+    /// same flood in many small bursts, and would pay for each.
+    fn is_much(&mut self, bytes: usize) -> bool {
+        if self.window_bytes == 0 || self.receive_nap.is_zero() {
+            return false;
+        }
+        if self.arrived_at - self.recent_since > self.receive_nap {
+            (self.recent_bytes, self.recent_since) = (0, self.arrived_at);
+        }
+        self.recent_bytes += bytes;
+        let much = self.recent_bytes > self.window_bytes / 2;
+        if much {
+            (self.recent_bytes, self.recent_since) = (0, self.arrived_at);
+        }
+        much
     }
 
     async fn burst(&mut self) -> Result<usize> {
@@ -284,6 +309,7 @@ impl Stream {
             }));
         }
         let mut total = 0;
+        self.drained = false;
         while total < BUFFER_BYTES && self.end.is_none() {
             let rest = self.buffer.rest();
             let room = rest.len().min(BUFFER_BYTES - total);
@@ -301,7 +327,10 @@ impl Stream {
                     }
                 }
                 Poll::Ready(Err(error)) => self.end = Some(End::Failed(error)),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.drained = true;
+                    break;
+                }
             }
         }
         match (total, &self.end) {
