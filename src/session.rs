@@ -75,7 +75,8 @@ pub async fn connect(db: &Database, application_name: &str) -> Result<Session> {
     let doing = format!("connecting to {}", place(db));
     let attempt = async {
         let session = match (&db.tls, &db.host) {
-            (Tls::Verified { ca_file }, Host::Tcp(_)) => {
+            (Tls::Verified { ca_file }, Host::Tcp(name)) => {
+                tls::server_name(name)?;
                 let config = tls::tls_config(ca_file.as_deref())?;
                 open(db, application_name, MakeRustlsConnect::new((*config).clone()), &doing).await?
             }
@@ -124,6 +125,7 @@ fn client_config(db: &Database, application_name: &str) -> tokio_postgres::Confi
         .application_name(application_name)
         .options(settings::startup_options(&[]))
         .ssl_mode(if encrypted { SslMode::Require } else { SslMode::Disable })
+        .connect_timeout(address_timeout(db))
         .tcp_user_timeout(TCP_USER_TIMEOUT)
         .keepalives_idle(KEEPALIVE_IDLE)
         .keepalives_interval(KEEPALIVE_INTERVAL)
@@ -143,6 +145,12 @@ async fn assert_settings(session: &Session) -> Result<()> {
     });
     let values = row.map(|row| (0..row.len()).map(|i| row.get(i)).collect::<Vec<_>>()).unwrap_or_default();
     settings::check(&values)
+}
+
+/// How long one address of a host may take to accept: half of what all of it may take, so that a name whose first address is a
+/// black hole gets to its second.
+pub fn address_timeout(db: &Database) -> Duration {
+    db.connect_timeout / 2
 }
 
 /// Names a database in messages: `orders at 127.0.0.1:5433`. Never holds a secret.

@@ -15,7 +15,7 @@ use crate::apply::merge::{self, Merge};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
-use crate::http::metrics::SinkMetrics;
+use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::{Spans, Tail};
 use crate::kafka::topics;
 use crate::ledger::entry::{Assembler, Body, Entry, Request, RequestKind};
@@ -54,7 +54,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The role: runs until it is stopped or fails.
-pub async fn run(config: Arc<Config>, name: String, reporter: SinkReporter, metrics: SinkMetrics, stop: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: Arc<Config>,
+    name: String,
+    reporter: SinkReporter,
+    metrics: SinkMetrics,
+    stop: CancellationToken,
+) -> Result<()> {
     let started = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         worker = Worker::start(config, &name, &reporter, metrics, &stop) => worker?,
@@ -79,7 +85,6 @@ struct Worker {
     at: At,
     wrote: Instant,
     level: Instant,
-    rows_loaded: u64,
 }
 
 /// Where the ledger is and for which source it is written.
@@ -149,7 +154,7 @@ impl Worker {
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let (assembler, now) = (Assembler::default(), Instant::now());
-        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now, rows_loaded: 0 })
+        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now })
     }
 
     /// Reads the ledger up to the checkpoint that the row names: it must be there, and what was loaded by then is known.
@@ -295,7 +300,6 @@ impl Worker {
 
     /// One transaction of the sink: progress, rows, commit.
     async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
-        let began = Instant::now();
         let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
         self.writer.sink.begin(&self.row, &standing).await?;
         let mut foreign = 0;
@@ -312,23 +316,26 @@ impl Worker {
         }
         self.writer.flush().await?;
         self.writer.sink.commit().await?;
-        self.committed(standing, end, began, foreign);
+        self.committed(standing, end, foreign);
         Ok(())
     }
 
-    fn committed(&mut self, standing: Standing, end: At, began: Instant, foreign: u64) {
+    fn committed(&mut self, standing: Standing, end: At, foreign: u64) {
         self.row.standing = standing;
         self.at = end;
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
-        if !self.writer.loads.is_empty() {
-            self.rows_loaded += counts.inserted;
-        }
-        self.metrics.applied(&counts, began.elapsed());
-        self.metrics.foreign(foreign);
+        let snapshot = std::mem::take(&mut self.writer.loaded_rows);
+        self.metrics.rows(RowOp::Insert, counts.inserted);
+        self.metrics.rows(RowOp::Update, counts.updated + counts.moved);
+        self.metrics.rows(RowOp::Delete, counts.deleted);
+        self.metrics.rows(RowOp::Snapshot, snapshot);
+        self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        self.metrics.foreign_records(foreign);
         if end.commit_time > 0 {
             let now = jiff::Timestamp::now().as_microsecond();
-            self.metrics.commit_to_visible(Duration::from_micros(u64::try_from(now - end.commit_time).unwrap_or_default()));
+            self.metrics
+                .commit_to_visible(Duration::from_micros(u64::try_from(now - end.commit_time).unwrap_or_default()));
         }
     }
 
@@ -375,7 +382,6 @@ impl Worker {
         }
         let lag_bytes = newest.closed.bytes_since(self.at.closed);
         let lag_seconds = now.duration_since(self.level).as_secs_f64();
-        self.metrics.position(self.at.closed, lag_bytes, lag_seconds);
         let loading = !self.writer.loads.is_empty();
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
@@ -507,7 +513,8 @@ async fn take_over(
             TakeOver::Standby { owner, .. } => {
                 reporter.update(|s| {
                     s.state = status::State::Standby;
-                    s.waiting_for = Some(format!("worker {} owns the sink (backend {})", owner.worker_id, owner.backend_pid));
+                    s.waiting_for =
+                        Some(format!("worker {} owns the sink (backend {})", owner.worker_id, owner.backend_pid));
                 });
             }
         }

@@ -44,7 +44,13 @@ pub fn ready(spans: &mut Spans, checkpoint: &Checkpoint) -> Result<Vec<Part>> {
 
 impl<'s> Merge<'s> {
     /// `parts` are parallel to the checkpoint's spans. `wait` is how long counted records may take to become readable.
-    pub fn new(spans: &'s Spans, parts: &[Part], checkpoint: &Checkpoint, wait: Duration, stop: CancellationToken) -> Merge<'s> {
+    pub fn new(
+        spans: &'s Spans,
+        parts: &[Part],
+        checkpoint: &Checkpoint,
+        wait: Duration,
+        stop: CancellationToken,
+    ) -> Merge<'s> {
         let lane = |(span, part): (_, &Part)| Lane { check: SpanCheck::new(checkpoint, span), part: *part, head: None };
         let lanes = checkpoint.spans.iter().zip(parts).map(lane).collect();
         Merge { spans, lanes, wait, stop, foreign: 0 }
@@ -101,6 +107,7 @@ fn fill<'s>(
 
 fn unreadable(lane: &Lane<'_>, offset: i64, error: &HeaderError) -> Error {
     let span = lane.check.span();
-    let message = format!("the record at {offset} of topic {} partition {} can't be read: {error}", span.topic, span.partition);
+    let message =
+        format!("the record at {offset} of topic {} partition {} can't be read: {error}", span.topic, span.partition);
     Error::halt(Code::RecordInvalid, message, "run the newest lockstep on every machine of this pipeline")
 }

@@ -22,7 +22,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
+use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use crate::change::{Key, Op};
@@ -140,7 +140,8 @@ pub struct Net {
     live: HashTable<usize>,
     /// Slots by [`Place::left`].
     left: HashTable<usize>,
-    hasher: FixedState,
+    /// Seeded anew, since keys are users' data; no result depends on it.
+    hasher: RandomState,
     bytes: usize,
 }
 
@@ -157,7 +158,7 @@ impl Net {
             slots: Vec::new(),
             live: HashTable::new(),
             left: HashTable::new(),
-            hasher: FixedState::default(),
+            hasher: RandomState::default(),
             bytes: 0,
         }
     }

@@ -52,6 +52,8 @@ pub struct Writer {
     pub sink: PostgresSink,
     pub loads: Loads,
     pub counts: Counts,
+    /// Rows of chunks written.
+    pub loaded_rows: u64,
     name: String,
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
@@ -74,6 +76,7 @@ impl Writer {
             sink,
             loads: Loads::default(),
             counts: Counts::default(),
+            loaded_rows: 0,
             name: config.name.clone(),
             tables,
             rows_max: config.batch_rows_max,
@@ -96,7 +99,7 @@ impl Writer {
         self.truncates.clear();
         self.chunks.clear();
         self.open = None;
-        self.counts = Counts::default();
+        (self.counts, self.loaded_rows) = (Counts::default(), 0);
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -117,7 +120,8 @@ impl Writer {
 
     /// The chunks of the interval that follows.
     pub fn begin_interval(&mut self, chunks: &[Chunk]) {
-        let mut chunks: Vec<Chunk> = chunks.iter().filter(|chunk| self.tables.contains_key(&chunk.table)).cloned().collect();
+        let mut chunks: Vec<Chunk> =
+            chunks.iter().filter(|chunk| self.tables.contains_key(&chunk.table)).cloned().collect();
         chunks.sort_by_key(|chunk| chunk.at);
         self.chunks = chunks.into();
     }
@@ -204,7 +208,9 @@ impl Writer {
     async fn close_chunk(&mut self, state: &State) -> Outcome<()> {
         let OpenChunk { chunk, mine, rows, seen } = self.open.take().expect("called with an open chunk");
         if seen != chunk.rows {
-            return Err(outside(&chunk.table).fact(format!("the chunk at {} counts {} rows, {seen} are there", chunk.at, chunk.rows)).into());
+            return Err(outside(&chunk.table)
+                .fact(format!("the chunk at {} counts {} rows, {seen} are there", chunk.at, chunk.rows))
+                .into());
         }
         if !mine {
             return Ok(());
@@ -213,7 +219,8 @@ impl Writer {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
         self.sink.push_range(&mut load, &rows).await?;
-        self.counts += self.sink.end_range(load).await?;
+        self.sink.end_range(load).await?;
+        self.loaded_rows += chunk.rows;
         self.loads.chunk(&chunk);
         Ok(())
     }

@@ -51,7 +51,10 @@ pub enum Answer {
     /// No later attempt can do better.
     Halted(Error),
     /// The source's end of log and the bytes that the slot retains.
-    Watched { current: Lsn, retained: Option<u64> },
+    Watched {
+        current: Lsn,
+        retained: Option<u64>,
+    },
 }
 
 impl Visibility for PgSnapshot {
@@ -85,7 +88,8 @@ impl ChunkReader {
             .map_err(|e| Error::retry("starting the chunk reader", e))?;
         let token = stop.clone();
         let body = move || {
-            runtime.block_on(token.run_until_cancelled(Worker { config, outbox, session: None, version: 0 }.run(inbox)));
+            runtime
+                .block_on(token.run_until_cancelled(Worker { config, outbox, session: None, version: 0 }.run(inbox)));
         };
         let thread = std::thread::Builder::new()
             .name("lockstep-chunks".into())
@@ -230,13 +234,17 @@ impl Worker {
             return Ok(());
         }
         let version = self.version;
-        chunk::mark(self.session().await?, &read.nonce.to_string(), version).await
+        chunk::mark(&**self.session().await?, &read.nonce.to_string(), version).await
     }
 }
 
 fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
     config.tables.iter().find(|table| table.name == *name).ok_or_else(|| {
-        Error::halt(Code::TableMissing, format!("table {name} is in no connector"), format!("write a connector for {name}"))
+        Error::halt(
+            Code::TableMissing,
+            format!("table {name} is in no connector"),
+            format!("write a connector for {name}"),
+        )
     })
 }
 

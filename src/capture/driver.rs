@@ -27,10 +27,11 @@ use crate::ledger::entry::{Assembler, Body, Chunk, Done, RelationEntry, TopicIde
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
 use crate::lsn::{Lsn, Position};
-use crate::postgres::pgoutput::{self, Message, RelationBody, Scratch};
+use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
+use crate::postgres::frame::Frame;
+use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
-use crate::postgres::wire::{Frame, Stream};
-use crate::postgres::catalog;
+use crate::postgres::stream::Stream;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
@@ -55,7 +56,12 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 pub const MESSAGE_PREFIX: &str = "lockstep";
 
 /// The role: runs until it is stopped or fails.
-pub async fn run(config: Arc<Config>, reporter: SourceReporter, metrics: SourceMetrics, stop: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: Arc<Config>,
+    reporter: SourceReporter,
+    metrics: SourceMetrics,
+    stop: CancellationToken,
+) -> Result<()> {
     let started = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         started = start::start(&config, &reporter, &stop) => started?,
@@ -107,8 +113,12 @@ struct Core {
     base_at: Instant,
     began: Instant,
     reported: Instant,
+    /// Of the stream, since the last report.
+    bytes: u64,
     received: Lsn,
-    confirm: Option<Lsn>,
+    /// May be confirmed to the slot, and was.
+    confirm: Lsn,
+    confirmed: Lsn,
     source_end: Lsn,
     rows_done: HashMap<TableName, u64>,
 }
@@ -135,7 +145,8 @@ impl Reader {
         let Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, .. } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, &config.kafka.topic_prefix, &config.source.database.dbname);
+        let emitter =
+            Emitter::new(producer, &config.kafka.topic_prefix, &config.source.database.dbname, metrics.clone());
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let now = Instant::now();
@@ -169,8 +180,10 @@ impl Reader {
             base_at: now,
             began: now,
             reported: now,
+            bytes: 0,
             received: Lsn::ZERO,
-            confirm: None,
+            confirm: Lsn::ZERO,
+            confirmed: Lsn::ZERO,
             source_end: Lsn::ZERO,
             rows_done: HashMap::new(),
         };
@@ -218,6 +231,7 @@ impl Reader {
             match frame {
                 Frame::XLogData { start, wal_end, data, .. } => {
                     self.core.received = self.core.received.max(start).max(wal_end);
+                    self.core.bytes += data.len() as u64;
                     self.core.message(start, data).await?;
                 }
                 Frame::Keepalive { wal_end, reply: asked } => {
@@ -235,8 +249,10 @@ impl Reader {
     }
 
     fn confirm(&mut self) {
-        if let Some(lsn) = self.core.confirm.take() {
-            self.stream.received(lsn.max(self.core.received));
+        // After a start the ledger can be ahead of what this connection has sent again.
+        if self.core.confirm > self.core.confirmed && self.core.received > self.core.confirmed {
+            let lsn = self.core.confirm.min(self.core.received);
+            self.core.confirmed = lsn;
             self.stream.confirm(lsn);
         }
     }
@@ -264,7 +280,9 @@ impl Reader {
     async fn close(self, in_order: bool) {
         let Reader { stream, core } = self;
         if in_order {
-            stream.close().await;
+            if let Err(error) = stream.close().await {
+                tracing::debug!(error = error.chain(), "ending the stream");
+            }
         }
         let Core { emitter, appender, session, .. } = core;
         emitter.close(CLOSE_TIMEOUT);
@@ -289,7 +307,7 @@ impl Core {
                 let transaction = self.transaction.take().ok_or_else(out_of_place)?;
                 if transaction.take {
                     self.machine.commit(end_lsn, commit_time_us);
-                    self.metrics.transaction();
+                    self.metrics.transactions(1);
                 } else {
                     self.machine.dropped(end_lsn);
                 }
@@ -298,9 +316,11 @@ impl Core {
             Message::Relation(body) => self.relation(body).await?,
             Message::Insert { oid } => self.change(start, data, oid, ChangeKind::Insert).await?,
             Message::Update { oid, old } => self.change(start, data, oid, ChangeKind::Update(old)).await?,
-            Message::Delete { oid, old } => self.change(start, data, oid, ChangeKind::Delete(old)).await?,
+            Message::Delete { oid, .. } => self.change(start, data, oid, ChangeKind::Delete).await?,
             Message::Truncate { oids, .. } => self.truncate(start, &oids).await?,
-            Message::Message { transactional: false, prefix: MESSAGE_PREFIX, content, .. } => self.mark(start, content).await?,
+            Message::Message { transactional: false, prefix: MESSAGE_PREFIX, content, .. } => {
+                self.mark(start, content).await?
+            }
             Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
         Ok(())
@@ -331,7 +351,7 @@ impl Core {
         let change = match kind {
             ChangeKind::Insert => Streamed::Insert(new),
             ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },
-            ChangeKind::Delete(_) => Streamed::Delete { old },
+            ChangeKind::Delete => Streamed::Delete { old },
         };
         if change.rows().any(|row| row.len() != columns) {
             return Err(out_of_place());
@@ -375,9 +395,10 @@ impl Core {
         let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
         // A table of that name that was made since is not the one whose rows are in the stream.
         let facts = facts.filter(|facts| facts.oid == body.oid);
+        let streamed = announced(&body, &name);
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
         let types = catalog::type_names(&*self.session, &oids).await?;
-        let relation = catalog::build_streamed_relation(&body, facts.as_ref(), &types, chunks::shape(table))?;
+        let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, chunks::shape(table))?;
         let oid = body.oid;
         let version = self.version(relation)?;
         self.names.insert(name, version.relation.fingerprint);
@@ -451,7 +472,6 @@ impl Core {
             Answer::Watched { current, retained } => {
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
-                self.metrics.retained_bytes(retained.unwrap_or_default());
             }
         }
         Ok(())
@@ -470,17 +490,19 @@ impl Core {
         match self.machine.read_back(record.offset, &event) {
             ReadBack::Nothing => {}
             ReadBack::Confirm(lsn) => {
-                self.confirm = Some(lsn);
+                self.confirm = lsn;
                 while let Some((offset, sent)) = self.sent_at.front().copied() {
                     if offset > record.offset {
                         break;
                     }
-                    self.metrics.read_back(sent.elapsed());
+                    self.metrics.checkpoint(sent.elapsed());
                     self.sent_at.pop_front();
                 }
             }
             ReadBack::Fenced(epoch) => {
-                return Err(Error::retry_plain(format!("another reader claimed the ledger (epoch {epoch}); this one stops")));
+                return Err(Error::retry_plain(format!(
+                    "another reader claimed the ledger (epoch {epoch}); this one stops"
+                )));
             }
         }
         Ok(())
@@ -504,7 +526,7 @@ impl Core {
         if let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush) {
             let number = self.appender.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));
-            self.metrics.checkpoint();
+            self.metrics.ledger_append();
         }
         if !flush {
             self.load()?;
@@ -580,18 +602,19 @@ impl Core {
 
     fn report(&mut self) {
         self.reported = Instant::now();
-        let counts = self.emitter.take_counts();
-        self.metrics.wrote(counts.records, counts.bytes);
-        self.metrics.in_flight_bytes(self.emitter.in_flight_bytes());
+        self.metrics.received(std::mem::take(&mut self.bytes), self.received);
+        self.metrics.in_flight(self.emitter.in_flight_bytes() as u64);
+        self.metrics.confirmed(self.confirmed);
         let closed = self.machine.appended_closed();
         let lag = self.source_end.max(self.received).bytes_since(closed);
-        self.metrics.position(closed, lag);
         let loading = self.loader.table().cloned();
         let busy = !self.loader.is_idle();
         let tables = self.config.tables.iter().map(|table| {
             let phase = match &loading {
                 Some(name) if *name == table.name => Phase::Snapshot,
-                _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => Phase::Waiting,
+                _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
+                    Phase::Waiting
+                }
                 _ => Phase::Streaming,
             };
             let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
@@ -614,7 +637,7 @@ impl Core {
 enum ChangeKind {
     Insert,
     Update(Option<pgoutput::OldKind>),
-    Delete(pgoutput::OldKind),
+    Delete,
 }
 
 /// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
@@ -638,6 +661,23 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
     };
     let tables = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
     Job { requests, only, tables }
+}
+
+/// A RELATION message in the catalog's words.
+fn announced(body: &RelationBody, name: &TableName) -> StreamedRelation {
+    let identity = match body.replica_identity {
+        ReplicaIdentity::Default => Identity::Default,
+        ReplicaIdentity::Nothing => Identity::Nothing,
+        ReplicaIdentity::Full => Identity::Full,
+        ReplicaIdentity::Index => Identity::Index,
+    };
+    let column = |c: &RelationColumn| StreamedColumn {
+        key: c.key,
+        name: c.name.clone(),
+        type_oid: c.type_oid,
+        typmod: c.typmod,
+    };
+    StreamedRelation { oid: body.oid, name: name.clone(), identity, columns: body.columns.iter().map(column).collect() }
 }
 
 fn out_of_place() -> Error {

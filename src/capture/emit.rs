@@ -12,6 +12,7 @@ use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
 use crate::codec::{Encoder, Event, HEADER_NEW_KEY, HEADER_OLD_KEY, RecordBuf};
 use crate::error::{Code, Error, Result};
+use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
@@ -28,6 +29,7 @@ pub struct Version {
     pub key: Vec<usize>,
     encoder: Encoder,
     route: Route,
+    records: metrics::Counter,
 }
 
 /// A change as the stream sends it.
@@ -58,6 +60,7 @@ pub struct Emitter {
     versions: HashMap<Fingerprint, Arc<Version>>,
     prefix: String,
     database: String,
+    metrics: SourceMetrics,
     record: RecordBuf,
     other_key: RecordBuf,
 }
@@ -66,24 +69,17 @@ pub struct Emitter {
 struct Outlet {
     producer: Producer,
     acks: Vec<Ack>,
-    counts: Counts,
-}
-
-/// Records and bytes written since they were last asked for.
-#[derive(Default, Clone, Copy, Debug)]
-pub struct Counts {
-    pub records: u64,
-    pub bytes: u64,
 }
 
 impl Emitter {
-    pub fn new(producer: Producer, prefix: &str, database: &str) -> Emitter {
+    pub fn new(producer: Producer, prefix: &str, database: &str, metrics: SourceMetrics) -> Emitter {
         Emitter {
-            outlet: Outlet { producer, acks: Vec::new(), counts: Counts::default() },
+            outlet: Outlet { producer, acks: Vec::new() },
             topics: Vec::new(),
             versions: HashMap::new(),
             prefix: prefix.to_owned(),
             database: database.to_owned(),
+            metrics,
             record: RecordBuf::default(),
             other_key: RecordBuf::default(),
         }
@@ -103,7 +99,8 @@ impl Emitter {
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
         let relation = Arc::new(relation);
         let encoder = Encoder::new(relation.clone(), &self.prefix, &self.database);
-        let version = Arc::new(Version { relation, key, encoder, route });
+        let records = self.metrics.records(&relation.name);
+        let version = Arc::new(Version { relation, key, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
         (version, true)
     }
@@ -169,7 +166,14 @@ impl Emitter {
     }
 
     /// A key change is one change to our sinks and Debezium's delete, tombstone and create to everybody else.
-    async fn rekey(&mut self, machine: &mut Machine, version: &Version, event: &Event, old: Row<'_>, new: Row<'_>) -> Result<()> {
+    async fn rekey(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        old: Row<'_>,
+        new: Row<'_>,
+    ) -> Result<()> {
         version.encoder.key(new, &mut self.other_key)?;
         version.encoder.key(old, &mut self.record)?;
         version.encoder.delete(event, old, &mut self.record)?;
@@ -186,7 +190,12 @@ impl Emitter {
         version.encoder.truncate(event, &mut self.record)?;
         let (position, token) = machine.record();
         let draft = Draft {
-            header: Header { kind: Kind::Truncate, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
+            header: Header {
+                kind: Kind::Truncate,
+                epoch: machine.epoch(),
+                position,
+                relation: version.relation.fingerprint,
+            },
             partition: Some(0),
             key: None,
             value: Some(&self.record.value),
@@ -199,12 +208,23 @@ impl Emitter {
     }
 
     /// A row of a chunk that enters the stream here.
-    pub async fn chunk_row(&mut self, machine: &mut Machine, version: &Version, event: &Event, row: Row<'_>) -> Result<()> {
+    pub async fn chunk_row(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        row: Row<'_>,
+    ) -> Result<()> {
         version.encoder.key(row, &mut self.record)?;
         version.encoder.read(event, row, &mut self.record)?;
         let (position, token) = machine.chunk_record();
         let draft = Draft {
-            header: Header { kind: Kind::ChunkRow, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
+            header: Header {
+                kind: Kind::ChunkRow,
+                epoch: machine.epoch(),
+                position,
+                relation: version.relation.fingerprint,
+            },
             partition: None,
             key: Some(&self.record.key),
             value: Some(&self.record.value),
@@ -241,10 +261,20 @@ impl Emitter {
     }
 
     /// The tombstone of the key in `record`.
-    async fn tombstone(&mut self, machine: &mut Machine, version: &Version, other_key: Option<&'static str>) -> Result<()> {
+    async fn tombstone(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        other_key: Option<&'static str>,
+    ) -> Result<()> {
         let (position, token) = machine.record();
         let draft = Draft {
-            header: Header { kind: Kind::Tombstone, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
+            header: Header {
+                kind: Kind::Tombstone,
+                epoch: machine.epoch(),
+                position,
+                relation: version.relation.fingerprint,
+            },
             partition: None,
             key: Some(&self.record.key),
             value: None,
@@ -268,10 +298,6 @@ impl Emitter {
 
     pub fn in_flight_bytes(&self) -> usize {
         self.outlet.producer.in_flight_bytes()
-    }
-
-    pub fn take_counts(&mut self) -> Counts {
-        std::mem::take(&mut self.outlet.counts)
     }
 
     pub fn close(self, timeout: Duration) {
@@ -323,8 +349,7 @@ impl Outlet {
             }
             self.take_acks(machine)?;
         }
-        self.counts.records += 1;
-        self.counts.bytes += (draft.key.map_or(0, <[u8]>::len) + draft.value.map_or(0, <[u8]>::len)) as u64;
+        version.records.increment(1);
         Ok(())
     }
 
@@ -332,7 +357,14 @@ impl Outlet {
         self.producer.take_acks(&mut self.acks)?;
         for ack in self.acks.drain(..) {
             let Ack { route, partition, token, first, last, count } = ack;
-            machine.acked(Acked { route: u16::try_from(route.index()).expect("routes are numbered with 16 bits"), partition, token, first, last, count });
+            machine.acked(Acked {
+                route: u16::try_from(route.index()).expect("routes are numbered with 16 bits"),
+                partition,
+                token,
+                first,
+                last,
+                count,
+            });
         }
         Ok(())
     }

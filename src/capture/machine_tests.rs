@@ -93,7 +93,8 @@ impl Script {
 }
 
 fn summary(c: &Checkpoint) -> String {
-    let spans: Vec<String> = c.spans.iter().map(|s| format!("p{}={}..{}/{}", s.partition, s.first, s.last, s.count)).collect();
+    let spans: Vec<String> =
+        c.spans.iter().map(|s| format!("p{}={}..{}/{}", s.partition, s.first, s.last, s.count)).collect();
     let prev = c.prev.map_or("origin".to_owned(), |prev| prev.offset.to_string());
     format!("({}, {}] closed {} {} after {prev}, {} chunks", c.from, c.to, c.closed, spans.join(" "), c.chunks.len())
 }

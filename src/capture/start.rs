@@ -20,7 +20,8 @@ use crate::ledger::state::State;
 use crate::ledger::topic::{self, Appender};
 use crate::lsn::Lsn;
 use crate::postgres::slot::SlotFacts;
-use crate::postgres::wire::{self, Replication, Stream};
+use crate::postgres::stream::{Start, Stream};
+use crate::postgres::wire::Connection;
 use crate::postgres::{catalog, preflight, publication, slot, timeline};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -68,7 +69,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
 
-    let replication = Replication::connect(&config.source, &application_name(config)).await?;
+    let replication = Connection::open(&config.source, &application_name(config)).await?;
     let identity = ensure_slot(config, &session, version, replication, found, &state, &mut appender).await?;
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
@@ -159,9 +160,10 @@ async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String
 fn check_topic(name: &str, known: &TopicIdentity, found: Option<&TopicFacts>) -> Result<()> {
     let (code, what) = match found {
         None => (Code::TopicMissing, "is gone".to_owned()),
-        Some(found) if found.id != known.id => {
-            (Code::TopicRecreated, format!("was deleted and made again: its id is {}, the ledger knows {}", found.id, known.id))
-        }
+        Some(found) if found.id != known.id => (
+            Code::TopicRecreated,
+            format!("was deleted and made again: its id is {}, the ledger knows {}", found.id, known.id),
+        ),
         Some(_) => return Ok(()),
     };
     let message = format!("topic {name} {what}; the records that it held are lost");
@@ -174,7 +176,7 @@ async fn ensure_slot(
     config: &Config,
     session: &Session,
     version: i32,
-    mut replication: Replication,
+    mut replication: Connection,
     found: Option<SlotFacts>,
     state: &State,
     appender: &mut Appender,
@@ -241,14 +243,15 @@ fn slot_gone(name: &str, state: &State) -> Error {
     .fact("no sink was touched: each still equals the source as of its position")
 }
 
-async fn check_history(replication: &mut Replication, state: &State, now: u32) -> Result<()> {
+async fn check_history(replication: &mut Connection, state: &State, now: u32) -> Result<()> {
     let (Some(ours), Some(last)) = (state.timeline, state.last) else { return Ok(()) };
     if ours == now {
         return Ok(());
     }
     let content = replication.timeline_history(now).await?;
-    let history = timeline::parse_history(&content)
-        .map_err(|e| Error::halt(Code::SourceProtocol, format!("the source's timeline history: {e}"), "lockstep check"))?;
+    let history = timeline::parse_history(&content).map_err(|e| {
+        Error::halt(Code::SourceProtocol, format!("the source's timeline history: {e}"), "lockstep check")
+    })?;
     timeline::check_timeline(&history, ours, now, last.closed)
 }
 
@@ -264,15 +267,16 @@ async fn take_slot(
     let name = &config.source.slot;
     let began = tokio::time::Instant::now();
     loop {
-        let mut replication = Replication::connect(&config.source, &application_name(config)).await?;
+        let mut replication = Connection::open(&config.source, &application_name(config)).await?;
         let system = replication.identify_system().await?;
         check_identity(identity, system.system_id, &system.dbname, name)?;
         check_history(&mut replication, state, system.timeline).await?;
-        let error = match replication.start_replication(name, &config.source.publication, Lsn::ZERO).await {
-            Ok(stream) => return Ok((stream, system.timeline)),
-            Err(error) if error.code() == Some(Code::SlotInUse) => error,
-            Err(error) => return Err(error),
-        };
+        let error =
+            match replication.start_replication(name, &config.source.publication, Lsn::ZERO, &Start::default()).await {
+                Ok(stream) => return Ok((stream, system.timeline)),
+                Err(error) if error.code() == Some(Code::SlotInUse) => error,
+                Err(error) => return Err(error),
+            };
         let pid = slot::slot_facts(&**session, name).await?.and_then(|slot| slot.active_pid);
         let holder = match pid {
             Some(pid) => slot::holder(&**session, pid).await?,
@@ -307,7 +311,7 @@ async fn read_back(config: &Arc<Config>, epoch: Epoch) -> Result<(State, Assembl
     if state.claim != Some(epoch) {
         return Err(Error::retry_plain("our claim was not in the ledger where it was acknowledged"));
     }
-    let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, claim + 1)?;
+    let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, claim + 1, Code::LedgerTrimmed)?;
     Ok((state, assembler, tail))
 }
 
@@ -326,19 +330,20 @@ async fn check_confirmed(config: &Config, session: &Session, state: &State) -> R
             "begin anew under another `name` in lockstep.toml; nothing can bring the skipped changes back",
         )
         .fact(format!("slot confirmed {confirmed}, ledger {closed} (checkpoint {at})"))
-        .fact(format!("{} bytes of changes in between can't be read again; no sink was touched", confirmed.bytes_since(closed))));
+        .fact(format!(
+            "{} bytes of changes in between can't be read again; no sink was touched",
+            confirmed.bytes_since(closed)
+        )));
     }
     Ok(closed)
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Reads one ledger record into its entry, if it is complete there.
 pub fn entry(assembler: &mut Assembler, offset: i64, value: Option<&[u8]>) -> Result<Option<Entry>> {
     assembler.push(offset, Entry::decode(offset, value.unwrap_or_default())?)
 }
-
-/// Kept here so that the driver names the wire's errors alike.
-pub use wire::Frame;

@@ -146,7 +146,15 @@ impl State {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
         relations.sort_by_key(|relation| relation.fingerprint);
         let timeline = self.timeline.unwrap_or_default();
-        Base { epoch, last: self.last, source: self.source.clone(), relations, topics, joins: self.joins.clone(), timeline }
+        Base {
+            epoch,
+            last: self.last,
+            source: self.source.clone(),
+            relations,
+            topics,
+            joins: self.joins.clone(),
+            timeline,
+        }
     }
 
     /// Tables that the sink has asked for so far.

@@ -5,7 +5,7 @@
 
 use crate::config::Kafka;
 use crate::error::{Code, Error, Result};
-use crate::kafka::consumer;
+use crate::kafka::consumer::{self, Entry as Record};
 use crate::kafka::producer::{Ack, Message, Producer, Purpose, Route, Sent};
 use crate::ledger::entry::{Assembler, Body, Entry, Piece};
 use crate::ledger::state::State;
@@ -22,6 +22,10 @@ pub fn bounds(kafka: &Kafka) -> Result<(i64, i64)> {
     consumer::watermarks(kafka, &kafka.ledger, PARTITION, METADATA_TIMEOUT)
 }
 
+fn read(kafka: &Kafka, from: i64, to: i64) -> Result<Vec<Record>> {
+    consumer::read_all(kafka, &kafka.ledger, PARTITION, Some(from), to, Code::LedgerTrimmed)
+}
+
 /// Where a fold must begin so that its state is complete from the entry at `needed` on. Blocking.
 pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
     let (low, high) = bounds(kafka)?;
@@ -32,7 +36,7 @@ pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
     }
     let mut at = high - 1;
     while at > low {
-        let entries = consumer::read_all(kafka, &kafka.ledger, PARTITION, at, at + 1)?;
+        let entries = read(kafka, at, at + 1)?;
         let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
         match Entry::base_of(at, value)? {
             Some(base) if base < low => return Ok(low),
@@ -46,7 +50,7 @@ pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
 
 /// The first record of the base that stands at `base`: itself, unless it came in parts.
 fn start_of(kafka: &Kafka, base: i64, low: i64) -> Result<i64> {
-    let entries = consumer::read_all(kafka, &kafka.ledger, PARTITION, base, base + 1)?;
+    let entries = read(kafka, base, base + 1)?;
     let whole = match entries.first().and_then(|entry| entry.value.as_deref()) {
         Some(value) => matches!(Entry::decode(base, value)?, Piece::Whole(_)),
         None => false,
@@ -58,7 +62,7 @@ fn start_of(kafka: &Kafka, base: i64, low: i64) -> Result<i64> {
 /// Folds the entries in `from..to`. Blocking.
 pub fn fold(kafka: &Kafka, from: i64, to: i64) -> Result<(State, Assembler)> {
     let (mut state, mut assembler) = (State::default(), Assembler::default());
-    for record in consumer::read_all(kafka, &kafka.ledger, PARTITION, from, to)? {
+    for record in read(kafka, from, to)? {
         let value = record.value.as_deref().unwrap_or_default();
         if let Some(entry) = assembler.push(record.offset, Entry::decode(record.offset, value)?)? {
             state.apply(record.offset, entry);

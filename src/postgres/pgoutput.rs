@@ -351,6 +351,11 @@ pub(super) fn unix_us(postgres_us: i64) -> i64 {
     postgres_us.saturating_add(POSTGRES_EPOCH_US)
 }
 
+/// A time since 1970 as the wire wants it.
+pub(super) fn postgres_us(unix_us: i64) -> i64 {
+    unix_us.saturating_sub(POSTGRES_EPOCH_US)
+}
+
 #[cfg(test)]
 #[path = "pgoutput_tests.rs"]
 mod tests;

@@ -297,6 +297,12 @@ pub async fn snapshot_now(client: &(impl GenericClient + Sync)) -> Result<PgSnap
     text.parse().map_err(|e| unreadable("snapshot", e))
 }
 
+/// The end of the server's log.
+pub async fn current_lsn(client: &(impl GenericClient + Sync)) -> Result<Lsn> {
+    let text = one_text(client, "SELECT pg_current_wal_lsn()::text", "reading the end of the log").await?;
+    text.parse().map_err(|e| unreadable("LSN", e))
+}
+
 async fn one_text(client: &(impl GenericClient + Sync), sql: &str, doing: &str) -> Result<String> {
     let row = client.query_one(sql, &[]).await.map_err(|e| failed(doing, e))?;
     row.try_get(0).map_err(|e| unreadable("answer", e))

@@ -8,8 +8,8 @@ use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_cert::der::Decode;
@@ -81,6 +81,14 @@ pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Sha512::digest(certificate).to_vec()),
         _ => None,
     }
+}
+
+/// The name that the server's certificate must be for.
+pub fn server_name(host: &str) -> Result<ServerName<'static>> {
+    ServerName::try_from(host.to_owned()).map_err(|error| {
+        let message = format!("no certificate can be for the host {host:?}: {error}");
+        Error::halt(Code::TlsFailed, message, format!("getent hosts {host}"))
+    })
 }
 
 /// The named halt behind a failed handshake; `None` when TLS had no part in it (a reset connection).

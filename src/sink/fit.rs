@@ -32,6 +32,12 @@ pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Fi
             create_table(wanted),
         ));
     }
+    if facts.unlogged {
+        halts.push(halt(
+            format!("table {} is unlogged: a crash of the sink would empty it", wanted.table),
+            format!("ALTER TABLE {} SET LOGGED", wanted.table.quoted()),
+        ));
+    }
     for wanted_column in &wanted.columns {
         let column = facts.columns.iter().find(|c| c.name == wanted_column.column.name);
         halts.extend(judge_column(wanted, wanted_column, column));

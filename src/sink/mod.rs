@@ -17,6 +17,9 @@
 //!   [`preflight`](postgres::PostgresSink::preflight) beforehand.
 //! - **No value in an error.** Messages name table, column and constraint.
 //!
+//! A plan is made from the sink's catalog as it then is. A column that its owner narrows later may round values without an
+//! error, so the driver plans again every some seconds; [`plan`](postgres::PostgresSink::plan) halts on what no longer fits.
+//!
 //! What the driver promises: one owner per sink, calls one after the other, each awaited to its end. Dropping a call half way
 //! leaves the transaction open; then the sink is to be dropped too. After any failure the transaction is over or is ended by
 //! [`rollback`](postgres::PostgresSink::rollback); `commit` after a failure is a bug and panics.

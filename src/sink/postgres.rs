@@ -79,7 +79,7 @@ impl PostgresSink {
         pin(&client, &lock_timeout).await?;
         Ok(PostgresSink {
             client,
-            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone() },
+            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: sink.database.user.clone() },
             worker,
             transaction: Transaction::None,
             written: false,
@@ -134,7 +134,11 @@ impl PostgresSink {
         let names: Vec<_> = wanted.iter().map(|w| &w.table).collect();
         let facts = catalog::read(&self.client, &names).await?;
         let gone = || Error::retry_plain("planning: a table of the sink vanished just now");
-        wanted.iter().zip(&facts).map(|(w, f)| Ok(SinkTablePlan::compile(w, f.as_ref().ok_or_else(gone)?))).collect()
+        wanted
+            .iter()
+            .zip(&facts)
+            .map(|(w, f)| Ok(SinkTablePlan::compile(w, f.as_ref().ok_or_else(gone)?, &self.name.role)))
+            .collect()
     }
 
     /// Makes `lockstep.progress` if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.
@@ -147,10 +151,11 @@ impl PostgresSink {
     /// the owner before, at most `lock_timeout`; it is not waited for when the owner is another worker that is alive.
     pub async fn take_over(&mut self, first: &Standing) -> Result<TakeOver> {
         assert_eq!(self.transaction, Transaction::None, "taking over is for new connections");
-        progress::seed(&self.client, &self.name, first, self.worker).await?;
         for _ in 0..TAKE_OVER_TRIES_MAX {
+            // Read before writing: even an insert that will do nothing waits for an open transaction on the row.
             let Some((row, alive)) = progress::read(&self.client, &self.name).await? else {
-                return Err(Error::retry_plain("taking over the sink: the progress row was deleted just now"));
+                progress::seed(&self.client, &self.name, first, self.worker).await?;
+                continue;
             };
             if alive && row.owner.worker_id != self.worker {
                 return Ok(TakeOver::Standby { owner: row.owner, updated_at_us: row.updated_at_us });
@@ -159,7 +164,7 @@ impl PostgresSink {
                 Ok(bumped) => bumped,
                 Err(error) => {
                     // Our own earlier backend, or one whose worker is gone, still sits in its transaction.
-                    progress::evict(&self.client, &row.owner).await?;
+                    progress::evict(&self.client, &self.name, &row.owner).await?;
                     return Err(error);
                 }
             };
@@ -172,7 +177,7 @@ impl PostgresSink {
 
     /// Ends the connection of a worker that [`TakeOver::Standby`] named: for a driver that knows it to be frozen.
     pub async fn evict(&self, owner: &progress::Owner) -> Result<bool> {
-        progress::evict(&self.client, owner).await
+        progress::evict(&self.client, &self.name, owner).await
     }
 
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.

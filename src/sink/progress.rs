@@ -12,6 +12,8 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
+use crate::relation::quote_identifier;
+use crate::session;
 
 /// Version of the row's columns.
 pub const FORMAT: i32 = 1;
@@ -172,8 +174,8 @@ async fn creation_failed(client: &Client, error: tokio_postgres::Error) -> Error
             let hint = match who {
                 Ok(row) => format!(
                     "GRANT CREATE ON DATABASE {} TO {}",
-                    crate::relation::quote_identifier(row.get(1)),
-                    crate::relation::quote_identifier(row.get(0))
+                    quote_identifier(row.get(1)),
+                    quote_identifier(row.get(0))
                 ),
                 Err(_) => "GRANT CREATE ON DATABASE … TO …".to_owned(),
             };
@@ -188,6 +190,32 @@ async fn creation_failed(client: &Client, error: tokio_postgres::Error) -> Error
 pub(super) struct RowName {
     pub pipeline: String,
     pub sink: String,
+    /// Our role, for GRANTs.
+    pub role: String,
+}
+
+impl RowName {
+    /// Tells a table of another layout from a failure that may heal.
+    fn failed(&self, error: tokio_postgres::Error) -> Error {
+        match error.code().map(super::refusal::classify) {
+            Some(super::refusal::Class::Table) => Error::halt(
+                Code::ProgressMismatch,
+                "lockstep.progress at the sink does not have the columns of this version",
+                "TABLE lockstep.progress",
+            ),
+            Some(super::refusal::Class::Right) => {
+                let role = quote_identifier(&self.role);
+                Error::halt(
+                    Code::NoRight,
+                    "the role may not read and write lockstep.progress at the sink",
+                    format!(
+                        "GRANT USAGE ON SCHEMA lockstep TO {role}; GRANT SELECT, INSERT, UPDATE ON lockstep.progress TO {role}"
+                    ),
+                )
+            }
+            _ => session::classify("reading the sink's progress", error),
+        }
+    }
 }
 
 /// Times cross as microseconds: extract gives numeric, which is exact.
@@ -216,7 +244,7 @@ pub(super) async fn read(client: &Client, name: &RowName) -> Result<Option<(Prog
          LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = p.backend_pid AND a.backend_start = p.backend_start \
           AND a.application_name = pg_catalog.current_setting('application_name') WHERE {NAMED}"
     );
-    let rows = client.query(&sql, &[&name.pipeline, &name.sink, &GROUP]).await.map_err(reading)?;
+    let rows = client.query(&sql, &[&name.pipeline, &name.sink, &GROUP]).await.map_err(|error| name.failed(error))?;
     rows.first().map(|row| Ok((parse(row)?, row.get(18)))).transpose()
 }
 
@@ -231,7 +259,7 @@ pub(super) async fn seed(client: &Client, name: &RowName, standing: &Standing, w
     let values = StandingValues::new(standing);
     let mut params = values.params(name);
     params.push(&worker);
-    client.execute(&sql, &params).await.map(drop).map_err(reading)
+    client.execute(&sql, &params).await.map(drop).map_err(|error| name.failed(error))
 }
 
 /// Bumps the worker epoch if the owner is still `seen`; `None` if another worker was quicker. Waits for the owner's open
@@ -245,17 +273,18 @@ pub(super) async fn bump(client: &Client, name: &RowName, seen: &Owner, worker: 
     let rows = client
         .query(&sql, &[&name.pipeline, &name.sink, &GROUP, &worker, &seen.worker_epoch, &seen.worker_id])
         .await
-        .map_err(reading)?;
+        .map_err(|error| name.failed(error))?;
     rows.first().map(parse).transpose()
 }
 
 /// Ends the backend of `owner`, if it is still the one that the row names. True if it was told to end.
-pub(super) async fn evict(client: &Client, owner: &Owner) -> Result<bool> {
+pub(super) async fn evict(client: &Client, name: &RowName, owner: &Owner) -> Result<bool> {
     let sql = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
         WHERE a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() \
           AND (extract(epoch FROM a.backend_start) * 1000000)::int8 = $2 \
           AND a.application_name = pg_catalog.current_setting('application_name')";
-    let rows = client.query(sql, &[&owner.backend_pid, &owner.backend_start_us]).await.map_err(reading)?;
+    let rows =
+        client.query(sql, &[&owner.backend_pid, &owner.backend_start_us]).await.map_err(|error| name.failed(error))?;
     Ok(rows.first().is_some_and(|row| row.get(0)))
 }
 
@@ -389,21 +418,4 @@ fn read_columns(row: &Row) -> std::result::Result<Option<ProgressRow>, tokio_pos
         },
         updated_at_us: row.try_get(16)?,
     }))
-}
-
-/// Tells a table of another layout from a failure that may heal.
-fn reading(error: tokio_postgres::Error) -> Error {
-    match error.code().map(super::refusal::classify) {
-        Some(super::refusal::Class::Table) => Error::halt(
-            Code::ProgressMismatch,
-            "lockstep.progress at the sink does not have the columns of this version",
-            "TABLE lockstep.progress",
-        ),
-        Some(super::refusal::Class::Right) => Error::halt(
-            Code::NoRight,
-            "the role may not read and write lockstep.progress at the sink",
-            "GRANT SELECT, INSERT, UPDATE ON lockstep.progress TO CURRENT_USER",
-        ),
-        _ => crate::session::classify("reading the sink's progress", error),
-    }
 }

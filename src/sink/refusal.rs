@@ -105,7 +105,8 @@ fn value_hint(plan: Option<&SinkTablePlan>) -> String {
 fn right_hint(plan: Option<&SinkTablePlan>) -> String {
     match plan {
         Some(plan) => {
-            format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {} TO CURRENT_USER", plan.table.quoted())
+            let (table, role) = (plan.table.quoted(), quote_identifier(&plan.role));
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} TO {role}")
         }
         None => "lockstep check".to_owned(),
     }

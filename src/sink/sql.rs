@@ -30,6 +30,8 @@ pub struct SinkTablePlan {
     pub source: TableName,
     pub table: TableName,
     pub oid: u32,
+    /// Our role at the sink, for GRANTs.
+    pub(super) role: String,
     pub(super) columns: Vec<PlanColumn>,
     /// Places in `columns`, in key order.
     pub(super) key: Vec<usize>,
@@ -80,8 +82,8 @@ const EXACT_KEY_TYPES: &[&str] = &[
 ];
 
 impl SinkTablePlan {
-    /// `facts` was judged to fit `wanted`.
-    pub fn compile(wanted: &WantedTable, facts: &TableFacts) -> SinkTablePlan {
+    /// `facts` was judged to fit `wanted`; `role` is ours.
+    pub fn compile(wanted: &WantedTable, facts: &TableFacts, role: &str) -> SinkTablePlan {
         let find = |name: &str| facts.columns.iter().find(|c| c.name == name).expect("judged: every column is there");
         let columns: Vec<PlanColumn> = wanted
             .columns
@@ -112,6 +114,7 @@ impl SinkTablePlan {
             source: wanted.source.clone(),
             table: wanted.table.clone(),
             oid: facts.oid,
+            role: role.to_owned(),
             equals: equals.collect(),
             parents: keys.iter().filter(|f| f.child == facts.oid && f.parent != facts.oid).map(|f| f.parent).collect(),
             references_itself: keys.iter().any(|f| f.child == facts.oid && f.parent == facts.oid),
@@ -363,6 +366,7 @@ mod tests {
             source: TableName::new("public", "t"),
             table: TableName::new("s", "t"),
             oid,
+            role: "r".into(),
             columns: vec![column(0, "a", "ta"), column(2, "k", "tk"), column(3, "b\"", "tb")],
             key: vec![1],
             equals: vec!["OPERATOR(x.=)".into()],

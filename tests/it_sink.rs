@@ -1,0 +1,880 @@
+//! The Postgres sink on a real server: `eval "$(scripts/services env)"` names it. Each test has a database of its own.
+
+use std::future::Future;
+use std::time::Duration;
+
+use lockstep::apply::net::{Folded, NetEffect};
+use lockstep::change::Op;
+use lockstep::config::{self, Database, Host, SinkTable, Tls};
+use lockstep::error::{Code, Error, Halt};
+use lockstep::key::KeyRange;
+use lockstep::lsn::{Lsn, Position};
+use lockstep::record::Epoch;
+use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName};
+use lockstep::session::{self, Session};
+use lockstep::sink::postgres::PostgresSink;
+use lockstep::sink::progress::{Phase, ProgressRow, Standing, TakeOver};
+use lockstep::sink::sql::SinkTablePlan;
+use lockstep::sink::{Counts, Failure, WantedTable};
+use lockstep::value::{Cell, RowBuf};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use uuid::Uuid;
+
+// ---- A database per test ----
+
+fn database(user: &str, dbname: &str) -> Database {
+    let port = std::env::var("LOCKSTEP_TEST_ORDERS_PORT")
+        .expect("LOCKSTEP_TEST_ORDERS_PORT is not set: scripts/services up, then eval \"$(scripts/services env)\"");
+    Database {
+        host: Host::Tcp("127.0.0.1".into()),
+        port: port.parse().expect("a port"),
+        user: user.into(),
+        password: Some(user.to_owned().into()),
+        dbname: dbname.into(),
+        tls: Tls::Off,
+        connect_timeout: Duration::from_secs(10),
+    }
+}
+
+struct World {
+    name: String,
+    /// As the owner of the tables, beside the sink.
+    admin: Session,
+}
+
+impl World {
+    fn sink_config(&self) -> config::Sink {
+        config::Sink {
+            name: "orders".into(),
+            database: database("lockstep", &self.name),
+            batch_rows_max: 10_000,
+            batch_bytes_max: 16 << 20,
+            span_wait: Duration::from_secs(1),
+            lock_timeout: Duration::from_millis(300),
+        }
+    }
+
+    async fn connect(&self, worker: Uuid) -> PostgresSink {
+        PostgresSink::connect(&self.sink_config(), "shop", worker).await.unwrap()
+    }
+
+    /// A sink that owns its progress row, over the tables that `ddl` makes.
+    async fn sink(&self, ddl: &str) -> Owned {
+        self.run(ddl).await;
+        let mut sink = self.connect(Uuid::new_v4()).await;
+        sink.progress(true).await.unwrap();
+        let row = mine(sink.take_over(&first()).await.unwrap());
+        Owned { sink, row }
+    }
+
+    async fn run(&self, sql: &str) {
+        self.admin.batch_execute(sql).await.unwrap();
+    }
+
+    /// One row per line, columns joined by `|`.
+    async fn rows(&self, sql: &str) -> String {
+        let messages = self.admin.simple_query(sql).await.unwrap();
+        let lines = messages.iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => {
+                let cells: Vec<&str> = (0..row.len()).map(|i| row.get(i).unwrap_or("~")).collect();
+                Some(cells.join("|"))
+            }
+            _ => None,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Runs a test in a database of its own, which is dropped whatever happens.
+fn in_database<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
+    let name = format!("it_sink_{}", Uuid::new_v4().simple());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let postgres = session::connect(&database("postgres", "postgres"), "it_sink").await.unwrap();
+        postgres.batch_execute(&format!("CREATE DATABASE {name} OWNER lockstep")).await.unwrap();
+    });
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let admin = session::connect(&database("lockstep", &name), "it_sink").await.unwrap();
+            admin.batch_execute("SET search_path = public").await.unwrap();
+            test(World { name: name.clone(), admin }).await;
+        });
+    }));
+    runtime.block_on(async {
+        let postgres = session::connect(&database("postgres", "postgres"), "it_sink").await.unwrap();
+        postgres.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    });
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+// ---- A sink that a test owns ----
+
+struct Owned {
+    sink: PostgresSink,
+    row: ProgressRow,
+}
+
+fn first() -> Standing {
+    Standing {
+        ledger_topic_id: Uuid::from_u128(7),
+        source_system_id: u64::MAX,
+        timeline: 1,
+        ledger_offset: 5,
+        join_offset: Some(6),
+        reader: Epoch { offset: 3, nonce: u64::MAX - 1 },
+        position: Position::ORIGIN,
+        closed_lsn: Lsn::ZERO,
+        commit_time_us: None,
+        phase: Phase::Snapshot,
+    }
+}
+
+fn after(row: &ProgressRow) -> Standing {
+    let standing = row.standing.clone();
+    Standing {
+        ledger_offset: standing.ledger_offset + 1,
+        position: Position::new(Lsn(standing.position.lsn.0 + 16), (1 << 40) + 1),
+        closed_lsn: Lsn(0xFFFF_FFFF_0000_0001),
+        commit_time_us: Some(1_795_000_000_123_456),
+        phase: Phase::Streaming,
+        ..standing
+    }
+}
+
+fn mine(answer: TakeOver) -> ProgressRow {
+    match answer {
+        TakeOver::Mine(row) => *row,
+        TakeOver::Standby { .. } => panic!("another worker owns the row"),
+    }
+}
+
+impl Owned {
+    async fn begin(&mut self) -> Standing {
+        let to = after(&self.row);
+        self.sink.begin(&self.row, &to).await.unwrap();
+        to
+    }
+
+    async fn commit(&mut self, to: Standing) {
+        self.sink.commit().await.unwrap();
+        self.row.standing = to;
+    }
+
+    /// One interval: `nets` in one transaction.
+    async fn apply(&mut self, nets: &[(&SinkTablePlan, NetEffect)]) -> Result<Counts, Failure> {
+        let to = self.begin().await;
+        let outcome = match self.sink.apply(nets).await {
+            Ok(counts) => self.sink.commit().await.map(|()| counts),
+            Err(failure) => Err(failure),
+        };
+        match &outcome {
+            Ok(_) => self.row.standing = to,
+            Err(_) => self.sink.rollback().await.unwrap(),
+        }
+        outcome
+    }
+
+    /// One interval in which every change is written by itself, in order.
+    async fn apply_one_by_one(&mut self, plans: &[&SinkTablePlan], ops: &[(usize, Op)]) -> Result<(), Failure> {
+        let to = self.begin().await;
+        for (table, op) in ops {
+            let plan = plans[*table];
+            let mut net = plan.net();
+            assert_eq!(net.fold(op.clone()).unwrap(), Folded::Done);
+            if let Err(failure) = self.sink.apply(&[(plan, net.drain())]).await {
+                self.sink.rollback().await.unwrap();
+                return Err(failure);
+            }
+        }
+        self.commit(to).await;
+        Ok(())
+    }
+
+    async fn replace(&mut self, plan: &SinkTablePlan, range: &KeyRange, rows: &[RowBuf]) -> Counts {
+        let to = self.begin().await;
+        let mut load = self.sink.begin_range(plan, range).await.unwrap();
+        for rows in rows.chunks(2) {
+            self.sink.push_range(&mut load, rows).await.unwrap();
+        }
+        let counts = self.sink.end_range(load).await.unwrap();
+        self.commit(to).await;
+        counts
+    }
+}
+
+// ---- Relations and rows ----
+
+/// `name:type` or `name:type!` for a key column.
+fn relation(table: &str, columns: &str) -> Relation {
+    let oid = |name: &str| match name {
+        "int4" => 23,
+        "int8" => 20,
+        "numeric" => 1700,
+        "timestamptz" => 1184,
+        "text" => 25,
+        "uuid" => 2950,
+        _ => 70_000,
+    };
+    let mut key = 0..;
+    let columns = columns.split(' ').map(|column| {
+        let (name, kind) = column.split_once(':').unwrap();
+        let kind_name = kind.trim_end_matches('!');
+        Column {
+            name: name.into(),
+            type_oid: oid(kind_name),
+            type_name: kind_name.into(),
+            typmod: if kind_name == "bpchar" { 5 + 4 } else { -1 },
+            nullable: !kind.ends_with('!'),
+            key: kind.ends_with('!').then(|| key.next().unwrap()),
+            exact: true,
+        }
+    });
+    Relation {
+        fingerprint: Fingerprint(0),
+        oid: 1,
+        name: TableName::new("public", table),
+        topic: format!("shop.public.{table}"),
+        partitions: 1,
+        format: Format::Json,
+        modes: Modes::default(),
+        columns: columns.collect(),
+        transforms: vec![],
+    }
+    .sealed()
+}
+
+fn wanted(table: &str, columns: &str) -> WantedTable {
+    let target = SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None };
+    WantedTable::of(&relation(table, columns), &target).unwrap()
+}
+
+async fn plan(sink: &PostgresSink, table: &str, columns: &str) -> SinkTablePlan {
+    sink.plan(&[wanted(table, columns)]).await.unwrap().remove(0)
+}
+
+/// `1|x|~|-`: cells; `~` is NULL, `-` absent.
+fn row(text: &str) -> RowBuf {
+    text.split('|')
+        .map(|cell| match cell {
+            "~" => Cell::Null,
+            "-" => Cell::Absent,
+            text => Cell::Text(text.as_bytes()),
+        })
+        .collect()
+}
+
+/// `insert ROW`, `update ROW`, `delete ROW`, `rekey ROW -> ROW`, `truncate`.
+fn op(text: &str) -> Op {
+    let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
+    match verb {
+        "insert" => Op::Insert(row(rest)),
+        "update" => Op::Update(row(rest)),
+        "delete" => Op::Delete(row(rest)),
+        "rekey" => {
+            let (old, new) = rest.split_once(" -> ").unwrap();
+            Op::Rekey { old: row(old), new: row(new) }
+        }
+        "truncate" => Op::Truncate,
+        other => panic!("no such verb: {other}"),
+    }
+}
+
+fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
+    let mut net = plan.net();
+    for text in ops {
+        assert_eq!(net.fold(op(text)).unwrap(), Folded::Done, "{text}");
+    }
+    net.drain()
+}
+
+fn halt(failure: Failure) -> Halt {
+    match failure {
+        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) => *halt,
+        other => panic!("not a halt: {other:?}"),
+    }
+}
+
+const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, a text, big text, n numeric)";
+const ITEM_COLUMNS: &str = "id:int4! a:text big:text n:numeric";
+
+// ---- Progress ----
+
+#[test]
+fn progress_moves_with_the_data_and_only_from_what_was_read() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        assert_eq!((&a.row.standing, a.row.owner.worker_epoch), (&first(), 1));
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        let stale = a.row.clone();
+        a.apply(&[(&plan, net(&plan, &["insert 1|x|y|1.50"]))]).await.unwrap();
+        assert_eq!(a.sink.progress(false).await.unwrap().unwrap().standing, a.row.standing);
+        assert_eq!(
+            world.rows("SELECT pipeline, sink, \"group\", source_system_id, commit_lsn, ordinal, closed_lsn, commit_time AT TIME ZONE 'UTC', phase, format FROM lockstep.progress").await,
+            "shop|orders|default|18446744073709551615|0/10|1099511627777|FFFFFFFF/1|2026-11-18 11:06:40.123456|streaming|1"
+        );
+
+        let lost = a.sink.begin(&stale, &after(&stale)).await;
+        assert!(matches!(lost, Err(Failure::OwnershipLost)), "{lost:?}");
+        a.apply(&[(&plan, net(&plan, &["delete 1|-|-|-"]))]).await.unwrap();
+        assert_eq!(world.rows("TABLE items").await, "");
+    });
+}
+
+#[test]
+fn a_live_owner_keeps_others_on_standby_and_a_killed_one_does_not() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan_a = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        let mut b = world.connect(Uuid::new_v4()).await;
+        let TakeOver::Standby { owner, .. } = b.take_over(&first()).await.unwrap() else { panic!("A is alive") };
+        assert_eq!(owner, a.row.owner);
+
+        a.begin().await;
+        a.sink.apply(&[(&plan_a, net(&plan_a, &["insert 1|x|y|1"]))]).await.unwrap();
+        assert!(b.evict(&owner).await.unwrap());
+        let row = loop {
+            if let TakeOver::Mine(row) = b.take_over(&first()).await.unwrap() {
+                break *row;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!((&row.standing, row.owner.worker_epoch), (&first(), 2));
+        assert!(matches!(a.sink.commit().await, Err(Failure::OutcomeUnknown(_))));
+        assert_eq!(world.rows("TABLE items").await, "", "nothing of A's transaction stays");
+
+        // A comes back and finds B there; its old row opens nothing.
+        let worker_a = a.row.owner.worker_id;
+        let mut a_again = world.connect(worker_a).await;
+        assert!(matches!(a_again.take_over(&first()).await.unwrap(), TakeOver::Standby { .. }));
+        let lost = a_again.begin(&a.row, &after(&a.row)).await;
+        assert!(matches!(lost, Err(Failure::OwnershipLost)), "{lost:?}");
+    });
+}
+
+#[test]
+fn a_worker_takes_over_from_itself_whatever_its_old_connection_does() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let worker = a.row.owner.worker_id;
+        // The old connection sits in its transaction and holds the row: the first try ends it, the next one gets through.
+        a.begin().await;
+        let mut again = world.connect(worker).await;
+        let blocked = again.take_over(&first()).await;
+        assert!(matches!(blocked, Err(Error::Retry(_))), "{blocked:?}");
+        let row = mine(again.take_over(&first()).await.unwrap());
+        assert_eq!((&row.standing, row.owner.worker_epoch), (&first(), 2));
+
+        // A commit whose answer was lost shows in the row.
+        let mut again = Owned { sink: again, row };
+        let to = again.begin().await;
+        again.sink.commit().await.unwrap();
+        let mut third = world.connect(worker).await;
+        assert_eq!(mine(third.take_over(&first()).await.unwrap()).standing, to);
+    });
+}
+
+#[test]
+fn progress_of_another_ledger_format_or_without_a_table_is_named() {
+    in_database(|world| async move {
+        let sink = world.connect(Uuid::new_v4()).await;
+        let Err(Error::Halt(off)) = sink.progress(false).await else { panic!("there is no table") };
+        assert_eq!((off.code, off.facts.len()), (Code::CreateOff, 2));
+        world.run(&off.facts.join("\n")).await;
+        assert_eq!(sink.progress(false).await.unwrap(), None);
+
+        let mut sink = world.connect(Uuid::new_v4()).await;
+        let row = mine(sink.take_over(&first()).await.unwrap());
+        row.check_identity(&first()).unwrap();
+        let other = Standing { ledger_topic_id: Uuid::from_u128(8), ..first() };
+        assert_eq!(row.check_identity(&other).unwrap_err().code(), Some(Code::ProgressMismatch));
+        world.run("UPDATE lockstep.progress SET format = 2").await;
+        assert_eq!(sink.progress(false).await.unwrap_err().code(), Some(Code::ProgressMismatch));
+    });
+}
+
+// ---- Rows ----
+
+#[test]
+fn every_kind_of_change_by_parameters_and_by_copy() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        for n in [40, 2_500] {
+            world.run(&format!("TRUNCATE items; INSERT INTO items SELECT i, 'old', 'big' || i, i FROM generate_series(1, {n} * 3) i")).await;
+            let big = 10 * n;
+            let ops: Vec<String> = (1..=n)
+                .flat_map(|i| {
+                    [
+                        format!("insert {}|tab\tnewline\n\\N back\\slash|~|{i}.500", big + i),
+                        format!("update {i}|new|-|NaN"),
+                        format!("rekey {}|-|-|- -> {}|moved|-|-", n + i, 2 * big + i),
+                        format!("delete {}|-|-|-", 2 * n + i),
+                    ]
+                })
+                .collect();
+            let ops: Vec<&str> = ops.iter().map(String::as_str).collect();
+            let counts = a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap();
+            let n64 = u64::try_from(n).unwrap();
+            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64 });
+            let check = format!(
+                "SELECT count(*), min(id), max(id), bool_and(CASE \
+                   WHEN a = 'new' THEN big = 'big' || id AND n = 'NaN' \
+                   WHEN a = 'moved' THEN big = 'big' || n AND n = id - 2 * {big} + {n} \
+                   ELSE a = E'tab\\tnewline\\n\\\\N back\\\\slash' AND big IS NULL AND n::text = (id - {big}) || '.500' \
+                 END) FROM items"
+            );
+            assert_eq!(world.rows(&check).await, format!("{}|1|{}|t", 3 * n, 2 * big + n));
+        }
+    });
+}
+
+#[test]
+fn absent_columns_keep_what_they_hold_through_updates_and_key_changes() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items SELECT i, 'a', repeat('big', 100000), i FROM generate_series(1, 2) i").await;
+        let ops = ["rekey 1|-|-|- -> 10|-|-|-", "update 10|x|-|-", "update 2|-|-|7", "update 2|-|-|8"];
+        a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap();
+        assert_eq!(
+            world.rows("SELECT id, a, length(big), n FROM items ORDER BY id").await,
+            "2|a|300000|8\n10|x|300000|1"
+        );
+    });
+}
+
+#[test]
+fn a_row_that_is_not_where_it_should_be_is_a_divergence() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items VALUES (1, 'a', 'b', 1)").await;
+        for change in ["update 2|x|-|-", "delete 2|-|-|-", "rekey 2|-|-|- -> 3|-|-|-"] {
+            let halt = halt(a.apply(&[(&plan, net(&plan, &["update 1|lost|-|-", change]))]).await.unwrap_err());
+            assert_eq!(
+                (halt.code, halt.hint.as_str()),
+                (Code::SinkDiverged, "lockstep resync public.items"),
+                "{change}"
+            );
+            assert!(halt.message.contains("public.items reached"), "{halt}");
+        }
+        assert_eq!(world.rows("TABLE items").await, "1|a|b|1", "nothing was written");
+    });
+}
+
+#[test]
+fn a_value_that_does_not_fit_names_its_column_and_stays_secret() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        // Changed behind the plan's back.
+        world.run("ALTER TABLE items ALTER big TYPE varchar(5), ALTER n TYPE int, ALTER a SET NOT NULL").await;
+        world.run("INSERT INTO items SELECT i, 'a' FROM generate_series(1, 3000) i").await;
+        let cases = [
+            ("update 1|-|secret|-", "big"),
+            ("insert 9999|x|secret|-1", "big"),
+            ("insert 9999|x|y|77777777777777", "n"),
+            ("update 1|~|y|-", "a"),
+            ("rekey 1|-|-|- -> 99999999999|-|-|-", "id"),
+            ("delete 99999999999|-|-|-", "id"),
+        ];
+        for (change, column) in cases {
+            for others in [0, 2_500] {
+                let verb = change.split(' ').next().unwrap();
+                let others: Vec<String> = (0..others)
+                    .map(|i| match verb {
+                        "insert" => format!("insert {}|x|y|1", 10_000 + i),
+                        "update" if change.contains('~') => format!("update {}|x|y|-", 2 + i),
+                        "update" => format!("update {}|-|y|-", 2 + i),
+                        "rekey" => format!("rekey {}|-|-|- -> {}|-|-|-", 2 + i, 20_000 + i),
+                        _ => format!("delete {}|-|-|-", 2 + i),
+                    })
+                    .collect();
+                let mut ops: Vec<&str> = others.iter().map(String::as_str).collect();
+                ops.push(change);
+                let halt = halt(a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap_err());
+                assert_eq!(halt.code, Code::ValueRefused, "{change}: {halt}");
+                assert_eq!(halt.message, format!("a value does not fit column {column} of public.items"), "{change}");
+                let text = halt.to_string();
+                assert!(!text.contains("secret") && !text.contains("7777") && !text.contains("9999"), "{text}");
+            }
+        }
+        a.apply(&[(&plan, net(&plan, &["update 1|fine|-|-"]))]).await.unwrap();
+    });
+}
+
+#[test]
+fn identity_arrays_enums_domains_and_json_are_written_as_they_are() {
+    in_database(|world| async move {
+        let ddl = "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN price AS numeric(10,2) CHECK (value > 0); \
+            CREATE TABLE odd (id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, m mood, p price, l text[], j json, \
+                b bytea, t timestamptz, c char(5), extra text DEFAULT 'kept')";
+        let mut a = world.sink(ddl).await;
+        let columns = "id:int8! m:public.mood p:public.price l:_text j:json b:bytea t:timestamptz c:bpchar";
+        let plan = plan(&a.sink, "odd", columns).await;
+        let first = "1|glad|1.50|{a,NULL,\"b c\"}|{\"a\" :1}|\\x00ff|infinity|ab   ";
+        let second = "2|sad|7.00|{{1,2},{3,4}}|null|\\x|2026-01-01 00:00:00.000001+00|~";
+        a.apply(&[(&plan, net(&plan, &[&format!("insert {first}"), &format!("insert {second}")]))]).await.unwrap();
+        let update = second.replace("sad", "glad").replace("{1,2}", "{9,2}");
+        a.apply(&[(&plan, net(&plan, &[&format!("update {update}")]))]).await.unwrap();
+        assert_eq!(world.rows("TABLE odd ORDER BY id").await, format!("{first}|kept\n{update}|kept"));
+        // The chunk says the same: nothing is written again, json or not.
+        let counts = a.replace(&plan, &KeyRange::ALL, &[row(first), row(&update)]).await;
+        assert_eq!(counts, Counts::default());
+    });
+}
+
+#[test]
+fn several_texts_of_one_key_and_operators_of_extensions() {
+    in_database(|world| async move {
+        let postgres = session::connect(&database("postgres", &world.name), "it_sink").await.unwrap();
+        postgres.batch_execute("CREATE EXTENSION citext SCHEMA public").await.unwrap();
+        let ddl = "CREATE TABLE names (k public.citext PRIMARY KEY, v text); \
+            CREATE TABLE uses (id int PRIMARY KEY, k public.citext REFERENCES names ON DELETE CASCADE)";
+        let mut a = world.sink(ddl).await;
+        let plan = plan(&a.sink, "names", "k:public.citext! v:text").await;
+        world.run("INSERT INTO names VALUES ('Anna', 'x'); INSERT INTO uses VALUES (1, 'anna')").await;
+        a.apply(&[(&plan, net(&plan, &["update anna|y"]))]).await.unwrap();
+        assert_eq!(world.rows("TABLE names").await, "Anna|y", "found by citext's own equality");
+
+        // Deletes come last here, so the new text of the same key must not be taken for the old row and deleted with it.
+        let ops = ["delete Anna|-", "insert ANNA|z"];
+        let clash = a.apply(&[(&plan, net(&plan, &ops))]).await;
+        assert!(matches!(clash, Err(Failure::Constraint(_))), "{clash:?}");
+        let in_order: Vec<(usize, Op)> = ops.iter().map(|text| (0, op(text))).collect();
+        a.apply_one_by_one(&[&plan], &in_order).await.unwrap();
+        assert_eq!(world.rows("TABLE names").await, "ANNA|z");
+    });
+}
+
+// ---- Constraints ----
+
+const TREE: &str = "CREATE TABLE parent (id int PRIMARY KEY, v text); \
+    CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ACTION, boss int REFERENCES child)";
+
+#[test]
+fn foreign_keys_hold_whatever_they_do_and_rows_that_live_on_survive() {
+    for action in ["", "DEFERRABLE", "ON DELETE CASCADE", "ON DELETE SET NULL", "ON DELETE RESTRICT"] {
+        in_database(|world| async move {
+            let mut a = world.sink(&TREE.replace("ACTION", action)).await;
+            let tables = [wanted("child", "id:int4! parent:int4 boss:int4"), wanted("parent", "id:int4! v:text")];
+            let plans = a.sink.plan(&tables).await.unwrap();
+            let (child, parent) = (&plans[0], &plans[1]);
+            a.apply(&[
+                (child, net(child, &["insert 1|1|2", "insert 2|2|~", "insert 3|2|1"])),
+                (parent, net(parent, &["insert 1|x", "insert 2|x"])),
+            ])
+            .await
+            .unwrap();
+            // Child 1 leaves parent 1 for a new one before it goes; 3 goes with 2.
+            a.apply(&[
+                (parent, net(parent, &["insert 3|x", "delete 1|-", "delete 2|-"])),
+                (child, net(child, &["update 1|3|~", "delete 3|-|-", "delete 2|-|-", "insert 4|3|1"])),
+            ])
+            .await
+            .unwrap_or_else(|failure| panic!("{action}: {failure:?}"));
+            assert_eq!(world.rows("TABLE child ORDER BY id").await, "1|3|~\n4|3|1", "{action}");
+            assert_eq!(world.rows("TABLE parent").await, "3|x", "{action}");
+        });
+    }
+}
+
+#[test]
+fn a_row_that_an_action_took_may_be_missing_for_its_delete() {
+    in_database(|world| async move {
+        let mut a = world.sink(&TREE.replace("ACTION", "ON DELETE CASCADE")).await;
+        let tables = [wanted("child", "id:int4! parent:int4 boss:int4"), wanted("parent", "id:int4! v:text")];
+        let plans = a.sink.plan(&tables).await.unwrap();
+        world.run("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1, 1), (2, 1)").await;
+        let ops = [(1, op("delete 1|-")), (0, op("delete 1|-|-")), (0, op("delete 2|-|-"))];
+        a.apply_one_by_one(&[&plans[0], &plans[1]], &ops).await.unwrap();
+        assert_eq!(world.rows("TABLE child").await, "");
+    });
+}
+
+#[test]
+fn a_unique_value_handed_over_is_refused_at_once_and_works_one_by_one() {
+    in_database(|world| async move {
+        let ddl = "CREATE TABLE skus (id int PRIMARY KEY, sku text CONSTRAINT sku_once UNIQUE)";
+        let mut a = world.sink(ddl).await;
+        let plan = plan(&a.sink, "skus", "id:int4! sku:text").await;
+        world.run("INSERT INTO skus VALUES (1, 'a'), (2, 'b')").await;
+        let ops = ["update 1|tmp", "update 2|a", "update 1|b"];
+        let refused = a.apply(&[(&plan, net(&plan, &ops))]).await;
+        let Err(Failure::Constraint(halt)) = refused else { panic!("{refused:?}") };
+        assert_eq!(
+            halt.to_string(),
+            "error[CONSTRAINT_REFUSED]: constraint sku_once of public.skus refuses the changes\n  SQLSTATE 23505\n  \
+             help: ALTER TABLE \"public\".\"skus\" DROP CONSTRAINT \"sku_once\", ADD CONSTRAINT \"sku_once\" UNIQUE (sku) DEFERRABLE"
+        );
+        let in_order: Vec<(usize, Op)> = ops.iter().map(|text| (0, op(text))).collect();
+        a.apply_one_by_one(&[&plan], &in_order).await.unwrap();
+        assert_eq!(world.rows("TABLE skus ORDER BY id").await, "1|b\n2|a");
+
+        world.run(&halt.hint).await;
+        a.apply(&[(&plan, net(&plan, &["update 1|tmp", "update 2|b", "update 1|a"]))]).await.unwrap();
+        assert_eq!(world.rows("TABLE skus ORDER BY id").await, "1|a\n2|b", "the hint helps");
+        // What is still wrong at the end is found by the commit, and nothing stays.
+        let late = a.apply(&[(&plan, net(&plan, &["update 1|b"]))]).await;
+        assert!(matches!(late, Err(Failure::Constraint(_))), "{late:?}");
+        assert_eq!(world.rows("TABLE skus ORDER BY id").await, "1|a\n2|b");
+    });
+}
+
+#[test]
+fn truncate_empties_exactly_the_tables_named() {
+    in_database(|world| async move {
+        let mut a = world.sink(&TREE.replace("ACTION", "DEFERRABLE")).await;
+        let tables = [wanted("child", "id:int4! parent:int4 boss:int4"), wanted("parent", "id:int4! v:text")];
+        let plans = a.sink.plan(&tables).await.unwrap();
+        let (child, parent) = (&plans[0], &plans[1]);
+        world.run("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1, 1)").await;
+        let halt = halt(a.apply(&[(parent, net(parent, &["truncate"]))]).await.unwrap_err());
+        assert_eq!(halt.code, Code::ConstraintRefused, "never CASCADE");
+        // Also where checks are pending in the same transaction.
+        let to = a.begin().await;
+        a.sink.apply(&[(child, net(child, &["insert 2|1|1"]))]).await.unwrap();
+        let both = [(parent, net(parent, &["truncate", "insert 7|y"])), (child, net(child, &["truncate"]))];
+        a.sink.apply(&both).await.unwrap();
+        a.commit(to).await;
+        assert_eq!((world.rows("TABLE parent").await, world.rows("TABLE child").await), ("7|y".into(), String::new()));
+    });
+}
+
+// ---- Ranges ----
+
+#[test]
+fn a_range_is_replaced_and_right_rows_are_left_alone() {
+    in_database(|world| async move {
+        let mut a = world.sink(ITEMS).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items SELECT i, 'a', 'b', 1.0 FROM generate_series(1, 9) i").await;
+        let xmin = "SELECT id, xmin FROM items WHERE id IN (1, 3, 7, 8, 9) ORDER BY id";
+        let before = world.rows(xmin).await;
+        let range = KeyRange { after: Some(vec!["2".into()]), through: Some(vec!["6".into()]) };
+        // 3 is right, 4 differs, 5 differs in its text alone, 6 is a phantom, as are all beyond; 2 is out of the range.
+        let counts = a.replace(&plan, &range, &[row("3|a|b|1.0"), row("4|a|x|1.0"), row("5|a|b|1.00")]).await;
+        assert_eq!(counts, Counts { inserted: 2, deleted: 1, ..Counts::default() });
+        assert_eq!(world.rows(xmin).await, before);
+        assert_eq!(
+            world.rows("SELECT * FROM items WHERE id BETWEEN 2 AND 7 ORDER BY id").await,
+            "2|a|b|1.0\n3|a|b|1.0\n4|a|x|1.0\n5|a|b|1.00\n7|a|b|1.0"
+        );
+        assert_eq!(a.replace(&plan, &KeyRange::ALL, &[]).await.deleted, 8);
+        assert_eq!(world.rows("TABLE items").await, "");
+    });
+}
+
+#[test]
+fn two_ranges_and_a_net_effect_share_a_transaction() {
+    in_database(|world| async move {
+        let mut a = world.sink("CREATE TABLE t (r text, n int, v text, PRIMARY KEY (n, r))").await;
+        let plan = plan(&a.sink, "t", "r:text! n:int4! v:text").await;
+        let border = |r: &str, n: &str| Some(vec![r.to_owned(), n.to_owned()]);
+        let to = a.begin().await;
+        for (range, rows) in [
+            (KeyRange { after: None, through: border("b", "5") }, [row("a|9|x"), row("b|5|x")]),
+            (KeyRange { after: border("b", "5"), through: None }, [row("b|6|x"), row("Z|1|x")]),
+        ] {
+            let mut load = a.sink.begin_range(&plan, &range).await.unwrap();
+            a.sink.push_range(&mut load, &rows).await.unwrap();
+            a.sink.end_range(load).await.unwrap();
+        }
+        a.sink.apply(&[(&plan, net(&plan, &["update b|6|y"]))]).await.unwrap();
+        a.commit(to).await;
+        assert_eq!(world.rows("TABLE t ORDER BY r COLLATE \"C\", n").await, "Z|1|x\na|9|x\nb|5|x\nb|6|y");
+
+        let to = a.begin().await;
+        let mut load = a.sink.begin_range(&plan, &KeyRange::ALL).await.unwrap();
+        let absent = a.sink.push_range(&mut load, &[row("a|1|-")]).await.unwrap_err();
+        assert_eq!(halt(absent).code, Code::AbsentBase);
+        drop((load, to));
+        a.sink.rollback().await.unwrap();
+    });
+}
+
+// ---- Preflight ----
+
+#[test]
+fn preflight_finds_everything_at_once_and_its_hints_mend_it() {
+    in_database(|world| async move {
+        world
+            .run(
+                "CREATE TABLE bad (id int, a varchar(3), gen int GENERATED ALWAYS AS (1) STORED, nn text NOT NULL, \
+                     extra int NOT NULL, UNIQUE (id) DEFERRABLE); \
+                 CREATE VIEW seen AS SELECT 1 AS id; CREATE UNLOGGED TABLE keyless (id int); \
+                 CREATE FUNCTION noop() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+                 CREATE TRIGGER fires BEFORE INSERT ON bad FOR EACH ROW EXECUTE FUNCTION noop(); \
+                 CREATE TABLE good (id int PRIMARY KEY, a text)",
+            )
+            .await;
+        let sink = world.connect(Uuid::new_v4()).await;
+        let mut tables = vec![
+            wanted("bad", "id:int8! a:text gen:int4 nn:text lacking:numeric"),
+            wanted("none", "id:int4! a:timestamptz"),
+            wanted("seen", "id:int4!"),
+            wanted("keyless", "id:int4!"),
+            wanted("good", "id:int4! a:text"),
+        ];
+        let found = sink.preflight(&tables).await.unwrap();
+        let texts: Vec<String> = found.halts.iter().map(|halt| format!("{} {}", halt.code, halt.message)).collect();
+        assert_eq!(
+            texts,
+            [
+                "SINK_TABLE column id of public.bad is int4 at the sink, which is not known to hold every int8 of the source",
+                "SINK_TABLE column a of public.bad is varchar(3) at the sink, which is not known to hold every text of the source",
+                "SINK_TABLE column gen of public.bad is generated at the sink and can't be written",
+                "SINK_TABLE column nn of public.bad is not null at the sink, but may be NULL at the source",
+                "SINK_TABLE table public.bad has no column lacking at the sink",
+                "SINK_TABLE column extra of public.bad is not null, has no default, and is not written",
+                "SINK_TABLE the unique key (\"id\") of public.bad is deferrable, so rows can't be upserted by it",
+                "SINK_TABLE table public.none does not exist at the sink",
+                "SINK_TABLE public.seen is not a table but a view, foreign table or the like",
+                "SINK_TABLE table public.seen has no unique index over the key (\"id\")",
+                "SINK_TABLE table public.keyless is unlogged: a crash of the sink would empty it",
+                "SINK_TABLE table public.keyless has no unique index over the key (\"id\")",
+            ]
+        );
+        assert_eq!(found.notes, ["triggers of public.bad fire for what is applied: fires"]);
+        assert!(matches!(sink.plan(&tables).await, Err(Error::Halt(_))));
+
+        world.run("DROP VIEW seen").await;
+        tables.remove(2);
+        for halt in sink.preflight(&tables).await.unwrap().halts {
+            world.run(&halt.hint).await;
+        }
+        let left = sink.preflight(&tables).await.unwrap().halts;
+        assert!(left.is_empty(), "{left:#?}");
+        assert_eq!(sink.plan(&tables).await.unwrap().len(), 4);
+    });
+}
+
+#[test]
+fn missing_rights_are_named_with_their_grants() {
+    in_database(|world| async move {
+        let postgres = session::connect(&database("postgres", &world.name), "it_sink").await.unwrap();
+        let ddl = "CREATE SCHEMA theirs; CREATE TABLE theirs.t (id int PRIMARY KEY); GRANT SELECT ON theirs.t TO lockstep; \
+            ALTER TABLE theirs.t ENABLE ROW LEVEL SECURITY";
+        postgres.batch_execute(ddl).await.unwrap();
+        let sink = world.connect(Uuid::new_v4()).await;
+        let table = WantedTable { table: TableName::new("theirs", "t"), ..wanted("t", "id:int4!") };
+        let hints: Vec<String> =
+            sink.preflight(&[table]).await.unwrap().halts.into_iter().map(|halt| halt.hint).collect();
+        assert_eq!(
+            hints,
+            [
+                "GRANT USAGE ON SCHEMA theirs TO \"lockstep\"",
+                "GRANT INSERT, UPDATE, DELETE, TRUNCATE ON \"theirs\".\"t\" TO \"lockstep\"",
+                "ALTER ROLE \"lockstep\" BYPASSRLS"
+            ]
+        );
+    });
+}
+
+// ---- The whole, against SQL row by row ----
+
+/// What a generated change becomes, given which keys are there.
+fn possible(there: &[i32], (kind, pick, free, a, big): (u8, usize, i32, Option<u8>, Option<u8>)) -> Option<Op> {
+    let text = |value: Option<u8>| match value {
+        None => "-".to_owned(),
+        Some(0) => "~".to_owned(),
+        Some(value) => format!("v{value}\\"),
+    };
+    let full = |value: Option<u8>| text(Some(value.unwrap_or(0)));
+    let taken = || there.get(pick % there.len().max(1)).copied();
+    let free = (0..20).map(|i| (free + i) % 20).find(|key| !there.contains(key))?;
+    Some(op(&match kind {
+        0..=2 => format!("insert {free}|{}|{}|{pick}.0", full(a), full(big)),
+        3..=5 => format!("update {}|{}|{}|-", taken()?, text(a), text(big)),
+        6..=7 => format!("delete {}|-|-|-", taken()?),
+        8..=10 => format!("rekey {}|-|-|- -> {free}|{}|-|-", taken()?, text(a)),
+        _ => "truncate".to_owned(),
+    }))
+}
+
+fn key_of(row: &RowBuf) -> i32 {
+    std::str::from_utf8(row.row().get(0).text().unwrap()).unwrap().parse().unwrap()
+}
+
+/// The change as one statement on one row of `model`.
+fn in_sql(op: &Op) -> String {
+    let literal = |cell: Cell<'_>| match cell {
+        Cell::Text(text) => format!("'{}'", std::str::from_utf8(text).unwrap().replace('\'', "''")),
+        Cell::Null | Cell::Absent => "NULL".to_owned(),
+    };
+    let names = ["id", "a", "big", "n"];
+    let set = |row: &RowBuf| {
+        let present = row.row().iter().zip(names).filter(|(cell, _)| !cell.is_absent());
+        present.map(|(cell, name)| format!("{name} = {}", literal(cell))).collect::<Vec<_>>().join(", ")
+    };
+    match op {
+        Op::Insert(row) => {
+            format!("INSERT INTO model VALUES ({})", row.row().iter().map(literal).collect::<Vec<_>>().join(", "))
+        }
+        Op::Update(row) => format!("UPDATE model SET {} WHERE id = {}", set(row), key_of(row)),
+        Op::Delete(row) => format!("DELETE FROM model WHERE id = {}", key_of(row)),
+        Op::Rekey { old, new } => format!("UPDATE model SET {} WHERE id = {}", set(new), key_of(old)),
+        Op::Truncate => "TRUNCATE model".to_owned(),
+    }
+}
+
+fn follow(there: &mut Vec<i32>, op: &Op) {
+    let mut leave = |row: &RowBuf| there.retain(|&key| key != key_of(row));
+    match op {
+        Op::Insert(row) => there.push(key_of(row)),
+        Op::Update(_) => {}
+        Op::Delete(row) => leave(row),
+        Op::Rekey { old, new } => {
+            leave(old);
+            there.push(key_of(new));
+        }
+        Op::Truncate => there.clear(),
+    }
+}
+
+#[test]
+fn net_effects_on_a_real_server_equal_the_changes_row_by_row() {
+    in_database(|world| async move {
+        let mut owned = world.sink(&format!("{ITEMS}; {}", ITEMS.replace("items", "model"))).await;
+        let plan = plan(&owned.sink, "items", ITEM_COLUMNS).await;
+        let change = (0..12_u8, any::<usize>(), 0..20_i32, prop::option::of(0..4_u8), prop::option::of(0..4_u8));
+        let intervals = prop::collection::vec(prop::collection::vec(change, 0..30), 1..6);
+        let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
+        let owned = std::cell::RefCell::new(&mut owned);
+        let handle = tokio::runtime::Handle::current();
+        let case = |intervals| {
+            handle.block_on(one_case(&world, &mut owned.borrow_mut(), &plan, intervals));
+            Ok(())
+        };
+        tokio::task::block_in_place(|| runner.run(&intervals, case)).unwrap();
+    });
+}
+
+type RawChange = (u8, usize, i32, Option<u8>, Option<u8>);
+
+/// Starts from empty tables, whatever a failed case before left.
+async fn one_case(world: &World, a: &mut Owned, plan: &SinkTablePlan, intervals: Vec<Vec<RawChange>>) {
+    a.sink.rollback().await.unwrap();
+    a.row = mine(a.sink.take_over(&first()).await.unwrap());
+    world.run("TRUNCATE items, model").await;
+    let mut there = Vec::new();
+    for changes in intervals {
+        let (to, mut net) = (a.begin().await, plan.net());
+        for change in changes {
+            let Some(op) = possible(&there, change) else { continue };
+            follow(&mut there, &op);
+            world.run(&in_sql(&op)).await;
+            if let Folded::FlushFirst(op) = net.fold(op).unwrap() {
+                a.sink.apply(&[(plan, net.drain())]).await.unwrap();
+                assert_eq!(net.fold(op).unwrap(), Folded::Done);
+            }
+        }
+        a.sink.apply(&[(plan, net.drain())]).await.unwrap();
+        a.commit(to).await;
+        let rows = async |table: &str| world.rows(&format!("SELECT * FROM {table} ORDER BY id")).await;
+        assert_eq!(rows("items").await, rows("model").await);
+    }
+}
