@@ -135,8 +135,7 @@ pub async fn compare(source: &Database, sink: &Database, table: &TablePair) -> R
         Rows::open(source, &table.source, &table.key, &columns),
         Rows::open(sink, &table.sink, &table.key, &columns),
     )?;
-    let mut found =
-        Comparison { table: table.source.clone(), rows: 0, differences_count: 0, differences: Vec::new() };
+    let mut found = Comparison { table: table.source.clone(), rows: 0, differences_count: 0, differences: Vec::new() };
     loop {
         let order = match (&left.row, &right.row) {
             (None, None) => return Ok(found),

@@ -58,7 +58,7 @@ impl Services {
                 )
             })
         };
-        let number = |name: &str| {
+        let number = |name: &str| -> u32 {
             let text = get(name);
             text.parse().unwrap_or_else(|_| panic!("LOCKSTEP_TEST_{name} is not a number: {text:?}"))
         };
@@ -150,7 +150,8 @@ impl Server {
 
     async fn try_drop(&self, admin: &Client, name: &str) -> Result<()> {
         // A walsender is no session of the database for DROP … FORCE, and its slot is in use until it has gone.
-        let terminate = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active";
+        let terminate =
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active";
         admin.execute(terminate, &[&name]).await?;
         let slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1";
         admin.execute(slots, &[&name]).await?;

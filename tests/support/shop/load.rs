@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
@@ -139,12 +139,8 @@ impl Load {
         let top = "SELECT (SELECT max(id) FROM public.products), (SELECT max(id)::bigint FROM public.suppliers),
                           (SELECT max(id)::bigint FROM public.categories)";
         let top = client.query_one(top, &[]).await.context("the shop is empty")?;
-        let mut running = Running {
-            stop: Arc::default(),
-            started: Instant::now(),
-            rows: Arc::default(),
-            writers: JoinSet::new(),
-        };
+        let mut running =
+            Running { stop: Arc::default(), started: Instant::now(), rows: Arc::default(), writers: JoinSet::new() };
         let shared = Arc::new(Ids {
             product: AtomicI64::new(top.get(0)),
             supplier: AtomicI64::new(top.get(1)),
@@ -255,7 +251,7 @@ impl Writer {
                 self.report.conflicts += 1;
                 return Ok(0);
             }
-            Err(error) => bail!("the load's {kind:?} failed: {error:?}"),
+            Err(error) => return Err(error).with_context(|| format!("the load's {kind:?} failed")),
         };
         *self.report.transactions.entry(kind).or_default() += 1;
         self.report.rows += rows;
@@ -334,7 +330,7 @@ impl Work<'_> {
         let category = i16::try_from(self.random.random_range(1..=self.ids.categories)).expect("a smallint");
         let insert = "
             INSERT INTO public.products
-            VALUES ($1, 'NEW-' || $1, 'New ' || $2::int, $3, jsonb_build_object('n', $2::int, 'x', '[1, 2.50, null]'::jsonb), $4,
+            VALUES ($1, 'NEW-' || $1::bigint, 'New ' || $2::int, $3, jsonb_build_object('n', $2::int, 'x', '[1, 2.50, null]'::jsonb), $4,
                     (SELECT min(id) FROM public.suppliers WHERE id >= $2 % 1000), $2 / 13.0, $2 % 100, $2 % 2 = 0,
                     date '2000-01-01' + $2 % 10000, clock_timestamp())";
         let mut rows = self.tx.execute(insert, &[&id, &number, &description, &category]).await?;
@@ -370,7 +366,7 @@ impl Work<'_> {
     async fn describe(&mut self) -> Rows {
         let (near, description) = (self.near(), self.description());
         let sql = "
-            UPDATE public.products SET description = $2, attributes = coalesce(attributes, '{}') || jsonb_build_object('d', length($2))
+            UPDATE public.products SET description = $2, attributes = coalesce(attributes, '{}') || jsonb_build_object('d', length($2::text))
              WHERE id IN (SELECT id FROM public.products WHERE id >= $1 ORDER BY id LIMIT 2)";
         self.tx.execute(sql, &[&near, &description]).await
     }
@@ -378,7 +374,7 @@ impl Work<'_> {
     async fn supplier_and_category(&mut self) -> Rows {
         let (supplier, number) = (self.ids.new_supplier(), self.number());
         let insert = "INSERT INTO public.suppliers VALUES ($1, gen_random_uuid(), 'New supplier ' || $2::int, $2 / 3.0,
-                      date '2010-01-01' + $2 % 5000, jsonb_build_object('n', $2), decode(md5($2::text), 'hex'))";
+                      date '2010-01-01' + $2 % 5000, jsonb_build_object('n', $2), decode(md5($2::int::text), 'hex'))";
         let mut rows = self.tx.execute(insert, &[&supplier, &number]).await?;
         let update = "UPDATE public.suppliers SET rating = $2::int / 7.0, logo = NULL
                        WHERE id IN (SELECT id FROM public.suppliers WHERE id >= $1 ORDER BY id LIMIT 3)";
@@ -439,7 +435,7 @@ impl Work<'_> {
         if self.random.random_bool(0.2) {
             // The same key again in the same transaction, as another product.
             let again = "INSERT INTO public.products (id, sku, name, description, category_id, updated_at)
-                         VALUES ($1, 'AGAIN-' || $1 || '-' || txid_current(), 'Again', $2, 1, clock_timestamp())";
+                         VALUES ($1, 'AGAIN-' || $1::bigint || '-' || txid_current(), 'Again', $2, 1, clock_timestamp())";
             rows += self.tx.execute(again, &[&id, &self.description()]).await?;
         }
         Ok(rows)
@@ -461,7 +457,8 @@ impl Work<'_> {
     /// All prices go and some come back, in one transaction.
     async fn truncate(&mut self) -> Rows {
         self.tx.batch_execute("TRUNCATE public.prices").await?;
-        let refill = "INSERT INTO public.prices SELECT id, 'EUR', (id % 10000)::numeric / 100, NULL, clock_timestamp(), NULL
+        let refill =
+            "INSERT INTO public.prices SELECT id, 'EUR', (id % 10000)::numeric / 100, NULL, clock_timestamp(), NULL
                         FROM public.products WHERE id > 0 ORDER BY id LIMIT $1";
         self.tx.execute(refill, &[&REFILL_PRODUCTS]).await
     }

@@ -165,7 +165,7 @@ INSERT INTO public.products
 SELECT 0, 'PROBE', 'The row that measures latency', NULL, NULL, 1, NULL, NULL, 0, true, NULL, now()
  UNION ALL
 SELECT i, 'SKU-' || $2::int || '-' || i, 'Product ' || i,
-       CASE i % 4 WHEN 0 THEN repeat(md5($2 || 'd' || i) || ' – ', 80 + (i * 7919) % 450) WHEN 1 THEN NULL ELSE 'Short text ' || i END,
+       CASE i % 4 WHEN 0 THEN repeat(md5($2 || 'd' || i) || ' – ', 80 + ((i * 7919) % 450)::int) WHEN 1 THEN NULL ELSE 'Short text ' || i END,
        CASE WHEN i % 6 <> 0 THEN jsonb_build_object('color', (ARRAY['red','grün','青'])[1 + i % 3], 'size', i % 50, 'tags', jsonb_build_array('a', i)) END,
        1 + i % $3::int, CASE WHEN i % 11 <> 0 THEN 1 + i % $4::int END,
        i / 7.0, i % 1000, CASE i % 3 WHEN 0 THEN true WHEN 1 THEN false END, date '2020-02-29' + (i % 2000)::int,
