@@ -31,7 +31,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// `4713-11-24 00:00:00 BC`: the first timestamp that Postgres takes.
+    /// `4714-11-24 00:00:00 BC`: the first timestamp that Postgres takes.
     pub const MIN: Stamp = Stamp { seconds: -210_866_803_200, micros: 0 };
     /// `294276-12-31 23:59:59.999999`: the last one.
     pub const MAX: Stamp = Stamp { seconds: 9_224_318_015_999, micros: 999_999 };
@@ -52,7 +52,7 @@ impl Stamp {
     }
 }
 
-/// `4713-11-24 BC` and `5874897-12-31`: the dates that Postgres takes.
+/// `4714-11-24 BC` and `5874897-12-31`: the dates that Postgres takes.
 pub const DATE_RANGE: std::ops::RangeInclusive<i32> = -2_440_588..=2_145_042_905;
 
 /// Days since 1970-01-01.
@@ -419,4 +419,121 @@ pub fn is_json_number(text: &[u8]) -> bool {
     let digits = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let signed = |text: &[u8]| digits(text.strip_prefix(b"-").or(text.strip_prefix(b"+")).unwrap_or(text));
     is_integer(whole) && fraction.is_none_or(digits) && exponent.is_none_or(signed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(print: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        print(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_limits_of_postgres_print_and_parse() {
+        let (first, last) = (*DATE_RANGE.start(), *DATE_RANGE.end());
+        for (text, days) in [("4714-11-24 BC", first), ("5874897-12-31", last), ("0001-12-31 BC", -719_163)] {
+            assert_eq!(printed(|out| push_date(out, days)), text);
+            assert_eq!(parse_date(text.as_bytes()), Some(Temporal::Finite(days)));
+        }
+        for (text, stamp) in [("4714-11-24 00:00:00 BC", Stamp::MIN), ("294276-12-31 23:59:59.999999", Stamp::MAX)] {
+            assert_eq!(printed(|out| push_timestamp(out, stamp)), text);
+            assert_eq!(parse_timestamp(text.as_bytes()), Some(Temporal::Finite(stamp)));
+        }
+    }
+
+    #[test]
+    fn every_day_of_some_centuries_follows_the_one_before() {
+        let mut last = civil_of(-800_000);
+        for days in -799_999..200_000 {
+            let (year, month, day) = civil_of(days);
+            let next = match last {
+                (y, 12, 31) => (y + 1, 1, 1),
+                (y, m, d) if d == month_days(y, m) => (y, m + 1, 1),
+                (y, m, d) => (y, m, d + 1),
+            };
+            assert_eq!((year, month, day), next);
+            assert_eq!(days_of(year, month, day), days);
+            last = next;
+        }
+        assert_eq!(civil_of(0), (1970, 1, 1));
+    }
+
+    #[test]
+    fn offsets_turn_to_utc() {
+        for (text, utc) in [
+            ("1883-11-18 12:03:58.000001-07:52:58", "1883-11-18 19:56:56.000001+00"),
+            ("2024-01-01 00:00:00+05:30", "2023-12-31 18:30:00+00"),
+            ("0001-01-01 00:00:00+01", "0001-12-31 23:00:00+00 BC"),
+        ] {
+            let Some(Temporal::Finite(stamp)) = parse_timestamptz(text.as_bytes()) else { panic!("{text}") };
+            assert_eq!(printed(|out| push_timestamptz(out, stamp)), utc);
+        }
+    }
+
+    #[test]
+    fn iso_has_astronomical_years_and_a_width() {
+        let stamp = |text: &str| match parse_timestamp(text.as_bytes()) {
+            Some(Temporal::Finite(stamp)) => stamp,
+            other => panic!("{text}: {other:?}"),
+        };
+        for (text, digits, iso) in [
+            ("0001-12-31 23:59:59.5 BC", 0, "0000-12-31T23:59:59.5Z"),
+            ("0002-01-01 00:00:00 BC", 3, "-0001-01-01T00:00:00.000Z"),
+            ("10000-01-01 00:00:00.12", 6, "+10000-01-01T00:00:00.120000Z"),
+            ("9999-12-31 23:59:59.123456", 3, "9999-12-31T23:59:59.123456Z"),
+        ] {
+            assert_eq!(printed(|out| push_iso_utc(out, stamp(text), digits)), iso);
+            assert_eq!(parse_iso_utc(iso.as_bytes()), Some(stamp(text)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_date_or_time_is_nothing() {
+        for text in
+            ["", "2024-02-30", "2024-2-1", "0000-01-01", "2024-01-01 ", "2024-01-01 AD", "2024-13-01", "24-01-01"]
+        {
+            assert_eq!(parse_date(text.as_bytes()), None, "{text}");
+        }
+        for text in ["2024-01-01 24:00:00", "2024-01-01T00:00:00", "2024-01-01 00:00:60", "2024-01-01 00:00:00.", "now"]
+        {
+            assert_eq!(parse_timestamp(text.as_bytes()), None, "{text}");
+        }
+        for text in ["24:00:01", "12:00", "12:00:00.1234567", "12:00:00+00", "-1:00:00"] {
+            assert_eq!(parse_time(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(parse_iso_utc(b"2024-01-01T00:00:00"), None);
+    }
+
+    #[test]
+    fn base64_has_one_form() {
+        let hex = |base64: &str| {
+            let mut out = Vec::new();
+            push_bytea(&mut out, base64.as_bytes()).map(|()| String::from_utf8(out).unwrap())
+        };
+        assert_eq!(hex("AQI=").as_deref(), Some("\\x0102"));
+        assert_eq!(hex(""), Some("\\x".to_owned()));
+        for base64 in ["AQI", "AQJ=", "AQ==AQ==", "A", "=", "AQI=\n"] {
+            assert_eq!(hex(base64), None, "{base64}");
+        }
+        // Padding at the end of a full piece, and behind it more.
+        let piece = "AAAA".repeat(PIECE / 3);
+        assert_eq!(hex(&format!("{}AA=={piece}", &piece[4..])), None);
+        for hex in ["\\x0", "\\xzz", "ab", "\\000"] {
+            assert_eq!(push_base64(&mut Vec::new(), hex.as_bytes()), None, "{hex}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_json_numbers() {
+        for text in ["0", "-0", "1.5", "1e+10", "1E-07", "-123.456e300"] {
+            assert!(is_json_number(text.as_bytes()), "{text}");
+        }
+        for text in ["", "-", "+1", "01", "1.", ".5", "1e", "1e+", "1e+-1", "NaN", "1 ", "1.5.5", "--1", "1e1e1"] {
+            assert!(!is_json_number(text.as_bytes()), "{text}");
+        }
+        assert!(is_integer(b"10") && !is_integer(b"010") && !is_integer(b"1.0") && !is_integer(b"-"));
+    }
 }

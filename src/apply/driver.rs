@@ -51,6 +51,9 @@ const PREFETCH_BYTES: usize = 16 * 1024 * 1024;
 /// How long a stop may go on applying what the ledger already holds.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How often a sink that is earlier than the source role looks for the ledger.
+const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
+
 const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The role: runs until it is stopped or fails.
@@ -429,21 +432,22 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 /// The ledger as it is now; it is the reader's to make.
 async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter) -> Result<Ledger> {
     let topic = &config.kafka.ledger;
-    let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) else {
-        reporter.update(|s| s.waiting_for = Some(format!("the ledger {topic}, which the source role makes")));
-        return Err(Error::retry_plain(format!("the ledger {topic} does not exist yet")));
-    };
-    let shared = config.clone();
-    let state = blocking(move || {
-        let (_, high) = topic::bounds(&shared.kafka)?;
-        let from = topic::fold_start(&shared.kafka, high)?;
-        Ok(topic::fold(&shared.kafka, from, high)?.0)
-    })
-    .await?;
-    if state.source.is_none() {
-        return Err(Error::retry_plain(format!("the ledger {topic} names no source yet")));
+    loop {
+        if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
+            let shared = config.clone();
+            let state = blocking(move || {
+                let (_, high) = topic::bounds(&shared.kafka)?;
+                let from = topic::fold_start(&shared.kafka, high)?;
+                Ok(topic::fold(&shared.kafka, from, high)?.0)
+            })
+            .await?;
+            if state.source.is_some() {
+                return Ok(Ledger { id: facts.id, state });
+            }
+        }
+        reporter.update(|s| s.waiting_for = Some(format!("the ledger {topic}, which the source role begins")));
+        tokio::time::sleep(LEDGER_INTERVAL).await;
     }
-    Ok(Ledger { id: facts.id, state })
 }
 
 /// What the row must agree with.

@@ -514,8 +514,11 @@ impl Core {
         for (number, offset) in self.appender.take()? {
             if self.appending.is_some_and(|(appending, _)| appending == number) {
                 let (_, sent) = self.appending.take().expect("just looked");
-                self.machine.appended(offset);
-                self.sent_at.push_back((offset, sent));
+                // It may have been read back already.
+                if self.machine.is_appending() {
+                    self.machine.appended(offset);
+                    self.sent_at.push_back((offset, sent));
+                }
             }
             if self.base_number == Some(number) {
                 self.base_number = None;

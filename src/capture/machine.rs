@@ -380,13 +380,26 @@ impl Machine {
                 ReadBack::Fenced(*epoch)
             }
             Event::Superseded(epoch) if *epoch == self.epoch => ReadBack::Fenced(*epoch),
-            Event::Valid(checkpoint) if checkpoint.epoch == self.epoch => match self.unread.pop_front() {
+            Event::Valid(checkpoint) if checkpoint.epoch == self.epoch => match self.expect(offset, checkpoint) {
                 Some((expected, closed)) if expected == offset => ReadBack::Confirm(closed),
                 // The ledger lost our entry, or holds one that we did not write: this epoch is over.
                 _ => ReadBack::Fenced(self.epoch),
             },
             _ => ReadBack::Nothing,
         }
+    }
+
+    /// The append that this read-back is of. It can be read before its acknowledgement has arrived.
+    fn expect(&mut self, offset: i64, checkpoint: &Checkpoint) -> Option<(i64, Lsn)> {
+        if self.unread.is_empty() && self.appending.as_ref() == Some(checkpoint) {
+            self.appended(offset);
+        }
+        self.unread.pop_front()
+    }
+
+    /// The append in flight was seen in the ledger before it was acknowledged.
+    pub fn is_appending(&self) -> bool {
+        self.appending.is_some()
     }
 
     /// Everything that was taken from the stream is in a checkpoint that was read back.

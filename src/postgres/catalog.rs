@@ -161,6 +161,8 @@ pub struct TableFacts {
     pub oid: u32,
     pub name: TableName,
     pub owner: String,
+    /// Then nobody should become a member of the owner to share its rights.
+    pub owner_is_superuser: bool,
     pub kind: Kind,
     pub persistence: Persistence,
     pub identity: Identity,
@@ -198,13 +200,14 @@ pub async fn table_facts(
     tables: &[TableName],
 ) -> Result<Vec<Option<TableFacts>>> {
     const SQL: &str = "
-        SELECT w.ord, c.oid, pg_get_userbyid(c.relowner)::text, c.relkind, c.relpersistence, c.relreplident, c.relispartition,
+        SELECT w.ord, c.oid, o.rolname::text, c.relkind, c.relpersistence, c.relreplident, c.relispartition,
                (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid), c.reltuples::float8,
                c.relpages::int8 * current_setting('block_size')::int8,
-               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
+               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper
         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
         JOIN pg_namespace n ON n.nspname = w.nsp
-        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel";
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+        JOIN pg_roles o ON o.oid = c.relowner";
     let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|t| t.table.as_str()).collect();
     let doing = "reading tables from the source's catalog";
@@ -262,6 +265,7 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             may_use_schema: row.try_get(11)?,
             owned: row.try_get(12)?,
             rows_hidden: row.try_get(13)?,
+            owner_is_superuser: row.try_get(14)?,
         };
         Ok((ordinal, letter(5)?, table))
     };

@@ -179,7 +179,7 @@ pub fn decode<'a>(data: &'a [u8], scratch: &mut Scratch) -> Result<Message<'a>, 
             let oid = bytes.u32()?;
             let byte = bytes.u8()?;
             let old = old_kind(byte).ok_or(DecodeError::Byte { what: "mark of an old row", byte })?;
-            tuple(&mut bytes, &mut scratch.old)?;
+            old_tuple(&mut bytes, old, &mut scratch.old)?;
             Message::Delete { oid, old }
         }
         b'T' => truncate(&mut bytes)?,
@@ -200,8 +200,8 @@ fn update<'a>(bytes: &mut Bytes<'a>, scratch: &mut Scratch) -> Result<Message<'a
     let oid = bytes.u32()?;
     let byte = bytes.u8()?;
     let old = old_kind(byte);
-    if old.is_some() {
-        tuple(bytes, &mut scratch.old)?;
+    if let Some(kind) = old {
+        old_tuple(bytes, kind, &mut scratch.old)?;
         bytes.expect(b'N', "mark of a new row")?;
     } else if byte != b'N' {
         return Err(DecodeError::Byte { what: "mark of a row", byte });
@@ -216,6 +216,15 @@ fn old_kind(byte: u8) -> Option<OldKind> {
         b'O' => Some(OldKind::Full),
         _ => None,
     }
+}
+
+/// Of a key row only the key was sent, and no column of a key is NULL: what says NULL there says nothing.
+fn old_tuple(bytes: &mut Bytes<'_>, kind: OldKind, cells: &mut Vec<CellRef>) -> Result<(), DecodeError> {
+    tuple(bytes, cells)?;
+    if kind == OldKind::Key {
+        cells.iter_mut().filter(|cell| **cell == CellRef::Null).for_each(|cell| *cell = CellRef::Absent);
+    }
+    Ok(())
 }
 
 fn tuple(bytes: &mut Bytes<'_>, cells: &mut Vec<CellRef>) -> Result<(), DecodeError> {

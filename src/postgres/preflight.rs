@@ -6,11 +6,11 @@
 //!
 //! Also here: in which order tables are loaded, since it is decided from the same facts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::GenericClient;
 
-use super::catalog::{Kind, Persistence, SourceFacts, TableFacts, key_of, source_facts, table_facts};
+use super::catalog::{Kind, Persistence, SourceFacts, TableFacts, key_of, quoted_list, source_facts, table_facts};
 use super::failure::{failed, unreadable};
 use super::publication::{self, PublicationFacts};
 use crate::error::{Code, Error, Halt, Result};
@@ -74,18 +74,18 @@ pub fn findings(
     for (name, facts) in tables.iter().zip(facts) {
         match facts {
             None => found.push(missing(name, &source.database, known)),
-            Some(table) => {
-                let published = publication.is_some_and(|p| p.all_tables || p.table(name).is_some());
-                table_findings(source, table, &mut found);
-                if create && !published && !table.owned && !source.superuser {
-                    found.push(not_owner(source, table, publication_name, publication.is_some()));
-                }
-            }
+            Some(table) => table_findings(source, table, &mut found),
         }
     }
-    let ours_missing = facts.iter().flatten().any(|t| publication.is_none_or(|p| p.table(&t.name).is_none()));
-    if create && !source.superuser && ours_missing {
-        publication_right(source, publication_name, publication, &mut found);
+    // A command to publish never names a table whose own UPDATEs it would break.
+    let unpublished: Vec<&TableFacts> = facts
+        .iter()
+        .flatten()
+        .filter(|t| unsupported(t).is_none() && key_of(t).is_ok())
+        .filter(|t| publication.is_none_or(|p| !p.all_tables && p.table(&t.name).is_none()))
+        .collect();
+    if create && !source.superuser && !unpublished.is_empty() {
+        publication_findings(source, publication_name, publication, &unpublished, &mut found);
     }
     found
 }
@@ -199,23 +199,19 @@ fn unsupported(table: &TableFacts) -> Option<Halt> {
     }
 }
 
-fn not_owner(source: &SourceFacts, table: &TableFacts, publication: &str, exists: bool) -> Halt {
-    let command = if exists {
-        publication::add_tables_sql(publication, std::slice::from_ref(&table.name))
-    } else {
-        publication::create_sql(publication, std::slice::from_ref(&table.name))
-    };
-    let mut finding = halt(
-        Code::NoRight,
-        format!("role {:?} does not own table {}, so it can't add it to a publication", source.role, table.name),
-        format!("GRANT {} TO {}", quote_identifier(&table.owner), quote_identifier(&source.role)),
-    );
-    finding.facts.push(format!("or set create = false and let a superuser type: {command}"));
-    finding
-}
-
-fn publication_right(source: &SourceFacts, name: &str, publication: Option<&PublicationFacts>, found: &mut Vec<Halt>) {
+/// The rights to make the publication, or to add tables to it.
+fn publication_findings(
+    source: &SourceFacts,
+    name: &str,
+    publication: Option<&PublicationFacts>,
+    unpublished: &[&TableFacts],
+    found: &mut Vec<Halt>,
+) {
     let role = quote_identifier(&source.role);
+    let foreign: Vec<&TableFacts> = unpublished.iter().copied().filter(|t| !t.owned).collect();
+    if !foreign.is_empty() {
+        found.push(not_owner(source, name, publication.is_some(), unpublished, &foreign));
+    }
     match publication {
         None if !source.may_create => found.push(halt(
             Code::NoRight,
@@ -229,6 +225,36 @@ fn publication_right(source: &SourceFacts, name: &str, publication: Option<&Publ
         )),
         None | Some(_) => {}
     }
+}
+
+/// Membership in the owners is enough, unless that would make a superuser of us: then a superuser does it once by hand.
+fn not_owner(
+    source: &SourceFacts,
+    publication: &str,
+    exists: bool,
+    unpublished: &[&TableFacts],
+    foreign: &[&TableFacts],
+) -> Halt {
+    let tables: Vec<TableName> = unpublished.iter().map(|t| t.name.clone()).collect();
+    let by_hand = if exists {
+        publication::add_tables_sql(publication, &tables)
+    } else {
+        publication::create_sql(publication, &tables)
+    };
+    let names: Vec<String> = foreign.iter().map(|t| t.name.to_string()).collect();
+    let message = format!("role {:?} does not own {}, so it can't publish them", source.role, names.join(", "));
+    if foreign.iter().any(|t| t.owner_is_superuser) {
+        let mut finding = halt(Code::NoRight, message, by_hand);
+        finding
+            .facts
+            .push("typed by a superuser; a table's owner or a member of it could publish its tables too".into());
+        return finding;
+    }
+    let owners: BTreeSet<&str> = foreign.iter().map(|t| t.owner.as_str()).collect();
+    let grant = format!("GRANT {} TO {}", quoted_list(owners), quote_identifier(&source.role));
+    let mut finding = halt(Code::NoRight, message, grant);
+    finding.facts.push(format!("or let a superuser type: {by_hand}"));
+    finding
 }
 
 fn missing(name: &TableName, database: &str, known: &[TableName]) -> Halt {
@@ -361,6 +387,7 @@ mod tests {
             oid: 1,
             name: TableName::new("public", name),
             owner: "o".into(),
+            owner_is_superuser: false,
             kind: Kind::Table,
             persistence: Persistence::Permanent,
             identity: Identity::Default,

@@ -204,6 +204,7 @@ impl Stream {
     }
 
     /// The next whole frame of what was read, where it lies; `None` until more is read.
+    #[expect(clippy::should_implement_trait, reason = "a frame borrows the stream, which no Iterator can say")]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>> {
         let message = loop {
             let Some(message) = self.buffer.message()? else { return Ok(None) };

@@ -56,6 +56,7 @@ pub struct Connection {
     db: Database,
     /// A reply was not read to its end.
     mid_reply: bool,
+    channel_bound: bool,
 }
 
 impl Connection {
@@ -86,6 +87,7 @@ impl Connection {
             sender_timeout: source.sender_timeout,
             db: db.clone(),
             mid_reply: true,
+            channel_bound: false,
         };
         connection.start_up(application_name).await?;
         connection.authenticate(end_point, is_private).await?;
@@ -172,7 +174,14 @@ impl Connection {
         frontend::sasl_response(scram.message(), &mut message).map_err(|e| self.broken(e))?;
         self.send(&message).await?;
         let proof = self.scram_reply(SASL_FINAL).await?;
-        scram.finish(&proof).map_err(|e| failure::not_authenticated(&self.db, &e.to_string()))
+        scram.finish(&proof).map_err(|e| failure::not_authenticated(&self.db, &e.to_string()))?;
+        self.channel_bound = mechanism == SCRAM_SHA_256_PLUS;
+        Ok(())
+    }
+
+    /// The password exchange was bound to this TLS connection: nobody in between can have relayed it.
+    pub fn is_channel_bound(&self) -> bool {
+        self.channel_bound
     }
 
     async fn scram_reply(&mut self, wanted: u32) -> Result<Vec<u8>> {
