@@ -18,7 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::{Spans, Tail};
 use crate::kafka::topics;
-use crate::ledger::entry::{Assembler, Body, Entry, Request, RequestKind};
+use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::topic::{self, Appender};
 use crate::relation::TableName;
@@ -129,6 +129,7 @@ impl Worker {
         let mut worker = Worker::open(config, sink, database, tables, row, metrics).await?;
         worker.writer.prepare(&ledger.state).await?;
         worker.catch_up().await?;
+        worker.look_ahead(&ledger.state).await?;
         Ok(Some(worker))
     }
 
@@ -176,6 +177,22 @@ impl Worker {
         }
         self.machine.check_row()?;
         self.writer.loads = self.machine.loads();
+        Ok(())
+    }
+
+    /// Requests that stand ahead in the ledger count at once.
+    async fn look_ahead(&mut self, state: &State) -> Result<()> {
+        let mut last = self.row.standing.join_offset;
+        let ahead = |join: &&Join| join.request.sink == self.sink.name && join.offset > self.at.offset;
+        for join in state.open_joins().filter(ahead) {
+            self.writer.loads.joined(join.offset, &join.request);
+            last = last.max(Some(join.offset));
+        }
+        if last != self.row.standing.join_offset {
+            let standing = Standing { join_offset: last, phase: RowPhase::Snapshot, ..self.standing() };
+            self.write_row(standing).await?;
+            self.machine.knows(last.unwrap_or(-1));
+        }
         Ok(())
     }
 
@@ -234,7 +251,7 @@ impl Worker {
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
-                self.writer.loads.joined(&request);
+                self.writer.loads.joined(offset, &request);
                 if self.machine.is_known(offset) {
                     return Ok(());
                 }
@@ -272,6 +289,7 @@ impl Worker {
 
     async fn intervals(&mut self, intervals: &[Interval], stop: &CancellationToken) -> Result<()> {
         let end = intervals.iter().fold(self.at, |at, interval| interval.at(at));
+        let intervals = &self.wanted(intervals);
         if !intervals.iter().any(|interval| interval.concerns) {
             self.at = end;
             return Ok(());
@@ -296,6 +314,28 @@ impl Worker {
         }
     }
 
+    /// The intervals without the spans of tables of which nothing is there yet: their changes are not wanted, and they may be
+    /// what can't be read. A chunk in an interval makes its table's span wanted.
+    fn wanted(&self, intervals: &[Interval]) -> Vec<Interval> {
+        let mut intervals = intervals.to_vec();
+        if self.writer.loads.is_empty() {
+            return intervals;
+        }
+        let mut begun: BTreeSet<TableName> = BTreeSet::new();
+        for interval in &mut intervals {
+            let chunks = interval.checkpoint.chunks.iter().filter(|chunk| chunk.is_for(&self.sink.name));
+            begun.extend(chunks.map(|chunk| chunk.table.clone()));
+            let relations = &self.machine.state().relations;
+            let blank = |topic: &str| {
+                let mut tables = relations.values().filter(|r| r.topic == topic).map(|r| &r.name);
+                tables.all(|table| self.writer.loads.is_blank(table) && !begun.contains(table))
+            };
+            interval.checkpoint.spans.retain(|span| !blank(&span.topic));
+            interval.concerns &= !interval.checkpoint.spans.is_empty() || !interval.checkpoint.chunks.is_empty();
+        }
+        intervals
+    }
+
     async fn abort(&mut self) -> Result<()> {
         self.writer.reset();
         self.writer.sink.rollback().await
@@ -310,7 +350,7 @@ impl Worker {
             let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
             let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, self.sink.span_wait, stop.clone());
             let state = self.machine.state();
-            self.writer.begin_interval(&interval.checkpoint.chunks);
+            self.writer.begin_interval(interval);
             while let Some(head) = merge.next()? {
                 self.writer.record(&head, state).await?;
             }
