@@ -73,7 +73,7 @@ impl Default for Limits {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             drain: Duration::from_secs(10),
-            source_drain: Duration::from_secs(6),
+            source_drain: Duration::from_millis(5_500),
             nothing_moves: Duration::from_secs(10),
         }
     }

@@ -55,6 +55,9 @@ fn client(kafka: &config::Kafka, purpose: &str) -> ClientConfig {
     // The default backs off to 10 s: a broker that is back after a minute would be found 10 s late.
     client.set("reconnect.backoff.max.ms", "1000");
     client.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    // How long a topic that a broker does not know may be one that it does not know yet. The default is 30 s; a KRaft cluster
+    // spreads a new topic in well under one.
+    client.set("topic.metadata.propagation.max.ms", "10000");
     // An idle connection that the broker closes is no news.
     client.set("log.connection.close", "false");
     client.set_log_level(RDKafkaLogLevel::Info);

@@ -205,7 +205,8 @@ impl Producer {
         }
     }
 
-    /// Keys and values sent and not yet acknowledged, with an estimate of what a record needs besides.
+    /// Keys and values sent and not yet acknowledged, with an estimate of what a record needs besides. When it is 0, the
+    /// acknowledgements of everything sent are there to take.
     pub fn in_flight_bytes(&self) -> usize {
         self.reports.0.in_flight.load(Ordering::Acquire)
     }
@@ -487,9 +488,12 @@ impl Reports {
         self.0.notify.notify_one();
     }
 
-    fn delivered(&self, route: Route, partition: i32, token: u64, offset: i64) {
+    fn delivered(&self, route: Route, partition: i32, token: u64, offset: i64, bytes: usize) {
         let outcome = {
             let mut state = self.lock();
+            // Under the lock: whoever takes this acknowledgement must find its room free, or would wait for one that never
+            // comes.
+            self.release(bytes);
             if state.fault.is_some() {
                 return;
             }
@@ -570,8 +574,8 @@ impl ProducerContext for Reports {
         let (route, token) = unpack(word);
         match result {
             Ok(message) => {
-                self.delivered(route, message.partition(), token, message.offset());
-                self.release(in_flight_bytes(message.key(), message.payload()));
+                let bytes = in_flight_bytes(message.key(), message.payload());
+                self.delivered(route, message.partition(), token, message.offset(), bytes);
             }
             Err((error, message)) => {
                 self.undelivered(route, error);
