@@ -273,3 +273,32 @@ fn the_readme_links_to_files_that_exist() {
         assert!(root.join(target).exists(), "{target} is linked, but is not there");
     }
 }
+
+/// `lockstep VERB` in any document: VERB is one of the program's.
+#[test]
+fn every_command_that_the_documents_name_exists() {
+    let (_, help, _) = output(&["--help"]);
+    let commands = help.split_once("Commands:\n").unwrap().1;
+    let known: BTreeSet<&str> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(known.contains("run") && known.contains("explain"), "{known:?}");
+    let documents = [
+        include_str!("../README.md"),
+        include_str!("../docs/configuration.md"),
+        include_str!("../docs/errors.md"),
+        include_str!("../docs/metrics.md"),
+    ];
+    for document in documents {
+        for line in document.lines() {
+            // As code: between backticks, or at the beginning of a line of an example.
+            let inline = line.split('`').skip(1).step_by(2).filter_map(|code| code.strip_prefix("lockstep "));
+            for command in inline.chain(line.strip_prefix("lockstep ")) {
+                let verb = command.split_whitespace().next().unwrap_or_default();
+                assert!(known.contains(verb), "`lockstep {verb}` is documented, but there is no such verb: {line}");
+            }
+        }
+    }
+}

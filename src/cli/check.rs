@@ -207,7 +207,9 @@ fn report(parts: &[Part]) -> String {
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let advice =
         if errors == 0 { "nothing stands in the way of lockstep run" } else { "lockstep explain CODE says more" };
-    let _ = writeln!(out, "\n{}, {}; {advice}", count(errors, "error"), count(warnings, "warning"));
+    // One empty line before the verdict, whatever came last.
+    out.truncate(out.trim_end().len());
+    let _ = writeln!(out, "\n\n{}, {}; {advice}", count(errors, "error"), count(warnings, "warning"));
     out
 }
 

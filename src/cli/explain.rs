@@ -12,6 +12,7 @@ const ERRORS: &str = include_str!("../../docs/errors.md");
 
 /// Say what a halt's code means and what to do about it
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct ExplainArgs {
     /// A code, as in error[CODE] [default: list all of them]
     code: Option<String>,
@@ -38,7 +39,10 @@ fn list() -> String {
     text
 }
 
-/// The document's section about a code, heading included.
+/// Where the document's introduction comes to the remedies.
+const REMEDIES: &str = "Remedies that the sections refer to:";
+
+/// The document's section about a code, heading included, and the remedies if it refers to them.
 fn section(code: &str) -> Option<String> {
     let heading = format!("## {code}");
     let mut lines = ERRORS.lines().skip_while(|line| *line != heading);
@@ -46,6 +50,17 @@ fn section(code: &str) -> Option<String> {
     for line in lines.take_while(|line| !line.starts_with("## ")) {
         text.push_str(line);
         text.push('\n');
+    }
+    if text.contains("(see Remedies)") {
+        text.push_str(REMEDIES);
+        text.extend(
+            ERRORS
+                .split_once(REMEDIES)?
+                .1
+                .lines()
+                .take_while(|line| !line.starts_with("## "))
+                .flat_map(|line| [line, "\n"]),
+        );
     }
     Some(format!("{}\n", text.trim_end()))
 }
@@ -59,6 +74,20 @@ mod tests {
         let listed: Vec<&str> = ERRORS.lines().filter_map(|line| line.strip_prefix("## ")).collect();
         let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(listed, codes, "docs/errors.md and error::Code differ");
+    }
+
+    #[test]
+    fn a_section_that_refers_to_a_remedy_comes_with_it() {
+        assert!(section("SLOT_LOST").unwrap().contains("- **Begin anew**"));
+        assert!(!section("WAL_LEVEL").unwrap().contains("anew"));
+        for code in Code::ALL {
+            let section = section(code.as_str()).unwrap();
+            assert_eq!(section.contains("(see Remedies)"), section.contains(REMEDIES), "{code}");
+            assert!(
+                section.contains(REMEDIES) || !section.contains(" anew"),
+                "{code} names a remedy without saying where"
+            );
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ const PIECE: i64 = 5_000;
 /// One line an entry: offset, time, type and what it says. "superseded" marks entries of a reader that had lost its claim;
 /// nobody acts on them.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct LedgerArgs {
     #[command(flatten)]
     config: ConfigArgs,

@@ -16,6 +16,7 @@ mod check;
 mod explain;
 mod ledger;
 mod log;
+mod resync;
 mod run;
 mod status;
 
@@ -31,7 +32,7 @@ use crate::error::{Code, Error};
 /// Keeps shared data the same in every service that needs it: reads one Postgres' log, writes every change to Kafka, applies
 /// the changes to other Postgres databases: exactly once, whole transactions, in commit order.
 #[derive(Parser)]
-#[command(name = "lockstep", version, disable_help_subcommand = true, max_term_width = 110, after_help = AFTER_HELP)]
+#[command(name = "lockstep", version, disable_help_subcommand = true, verbatim_doc_comment, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -51,9 +52,11 @@ enum Verb {
     ///
     /// Exits with 0 when nothing stands in the way (warnings are printed all the same), 1 when something could not be
     /// reached, 2 when the configuration has findings, 3 when `run` would halt.
+    #[command(verbatim_doc_comment)]
     Check(ConfigArgs),
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
+    Resync(resync::ResyncArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&args.config),
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
+        Verb::Resync(args) => resync::run(&args),
         Verb::Explain(args) => explain::run(&args),
     };
     match outcome {

@@ -29,6 +29,7 @@ use crate::{apply, capture};
 /// Exits with 0 after a stop, 1 when something did not stop in time, 2 when the configuration has findings, 3 when nothing
 /// can move any more: every role is halted, or the source halted before it ever streamed and no sink can move.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Asks [http] listen of the configuration, or --url. Exits with 0 if the process answered, whatever it said; for scripts
 /// that want to know whether all is well: curl -f http://HOST:PORT/readyz.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct StatusArgs {
     #[command(flatten)]
     config: ConfigArgs,
