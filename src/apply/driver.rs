@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::apply::machine::{At, Interval, Item, Machine};
-use crate::apply::merge::{self, Merge};
+use crate::apply::merge::{self, Merge, Patience};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
@@ -70,7 +70,7 @@ pub async fn run(
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
-    worker.run(&reporter, &stop).await
+    worker.run(&stop).await
 }
 
 struct Worker {
@@ -82,6 +82,7 @@ struct Worker {
     spans: Spans,
     writer: Writer,
     metrics: SinkMetrics,
+    reporter: SinkReporter,
     /// The row as last written.
     row: ProgressRow,
     /// Where the sink stands, at or ahead of the row: intervals without anything for it are not written at once.
@@ -126,7 +127,7 @@ impl Worker {
         if found.is_some() && !missing.is_empty() {
             request(&config, name, &missing).await?;
         }
-        let mut worker = Worker::open(config, sink, database, tables, row, metrics).await?;
+        let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
         worker.writer.prepare(&ledger.state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&ledger.state).await?;
@@ -139,7 +140,7 @@ impl Worker {
         database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
-        metrics: SinkMetrics,
+        (metrics, reporter): (SinkMetrics, SinkReporter),
     ) -> Result<Worker> {
         let standing = &row.standing;
         let at = At {
@@ -158,7 +159,21 @@ impl Worker {
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let (assembler, now) = (Assembler::default(), Instant::now());
-        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now })
+        Ok(Worker {
+            config,
+            sink,
+            machine,
+            assembler,
+            tail,
+            spans,
+            writer,
+            metrics,
+            reporter,
+            row,
+            at,
+            wrote: now,
+            level: now,
+        })
     }
 
     /// Reads the ledger up to the checkpoint that the row names: it must be there, and what was loaded by then is known.
@@ -204,7 +219,7 @@ impl Worker {
         }
     }
 
-    async fn run(&mut self, reporter: &SinkReporter, stop: &CancellationToken) -> Result<()> {
+    async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut stopped: Option<Instant> = None;
         loop {
             while self.machine.waiting() < ITEMS_MAX
@@ -218,14 +233,14 @@ impl Worker {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             if self.machine.waiting() == 0 || late {
                 self.quiet().await?;
-                self.report(reporter);
+                self.report();
                 if stopped.is_some() {
                     return self.finish().await;
                 }
                 self.wait(stop).await?;
             } else {
                 self.step(stop).await?;
-                self.report(reporter);
+                self.report();
             }
         }
     }
@@ -345,13 +360,15 @@ impl Worker {
     async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
         let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
         self.writer.sink.begin(&self.row, &standing).await?;
+        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
+        let patience = Patience { wait, stop, reporter };
         let mut foreign = 0;
         for interval in intervals.iter().filter(|interval| interval.concerns) {
             let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
-            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, self.sink.span_wait, stop.clone());
+            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
             let state = self.machine.state();
             self.writer.begin_interval(interval);
-            while let Some(head) = merge.next()? {
+            while let Some(head) = merge.take()? {
                 self.writer.record(&head, state).await?;
             }
             self.writer.end_interval(state).await?;
@@ -417,7 +434,7 @@ impl Worker {
         Ok(())
     }
 
-    fn report(&mut self, reporter: &SinkReporter) {
+    fn report(&mut self) {
         let newest = self.machine.end();
         let now = Instant::now();
         if self.machine.waiting() == 0 {
@@ -433,7 +450,7 @@ impl Worker {
         });
         let tables = tables.collect();
         let at = self.at;
-        reporter.update(|s| {
+        self.reporter.update(|s| {
             s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
             s.waiting_for = None;
             s.position = Some(at.position.lsn);
