@@ -262,7 +262,7 @@ fn a_record_too_large_halts_before_it_is_sent_and_when_the_topic_takes_less() {
 }
 
 #[test]
-fn a_topic_made_again_has_another_id_and_its_offsets_do_not_rise() {
+fn a_topic_made_again_has_another_id() {
     run(async {
         let kafka = config();
         let mut made = Topics::new(&kafka);
@@ -296,6 +296,39 @@ fn a_topic_made_again_has_another_id_and_its_offsets_do_not_rise() {
 }
 
 #[test]
+fn a_topic_made_again_under_a_producer_is_a_fault() {
+    run(async {
+        let kafka = config();
+        let mut made = Topics::new(&kafka);
+        let topic = made.make("under", 1).await;
+        let mut producer = Producer::open(&kafka, Purpose::Data).unwrap();
+        let route = producer.route(&topic);
+        let mut acks = Vec::new();
+        for _ in 0..10 {
+            send(&mut producer, &message(route, 0, b"x", 1), &mut acks).await;
+        }
+        drain(&producer, &mut acks).await;
+        topics::delete(&kafka, &[&topic]).await.unwrap();
+        let wanted = [Wanted { name: topic.clone(), partitions: 1, kind: Kind::Data }];
+        while topics::describe(&kafka, &[&topic]).await.unwrap()[0].is_some() {}
+        topics::ensure(&kafka, &wanted, true).await.unwrap();
+        let error = loop {
+            match producer.send(&message(route, 0, b"y", 2)) {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+            producer.acked().await;
+            if let Err(error) = producer.take_acks(&mut Vec::new()) {
+                break error;
+            }
+        };
+        println!("{}", error.chain());
+        producer.close(PATIENCE);
+        made.delete().await;
+    });
+}
+
+#[test]
 fn a_ledger_topic_never_expires_and_is_trimmed_by_hand() {
     run(async {
         let kafka = config();
@@ -308,13 +341,23 @@ fn a_ledger_topic_never_expires_and_is_trimmed_by_hand() {
         assert_eq!(topics::trim(&kafka, &name, 4).await.unwrap(), 4);
 
         let entries = blocking(&kafka, move |kafka| {
+            let begun = Instant::now();
             let entries = consumer::read_all(kafka, &name, 0, None, 8, Code::LedgerTrimmed).unwrap();
+            println!("reading a piece over a connection of its own: {:?}", begun.elapsed());
             assert_eq!(consumer::watermarks(kafka, &name, 0, PATIENCE).unwrap(), (4, 10));
             assert!(consumer::read_all(kafka, &name, 0, Some(10), 10, Code::LedgerTrimmed).unwrap().is_empty());
             let below = halt_of(consumer::read_all(kafka, &name, 0, Some(3), 8, Code::LedgerTrimmed));
             assert_eq!(below.code(), Some(Code::LedgerTrimmed));
             let above = halt_of(consumer::read_all(kafka, &name, 0, Some(4), 11, Code::LedgerLost));
             assert_eq!(above.code(), Some(Code::LedgerLost));
+            let mut pieces = consumer::Pieces::open(kafka, &name, 0).unwrap();
+            assert_eq!(pieces.watermarks().unwrap(), (4, 10));
+            let begun = Instant::now();
+            for from in [9, 4, 8, 5, 5, 9, 4] {
+                let piece = pieces.read(Some(from), from + 1, Code::LedgerTrimmed).unwrap();
+                assert_eq!(piece.iter().map(|entry| entry.offset).collect::<Vec<_>>(), [from]);
+            }
+            println!("reading a piece over one connection: {:?}", begun.elapsed() / 7);
             (name, entries)
         })
         .await;

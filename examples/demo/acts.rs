@@ -33,6 +33,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 
 /// No kill in the first and last moments of the load: those would hit nothing.
 const KILL_MARGIN: Duration = Duration::from_secs(1);
+const STATUS_POLL: Duration = Duration::from_millis(20);
 /// A killed process's slot and leases must be free again by then.
 const FIRST_LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(90);
@@ -170,7 +171,8 @@ impl Stage {
         ));
         let began = Instant::now();
         let mut ordeal = Ordeal { kills: 0, peak_rss_bytes: 0 };
-        for moment in moments(options.kills, time, self.seed) {
+        let mut moments = moments(options.kills, time, self.seed).into_iter().peekable();
+        while let Some(moment) = moments.next() {
             sleep(moment.saturating_sub(began.elapsed())).await;
             process.ensure_running()?;
             ordeal.peak_rss_bytes = ordeal.peak_rss_bytes.max(process.peak_rss_bytes()?);
@@ -178,7 +180,9 @@ impl Stage {
             process.kill9()?;
             ordeal.kills += 1;
             *process = self.pipeline.spawn(&[])?;
-            show.step(&format!("kill {}: pid {killed} is gone, pid {} begins", ordeal.kills, process.pid()));
+            let until = moments.peek().copied().unwrap_or(time).saturating_sub(began.elapsed());
+            let recovery = recovery(process, until).await?;
+            show.step(&format!("kill {}: pid {killed} is gone; pid {} {recovery}", ordeal.kills, process.pid()));
         }
         sleep(time.saturating_sub(began.elapsed())).await;
         Ok(ordeal)
@@ -228,6 +232,20 @@ impl Stage {
         show.step(&format!("SIGTERM: lockstep ends with 0 after {}", seconds(took)));
         Ok(())
     }
+}
+
+/// How long a new process takes until every role streams, in words; the next kill may come first.
+async fn recovery(process: &mut Process, until: Duration) -> Result<String> {
+    let started = Instant::now();
+    while started.elapsed() < until {
+        process.ensure_running()?;
+        // Not answering yet is no failure.
+        if process.status().await.is_ok_and(|status| status.all_streaming()) {
+            return Ok(format!("streams after {}", seconds(started.elapsed())));
+        }
+        sleep(STATUS_POLL).await;
+    }
+    Ok("is still starting".into())
 }
 
 /// Random moments within `time`, in order. Two may be close: a start is killed as well as a stream.

@@ -16,6 +16,7 @@ mod check;
 mod explain;
 mod ledger;
 mod log;
+mod resync;
 mod run;
 mod status;
 
@@ -55,6 +56,7 @@ enum Verb {
     Check(ConfigArgs),
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
+    Resync(resync::ResyncArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -114,6 +116,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&args.config),
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
+        Verb::Resync(args) => resync::run(&args),
         Verb::Explain(args) => explain::run(&args),
     };
     match outcome {

@@ -1,4 +1,4 @@
-//! Reads topics: [`Tail`] follows one partition, [`read_all`] fetches a piece of one, [`Spans`] reads named offsets of many.
+//! Reads topics: [`Tail`] follows one partition, [`Pieces`] fetches pieces of one, [`Spans`] reads named offsets of many.
 //!
 //! Partitions are assigned by hand at offsets that the caller knows; there is no group, no committed offset and no reset: an
 //! offset that is not there is an error with the caller's code, never a jump to the beginning or the end.
@@ -13,8 +13,6 @@
 //!
 //! Everything polls a `BaseConsumer` from an OS thread: the crate's asynchronous consumer loses wake-ups of split queues.
 
-use std::cell::Cell;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,15 +20,16 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Access, Health, Right, client, raw, unmade};
+pub use super::spans::{Part, Record, Spans};
+
+use super::{Access, Health, Right, client, unmade};
 use crate::config;
 use crate::error::{Code, Error, Result};
 
@@ -42,21 +41,9 @@ const TAIL_POLL: Duration = Duration::from_millis(50);
 
 /// librdkafka counts the bytes of records in a queue but not its own structures around them, some 350 bytes each.
 const QUEUE_RECORDS: usize = 20_000;
-/// A partition below this fetches in too small pieces.
-const QUEUE_BYTES_MIN: usize = 1 << 20;
-/// Partitions that are busy at once and still within the bytes given to [`Spans::open`]; each further one adds a share.
-const BUSY_PARTITIONS: usize = 8;
-
-/// A forward jump by this many offsets is read through: those records are most likely fetched already, and seeking would
-/// throw them away.
-const SKIP_OFFSETS_MAX: i64 = 10_000;
-
-/// Records between two looks at the client's own events while records flow.
-const SERVE_EVERY: u32 = 512;
-
 /// For questions that a leader must answer.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// `read_all` gives up when nothing at all arrived for this long.
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// [`Pieces`] gives up when nothing at all arrived for this long.
 const READ_STALL: Duration = Duration::from_secs(30);
 
 /// One record of a tail, owned.
@@ -79,18 +66,18 @@ impl Entry {
     }
 }
 
-fn timestamp_ms(message: &BorrowedMessage<'_>) -> i64 {
+pub(super) fn timestamp_ms(message: &BorrowedMessage<'_>) -> i64 {
     message.timestamp().to_millis().unwrap_or(-1)
 }
 
 /// A consumer with what its errors need to become words.
-struct Reader {
-    consumer: Arc<BaseConsumer<Events>>,
+pub(super) struct Reader {
+    pub(super) consumer: Arc<BaseConsumer<Events>>,
     access: Access,
-    health: Health,
+    pub(super) health: Health,
 }
 
-struct Events(Health);
+pub(super) struct Events(Health);
 
 impl ClientContext for Events {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -108,7 +95,7 @@ impl ClientContext for Events {
 
 impl ConsumerContext for Events {}
 
-fn settings(kafka: &config::Kafka, purpose: &str, queue_bytes: usize) -> ClientConfig {
+pub(super) fn settings(kafka: &config::Kafka, purpose: &str, queue_bytes: usize) -> ClientConfig {
     let mut client = client(kafka, purpose);
     let queue_kbytes = (queue_bytes / 1024).clamp(1, 2_097_151);
     client
@@ -131,17 +118,29 @@ fn settings(kafka: &config::Kafka, purpose: &str, queue_bytes: usize) -> ClientC
 }
 
 impl Reader {
-    fn open(kafka: &config::Kafka, settings: &ClientConfig) -> Result<Reader> {
+    pub(super) fn open(kafka: &config::Kafka, settings: &ClientConfig) -> Result<Reader> {
         let access = Access::new(kafka);
         let health = Health::new(access.clone());
         let consumer = settings.create_with_context(Events(health.clone())).map_err(unmade)?;
         Ok(Reader { consumer: Arc::new(consumer), access, health })
     }
 
-    fn watermarks(&self, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
+    pub(super) fn watermarks(&self, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
         self.consumer
             .fetch_watermarks(topic, partition, timeout)
             .map_err(|error| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
+    }
+
+    /// An error once waiting has become pointless.
+    fn still_patient(&self, topic: &str, heard: Instant) -> Result<()> {
+        if let Some(error) = self.health.verdict() {
+            return Err(error);
+        }
+        if heard.elapsed() > READ_STALL {
+            let why = self.health.last_error().unwrap_or_default();
+            return Err(Error::retry_plain(format!("reading topic {topic:?}: nothing arrives {why}")));
+        }
+        Ok(())
     }
 
     /// The one partition of a reader that has no others.
@@ -152,7 +151,7 @@ impl Reader {
     }
 
     /// What an error of a partition means for a reader that stands at offset `at`.
-    fn judge(&self, error: KafkaError, topic: &str, partition: i32, at: i64, gap: Code) -> Verdict {
+    pub(super) fn judge(&self, error: KafkaError, topic: &str, partition: i32, at: i64, gap: Code) -> Verdict {
         let Some(code) = error.rdkafka_error_code() else { return Verdict::Heals };
         match code {
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
@@ -188,7 +187,7 @@ impl Reader {
     }
 }
 
-enum Verdict {
+pub(super) enum Verdict {
     /// librdkafka goes on by itself.
     Heals,
     /// librdkafka stopped fetching, but where we stand there is something to read: assign again.
@@ -203,7 +202,7 @@ fn gap_error(topic: &str, partition: i32, at: i64, (low, high): (i64, i64), code
         .fact(format!("high watermark {high}"))
 }
 
-fn one_partition(topic: &str, partition: i32, offset: i64) -> Result<TopicPartitionList> {
+pub(super) fn one_partition(topic: &str, partition: i32, offset: i64) -> Result<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset))
         .map_err(|error| Error::retry(format!("assigning offset {offset} of topic {topic:?}"), error))?;
@@ -332,8 +331,70 @@ impl Follow {
     }
 }
 
-/// The entries of one partition at offsets from `from` (`None`: the first there is) up to and without `to`. Blocks; for
-/// starts, where the end is known and the piece is small.
+/// Reads pieces of one partition, one after the other, over one connection. Blocks; for starts, where the ends are known and
+/// the pieces are small.
+pub struct Pieces {
+    reader: Reader,
+    topic: String,
+    partition: i32,
+}
+
+impl Pieces {
+    pub fn open(kafka: &config::Kafka, topic: &str, partition: i32) -> Result<Pieces> {
+        let mut settings = settings(kafka, "pieces", TAIL_QUEUE_BYTES);
+        // The end of the partition is the only sign that offsets below `to` hold nothing more.
+        settings.set("enable.partition.eof", "true");
+        // Fetching ahead to the end must not hold up the next piece.
+        settings.set("fetch.wait.max.ms", "5");
+        Ok(Pieces { reader: Reader::open(kafka, &settings)?, topic: topic.to_owned(), partition })
+    }
+
+    /// Low and high watermark.
+    pub fn watermarks(&self) -> Result<(i64, i64)> {
+        self.reader.watermarks(&self.topic, self.partition, QUERY_TIMEOUT)
+    }
+
+    /// The entries at offsets from `from` (`None`: the first there is) up to and without `to`; `gap` is the code of the halt if
+    /// either is not there.
+    pub fn read(&mut self, from: Option<i64>, to: i64, gap: Code) -> Result<Vec<Entry>> {
+        let Pieces { reader, topic, partition } = self;
+        let (low, high) = reader.watermarks(topic, *partition, QUERY_TIMEOUT)?;
+        let from = from.unwrap_or(low);
+        if from < low || to > high {
+            let at = if from < low { from } else { to };
+            return Err(gap_error(topic, *partition, at, (low, high), gap));
+        }
+        let mut entries = Vec::new();
+        if from >= to {
+            return Ok(entries);
+        }
+        reader.assign(topic, *partition, from)?;
+        let mut next = from;
+        let mut heard = Instant::now();
+        while next < to {
+            match reader.consumer.poll(TAIL_POLL) {
+                None => reader.still_patient(topic, heard)?,
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    if message.offset() >= next && message.offset() < to {
+                        entries.push(Entry::of(&message));
+                    }
+                    next = next.max(message.offset() + 1);
+                }
+                // The end was at or beyond `to` before we began, so everything below it has been seen.
+                Some(Err(KafkaError::PartitionEOF(_))) => break,
+                Some(Err(error)) => match reader.judge(error, topic, *partition, next, gap) {
+                    Verdict::Heals => {}
+                    Verdict::Stopped => reader.assign(topic, *partition, next)?,
+                    Verdict::Fails(error) => return Err(error),
+                },
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// [`Pieces::read`] of one piece.
 pub fn read_all(
     kafka: &config::Kafka,
     topic: &str,
@@ -342,51 +403,7 @@ pub fn read_all(
     to: i64,
     gap: Code,
 ) -> Result<Vec<Entry>> {
-    let mut settings = settings(kafka, "read", TAIL_QUEUE_BYTES);
-    // The end of the partition is the only sign that offsets below `to` hold nothing more.
-    settings.set("enable.partition.eof", "true");
-    let reader = Reader::open(kafka, &settings)?;
-    let (low, high) = reader.watermarks(topic, partition, QUERY_TIMEOUT)?;
-    let from = from.unwrap_or(low);
-    if from < low || to > high {
-        let at = if from < low { from } else { to };
-        return Err(gap_error(topic, partition, at, (low, high), gap));
-    }
-    let mut entries = Vec::new();
-    if from >= to {
-        return Ok(entries);
-    }
-    reader.assign(topic, partition, from)?;
-    let mut next = from;
-    let mut heard = Instant::now();
-    while next < to {
-        match reader.consumer.poll(TAIL_POLL) {
-            None => {
-                if let Some(error) = reader.health.verdict() {
-                    return Err(error);
-                }
-                if heard.elapsed() > READ_STALL {
-                    let why = reader.health.last_error().unwrap_or_default();
-                    return Err(Error::retry_plain(format!("reading topic {topic:?}: nothing arrives {why}")));
-                }
-            }
-            Some(Ok(message)) => {
-                heard = Instant::now();
-                if message.offset() >= next && message.offset() < to {
-                    entries.push(Entry::of(&message));
-                }
-                next = next.max(message.offset() + 1);
-            }
-            // The end was at or beyond `to` before we began, so everything below it has been seen.
-            Some(Err(KafkaError::PartitionEOF(_))) => break,
-            Some(Err(error)) => match reader.judge(error, topic, partition, next, gap) {
-                Verdict::Heals => {}
-                Verdict::Stopped => reader.assign(topic, partition, next)?,
-                Verdict::Fails(error) => return Err(error),
-            },
-        }
-    }
-    Ok(entries)
+    Pieces::open(kafka, topic, partition)?.read(from, to, gap)
 }
 
 /// Low and high watermark of a partition, over a connection of its own. Blocks.
@@ -407,222 +424,6 @@ pub(super) fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<Error>
         }
     }
     None
-}
-
-/// A partition known to one [`Spans`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Part(usize);
-
-/// The data partitions of one sink, read on demand from one thread. Blocks.
-pub struct Spans {
-    reader: Reader,
-    lanes: Vec<Lane>,
-    /// Records since the client's own events were looked at.
-    unserved: Cell<u32>,
-}
-
-struct Lane {
-    topic: String,
-    partition: i32,
-    queue: PartitionQueue<Events>,
-    /// What `poll` yields is at or above this.
-    next: Cell<i64>,
-    assigned: Cell<bool>,
-    /// Whether the assignment is good. Not after an error.
-    live: Cell<bool>,
-}
-
-/// One record, still in librdkafka's memory. Freed on drop.
-pub struct Record<'a> {
-    message: BorrowedMessage<'a>,
-    /// Reading a header parses the headers in place, which two threads must not do at once.
-    _not_sync: PhantomData<Cell<()>>,
-}
-
-impl Record<'_> {
-    pub fn offset(&self) -> i64 {
-        self.message.offset()
-    }
-
-    pub fn key(&self) -> Option<&[u8]> {
-        self.message.key()
-    }
-
-    /// `None`: a tombstone.
-    pub fn value(&self) -> Option<&[u8]> {
-        self.message.payload()
-    }
-
-    /// Milliseconds since 1970, -1 if there is none.
-    pub fn timestamp_ms(&self) -> i64 {
-        timestamp_ms(&self.message)
-    }
-
-    /// The last header of that name.
-    pub fn header(&self, name: &str) -> Option<&[u8]> {
-        raw::header(&self.message, name)
-    }
-}
-
-impl Spans {
-    /// `bytes_max`: what may be fetched ahead, all partitions together, while no more than eight of them are busy.
-    pub fn open(kafka: &config::Kafka, bytes_max: usize) -> Result<Spans> {
-        let share = (bytes_max / BUSY_PARTITIONS).max(QUEUE_BYTES_MIN);
-        let reader = Reader::open(kafka, &settings(kafka, "spans", share))?;
-        Ok(Spans { reader, lanes: Vec::new(), unserved: Cell::new(0) })
-    }
-
-    /// Sees to it that the next [`Spans::poll`] of the partition yields the first record at or above `from`. Cheap if the
-    /// partition stands there or a little before. An offset that is not there shows when polling.
-    pub fn ensure(&mut self, topic: &str, partition: i32, from: i64) -> Result<Part> {
-        let part = match self.find(topic, partition) {
-            Some(part) => part,
-            None => self.add(topic, partition)?,
-        };
-        let lane = &self.lanes[part.0];
-        let near = (0..=SKIP_OFFSETS_MAX).contains(&from.saturating_sub(lane.next.get()));
-        if lane.live.get() && (near || self.seek(lane, from).is_ok()) {
-            lane.next.set(from);
-        } else {
-            self.assign(lane, from)?;
-        }
-        Ok(part)
-    }
-
-    fn find(&self, topic: &str, partition: i32) -> Option<Part> {
-        self.lanes.iter().position(|lane| lane.partition == partition && lane.topic == topic).map(Part)
-    }
-
-    fn add(&mut self, topic: &str, partition: i32) -> Result<Part> {
-        // Before the assignment: librdkafka keeps the split when it starts the partition, so no record takes the other way.
-        let queue = self.reader.consumer.split_partition_queue(topic, partition).ok_or_else(|| {
-            Error::retry_plain(format!("the Kafka client has no topic {topic:?} partition {partition}"))
-        })?;
-        let lane = Lane {
-            topic: topic.to_owned(),
-            partition,
-            queue,
-            next: Cell::new(0),
-            assigned: Cell::new(false),
-            live: Cell::new(false),
-        };
-        self.lanes.push(lane);
-        Ok(Part(self.lanes.len() - 1))
-    }
-
-    /// Waits until the client has taken it: a seek that it refuses (not started yet, stopped by an error) would otherwise be
-    /// silently nothing.
-    fn seek(&self, lane: &Lane, from: i64) -> KafkaResult<()> {
-        self.reader.consumer.seek(&lane.topic, lane.partition, Offset::Offset(from), QUERY_TIMEOUT)
-    }
-
-    /// Assigns anew: after an error the client has stopped the partition and takes no seek.
-    fn assign(&self, lane: &Lane, from: i64) -> Result<()> {
-        let list = one_partition(&lane.topic, lane.partition, from)?;
-        let failed = |error| Error::retry(format!("assigning topic {:?}", lane.topic), error);
-        if lane.assigned.replace(false) {
-            self.reader.consumer.incremental_unassign(&list).map_err(failed)?;
-        }
-        self.reader.consumer.incremental_assign(&list).map_err(failed)?;
-        lane.assigned.set(true);
-        lane.live.set(true);
-        lane.next.set(from);
-        Ok(())
-    }
-
-    /// Stops fetching a partition; [`Spans::ensure`] takes it up again.
-    pub fn release(&mut self, part: Part) -> Result<()> {
-        let lane = &self.lanes[part.0];
-        lane.live.set(false);
-        if lane.assigned.replace(false) {
-            let list = one_partition(&lane.topic, lane.partition, lane.next.get())?;
-            let failed = |error| Error::retry(format!("giving up topic {:?}", lane.topic), error);
-            self.reader.consumer.incremental_unassign(&list).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// The next record of the partition in offset order; `None` if none came within `timeout`. Records of several partitions
-    /// can be held at once.
-    pub fn poll(&self, part: Part, timeout: Duration) -> Result<Option<Record<'_>>> {
-        let lane = &self.lanes[part.0];
-        if !lane.live.get() {
-            // Left by an error, or by a record that took the wrong way: from where the last one was yielded.
-            self.assign(lane, lane.next.get())?;
-        }
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match lane.queue.poll(left) {
-                Some(Ok(message)) if message.offset() < lane.next.get() => {}
-                Some(Ok(message)) => {
-                    lane.next.set(message.offset() + 1);
-                    self.unserved.set(self.unserved.get() + 1);
-                    if self.unserved.get() >= SERVE_EVERY {
-                        self.serve()?;
-                    }
-                    return Ok(Some(Record { message, _not_sync: PhantomData }));
-                }
-                Some(Err(error)) => {
-                    let at = lane.next.get();
-                    match self.reader.judge(error, &lane.topic, lane.partition, at, Code::TopicGap) {
-                        Verdict::Heals => {}
-                        Verdict::Stopped => self.assign(lane, at)?,
-                        Verdict::Fails(error) => {
-                            lane.live.set(false);
-                            return Err(error);
-                        }
-                    }
-                }
-                None => {
-                    self.serve()?;
-                    if Instant::now() >= deadline {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Looks at the client's own events: errors, statistics, logs.
-    fn serve(&self) -> Result<()> {
-        self.unserved.set(0);
-        while let Some(event) = self.reader.consumer.poll(Duration::ZERO) {
-            match event {
-                // Not seen to happen, as partitions are split before they start. If it did, the record would be missing in its
-                // own queue, so that partition begins anew where it stands.
-                Ok(message) => {
-                    if let Some(part) = self.find(message.topic(), message.partition()) {
-                        self.lanes[part.0].live.set(false);
-                    }
-                }
-                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) => {
-                    return Err(Error::retry("reading from Kafka", error));
-                }
-                // Already noted by the callback.
-                Err(_) => {}
-            }
-        }
-        self.reader.health.verdict().map_or(Ok(()), Err)
-    }
-
-    /// The offset at or above which the next record of the partition will be.
-    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
-        self.find(topic, partition).map(|part| self.lanes[part.0].next.get())
-    }
-
-    /// Low and high watermark of a partition.
-    pub fn watermarks(&self, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
-        self.reader.watermarks(topic, partition, timeout)
-    }
-
-    pub fn health(&self) -> Health {
-        self.reader.health.clone()
-    }
-
-    pub fn last_error(&self) -> Option<String> {
-        self.reader.health.last_error()
-    }
 }
 
 #[cfg(test)]

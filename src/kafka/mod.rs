@@ -18,6 +18,8 @@
 
 mod health;
 mod raw;
+mod reports;
+mod spans;
 
 pub mod consumer;
 pub mod producer;

@@ -1,9 +1,10 @@
 //! The replication stream: bursts of frames in, status updates out.
 //!
-//! The server decodes a transaction into one small message per row, and most of its cost is the kernel's, for sending each of them
-//! as a segment of its own. While our receive window is closed the same messages are appended to one queue and leave as few large
-//! segments. So [`Stream::read`] takes everything there is in one burst and, when that was much, naps before the next. It never
-//! naps when little came: latency does not pay for throughput. One slot gives twice the rows this way.
+//! The server decodes a transaction into one small message per row, and pays the kernel for sending each of them as a segment of
+//! its own. While our receive window is closed the same messages are appended to one queue and leave as few large segments. So
+//! [`Stream::read`] takes everything there is in one burst and, while much is coming, naps before the next. It never naps when
+//! little comes: latency does not pay for throughput. Measured with a backlog of 500 k rows on two busy cores: 209-281 k rows/s
+//! instead of 178-200 k, and a third of our own CPU. A unix socket has no such queue, there a nap only stops the server (50 k).
 //!
 //! Status updates come from a task of their own ([`report`]): the server drops a client that says nothing for
 //! `wal_sender_timeout`, and neither a full queue behind us nor a slow decode may look like that. The task owns the writing half,
@@ -134,8 +135,6 @@ pub struct Stream {
     seen: Lsn,
     window_bytes: usize,
     receive_nap: Duration,
-    /// The last burst ended because nothing was left.
-    drained: bool,
     nap_until: Option<Instant>,
     recent_bytes: usize,
     recent_since: Instant,
@@ -170,7 +169,6 @@ impl Stream {
             seen: start,
             window_bytes,
             receive_nap,
-            drained: true,
             nap_until: None,
             recent_bytes: 0,
             recent_since: Instant::now(),
@@ -253,8 +251,7 @@ impl Stream {
         let bytes = self.burst().await?;
         self.arrived_at = Instant::now();
         self.asked_at = None;
-        // A burst that filled the buffer left something behind: the window is closed already.
-        if self.is_much(bytes) && self.drained {
+        if self.is_much(bytes) {
             // The nap counts from here: work on this burst is part of it.
             self.nap_until = Some(self.arrived_at + self.receive_nap);
         }
@@ -309,7 +306,6 @@ impl Stream {
             }));
         }
         let mut total = 0;
-        self.drained = false;
         while total < BUFFER_BYTES && self.end.is_none() {
             let rest = self.buffer.rest();
             let room = rest.len().min(BUFFER_BYTES - total);
@@ -327,10 +323,7 @@ impl Stream {
                     }
                 }
                 Poll::Ready(Err(error)) => self.end = Some(End::Failed(error)),
-                Poll::Pending => {
-                    self.drained = true;
-                    break;
-                }
+                Poll::Pending => break,
             }
         }
         match (total, &self.end) {
@@ -435,7 +428,7 @@ pub(super) fn start_refused(refusal: ServerError, slot: &str) -> Error {
         "42704" => refusal.halt(
             Code::SlotLost,
             format!("slot {slot:?} does not exist: changes since its last position can't be read again"),
-            "lockstep resync --all",
+            "begin anew under another `name` in lockstep.toml: every row is loaded again",
         ),
         // Also says that wal_level is too low or that the slot is another database's; the checks before a start name those.
         "55000" => refusal.halt(

@@ -51,8 +51,13 @@ pub struct Pipeline {
     /// Text of each connector by file name.
     connectors: BTreeMap<String, String>,
     delete_topics: bool,
+    /// Each process listens on a port of its own.
+    several: bool,
     _temp: Option<TempDir>,
 }
+
+/// Names the port of a process where several share one configuration.
+const HTTP_PORT_ENV: &str = "LOCKSTEP_TEST_HTTP_PORT";
 
 impl Pipeline {
     /// A pipeline under a name that nobody else has, in a temporary folder. Its topics go when it is dropped.
@@ -88,6 +93,7 @@ impl Pipeline {
             settings: BTreeMap::new(),
             connectors: BTreeMap::new(),
             delete_topics: false,
+            several: false,
             _temp: None,
         }
     }
@@ -115,17 +121,25 @@ impl Pipeline {
         self
     }
 
+    /// Several processes will run with this configuration at the same time.
+    pub fn several(mut self) -> Pipeline {
+        self.several = true;
+        self
+    }
+
     /// Writes the configuration. Called by whoever changed it after a start; [`Pipeline::spawn`] writes it too.
     pub fn write(&self) -> Result<()> {
         let connectors = self.dir.join("connectors");
-        if connectors.exists() {
-            fs::remove_dir_all(&connectors).with_context(|| connectors.display().to_string())?;
-        }
         fs::create_dir_all(&connectors).with_context(|| connectors.display().to_string())?;
-        let text = self.process_toml();
-        fs::write(self.dir.join("lockstep.toml"), text).context("writing lockstep.toml")?;
+        for entry in fs::read_dir(&connectors)? {
+            let entry = entry?;
+            if !self.connectors.contains_key(&*entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        write_if_other(&self.dir.join("lockstep.toml"), &self.process_toml())?;
         for (file, text) in &self.connectors {
-            fs::write(connectors.join(file), text).with_context(|| format!("writing {file}"))?;
+            write_if_other(&connectors.join(file), text)?;
         }
         Ok(())
     }
@@ -136,7 +150,8 @@ impl Pipeline {
         add("", format!("name = \"{}\"", self.name));
         add("source", format!("url = \"{}\"", self.source_url));
         add("kafka", format!("brokers = \"{}\"", self.kafka));
-        add("http", format!("listen = \"127.0.0.1:{}\"", self.http_port));
+        let port = if self.several { format!("${{{HTTP_PORT_ENV}}}") } else { self.http_port.to_string() };
+        add("http", format!("listen = \"127.0.0.1:{port}\""));
         for (name, url) in &self.sinks {
             add(&format!("sinks.{name}"), format!("url = \"{url}\""));
         }
@@ -167,7 +182,9 @@ impl Pipeline {
     pub fn spawn_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
         self.write()?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).context("opening the log")?;
+        let http_port = if self.several { free_port() } else { self.http_port };
         let child = Command::new(&self.binary)
+            .env(HTTP_PORT_ENV, http_port.to_string())
             .args(["run", "--config"])
             .arg(&self.dir)
             .args(arguments)
@@ -177,7 +194,7 @@ impl Pipeline {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", self.binary.display()))?;
-        Ok(Process { child, started: Instant::now(), log: self.log_path(), http_port: self.http_port })
+        Ok(Process { child, started: Instant::now(), log: self.log_path(), http_port })
     }
 
     /// Runs another verb to its end: `command(&["status"])`. The configuration is given, stdout and stderr are returned.
@@ -301,6 +318,14 @@ pub async fn delete_topics(brokers: &str, prefix: &str) -> Result<()> {
         outcome.map_err(|(topic, code)| anyhow!("deleting topic {topic}: {code}"))?;
     }
     Ok(())
+}
+
+/// Another process may be reading the file just now, so one that is right already is left alone.
+fn write_if_other(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// A port that nobody listens on. Taken from the kernel and given back at once; another program could be quicker than ours.
