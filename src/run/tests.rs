@@ -233,7 +233,7 @@ async fn http_answers_until_the_roles_are_done() {
     let exit = supervise("shop", vec![slow], metrics, Some(listener), QUICK, shutdown).await;
     stopper.await.unwrap();
     assert_eq!(exit, Exit::Drained);
-    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the port is free again");
+    assert!(crate::http::tests::freed(address).await, "the port is free again");
 }
 
 #[test]
