@@ -346,6 +346,11 @@ impl Worker {
                 tables.all(|table| self.writer.loads.is_blank(table) && !begun.contains(table))
             };
             interval.checkpoint.spans.retain(|span| !blank(&span.topic));
+            // A chunk for others goes with its rows: it is counted where they are read, and nowhere else.
+            interval.checkpoint.chunks.retain(|chunk| {
+                let topic = relations.get(&chunk.relation).map(|relation| relation.topic.as_str());
+                chunk.is_for(&self.sink.name) || topic.is_none_or(|topic| !blank(topic))
+            });
             interval.concerns &= !interval.checkpoint.spans.is_empty() || !interval.checkpoint.chunks.is_empty();
         }
         intervals
