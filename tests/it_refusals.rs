@@ -272,6 +272,62 @@ async fn a_record_that_is_too_large() {
     refused(&scene, &["source"], "TOPIC_SETTINGS").await;
 }
 
+/// What the refusals tell to type, typed.
+fn resync(scene: &Scene, arguments: &[&str]) {
+    // The configuration takes the port from the environment, which another verb has not.
+    let output = std::process::Command::new(LOCKSTEP)
+        .args(["resync", "--config"])
+        .arg(&scene.pipeline.dir)
+        .args(arguments)
+        .env("LOCKSTEP_TEST_HTTP_PORT", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_gap_a_resync_makes_the_sink_equal_again() {
+    let scene = settled("gap_resync").await;
+    publish_without_sinks(&scene, "UPDATE items SET n = 0; DELETE FROM items WHERE id = 3").await;
+    empty_topic(&scene, "public.items").await;
+    let hint = sink_refuses(&scene, "TOPIC_GAP").await.hint;
+    assert!(hint.starts_with("lockstep resync --all"), "{hint}");
+    resync(&scene, &["--all"]);
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    scene.sql("UPDATE items SET n = 5 WHERE id < 4").await;
+    scene.equal(&mut process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_divergence_a_resync_makes_the_sink_equal_again() {
+    let scene = settled("diverged_resync").await;
+    let tampered = "DELETE FROM items WHERE id = 5; INSERT INTO items VALUES (77, 'foreign', 1); UPDATE items SET v = 'other' WHERE id = 6";
+    scene.orders().execute(tampered).await.unwrap();
+    scene.sql("UPDATE items SET n = n + 1").await;
+    let mut process = scene.spawn(&[]);
+    let halted = |s: &support::Status| s.halt_code(Some("orders")) == Some("SINK_DIVERGED");
+    process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+    process.terminate(PATIENCE).await.unwrap();
+    resync(&scene, &["public.items"]);
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_unpublished_is_published_and_read_again() {
+    let scene = settled("unpublished").await;
+    scene.sql(&format!("ALTER PUBLICATION {} DROP TABLE items", scene.slot())).await;
+    scene.sql("INSERT INTO items VALUES (11, 'x', 1); DELETE FROM items WHERE id = 1").await;
+    let hint = source_refuses(&scene, "PUBLICATION_CHANGED").await.hint;
+    let (sql, command) = hint.split_once("; then ").unwrap();
+    scene.sql(sql).await;
+    assert_eq!(command, "lockstep resync public.items");
+    resync(&scene, &["public.items"]);
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+}
+
 // ---- The source's tables and rights ----
 
 #[tokio::test(flavor = "multi_thread")]
