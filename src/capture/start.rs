@@ -67,7 +67,17 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
+    if let Some(slot) = &found {
+        // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
+        slot::check_slot(slot, &config.source.database.dbname)?;
+    }
     let state = read_ledger(config, found.as_ref()).await?;
+    // A reader writes its topics down once their tables are published.
+    let published: Vec<TableName> =
+        config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone()).collect();
+    if !published.is_empty() {
+        publication::check_published(&*session, &config.source.publication, &names, &published).await?;
+    }
     let topics = ensure_topics(config, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
