@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod capture;
 pub mod change;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod error;

@@ -336,7 +336,7 @@ fn table_keys(status: &TableStatus) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::error::{Code, Error};
 

@@ -111,7 +111,8 @@ impl RowBuf {
             Cell::Null => CellRef::Null,
             Cell::Absent => CellRef::Absent,
             Cell::Text(text) => {
-                let start = u32::try_from(self.data.len()).expect("a row is below 4 GiB: Postgres' own limit is 1 GiB a field");
+                let start =
+                    u32::try_from(self.data.len()).expect("a row is below 4 GiB: Postgres' own limit is 1 GiB a field");
                 self.data.extend_from_slice(text);
                 CellRef::Text { start, len: u32::try_from(text.len()).expect("Postgres limits a field to 1 GiB") }
             }

@@ -401,8 +401,13 @@ fn a_tail_begins_at_its_offset_and_follows_within_milliseconds() {
         let mut made = Topics::new(&kafka);
         let topic = made.make("tail", 1).await;
         fill(&kafka, &topic, 1, 2000).await;
+        let begun = Instant::now();
         let mut tail = Tail::open(&kafka, &topic, 0, 5, Code::TopicGap).unwrap();
+        println!("a tail opens in {:?}", begun.elapsed());
         for offset in 5..2000 {
+            if offset == 6 {
+                println!("its first entry after {:?}", begun.elapsed());
+            }
             let entry = tail.recv().await.unwrap();
             assert_eq!((entry.offset, number(entry.value.as_deref())), (offset, offset));
         }

@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::apply::machine::{At, Interval, Item, Machine};
-use crate::apply::merge::{self, Merge};
+use crate::apply::merge::{self, Merge, Patience};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::{Spans, Tail};
 use crate::kafka::topics;
-use crate::ledger::entry::{Assembler, Body, Entry, Request, RequestKind};
+use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::topic::{self, Appender};
 use crate::relation::TableName;
@@ -70,7 +70,7 @@ pub async fn run(
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
-    worker.run(&reporter, &stop).await
+    worker.run(&stop).await
 }
 
 struct Worker {
@@ -82,6 +82,7 @@ struct Worker {
     spans: Spans,
     writer: Writer,
     metrics: SinkMetrics,
+    reporter: SinkReporter,
     /// The row as last written.
     row: ProgressRow,
     /// Where the sink stands, at or ahead of the row: intervals without anything for it are not written at once.
@@ -126,9 +127,10 @@ impl Worker {
         if found.is_some() && !missing.is_empty() {
             request(&config, name, &missing).await?;
         }
-        let mut worker = Worker::open(config, sink, database, tables, row, metrics).await?;
+        let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
         worker.writer.prepare(&ledger.state).await?;
         worker.catch_up().await?;
+        worker.look_ahead(&ledger.state).await?;
         Ok(Some(worker))
     }
 
@@ -138,7 +140,7 @@ impl Worker {
         database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
-        metrics: SinkMetrics,
+        (metrics, reporter): (SinkMetrics, SinkReporter),
     ) -> Result<Worker> {
         let standing = &row.standing;
         let at = At {
@@ -157,7 +159,21 @@ impl Worker {
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let (assembler, now) = (Assembler::default(), Instant::now());
-        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now })
+        Ok(Worker {
+            config,
+            sink,
+            machine,
+            assembler,
+            tail,
+            spans,
+            writer,
+            metrics,
+            reporter,
+            row,
+            at,
+            wrote: now,
+            level: now,
+        })
     }
 
     /// Reads the ledger up to the checkpoint that the row names: it must be there, and what was loaded by then is known.
@@ -179,6 +195,22 @@ impl Worker {
         Ok(())
     }
 
+    /// Requests that stand ahead in the ledger count at once.
+    async fn look_ahead(&mut self, state: &State) -> Result<()> {
+        let mut last = self.row.standing.join_offset;
+        let ahead = |join: &&Join| join.request.sink == self.sink.name && join.offset > self.at.offset;
+        for join in state.open_joins().filter(ahead) {
+            self.writer.loads.joined(join.offset, &join.request);
+            last = last.max(Some(join.offset));
+        }
+        if last != self.row.standing.join_offset {
+            let standing = Standing { join_offset: last, phase: RowPhase::Snapshot, ..self.standing() };
+            self.write_row(standing).await?;
+            self.machine.knows(last.unwrap_or(-1));
+        }
+        Ok(())
+    }
+
     fn entry(&mut self, offset: i64, value: Option<&[u8]>) -> Result<()> {
         let piece = Entry::decode(offset, value.unwrap_or_default())?;
         match self.assembler.push(offset, piece)? {
@@ -187,7 +219,7 @@ impl Worker {
         }
     }
 
-    async fn run(&mut self, reporter: &SinkReporter, stop: &CancellationToken) -> Result<()> {
+    async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut stopped: Option<Instant> = None;
         loop {
             while self.machine.waiting() < ITEMS_MAX
@@ -201,14 +233,14 @@ impl Worker {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             if self.machine.waiting() == 0 || late {
                 self.quiet().await?;
-                self.report(reporter);
+                self.report();
                 if stopped.is_some() {
                     return self.finish().await;
                 }
                 self.wait(stop).await?;
             } else {
                 self.step(stop).await?;
-                self.report(reporter);
+                self.report();
             }
         }
     }
@@ -234,7 +266,7 @@ impl Worker {
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
-                self.writer.loads.joined(&request);
+                self.writer.loads.joined(offset, &request);
                 if self.machine.is_known(offset) {
                     return Ok(());
                 }
@@ -272,6 +304,7 @@ impl Worker {
 
     async fn intervals(&mut self, intervals: &[Interval], stop: &CancellationToken) -> Result<()> {
         let end = intervals.iter().fold(self.at, |at, interval| interval.at(at));
+        let intervals = &self.wanted(intervals);
         if !intervals.iter().any(|interval| interval.concerns) {
             self.at = end;
             return Ok(());
@@ -296,6 +329,28 @@ impl Worker {
         }
     }
 
+    /// The intervals without the spans of tables of which nothing is there yet: their changes are not wanted, and they may be
+    /// what can't be read. A chunk in an interval makes its table's span wanted.
+    fn wanted(&self, intervals: &[Interval]) -> Vec<Interval> {
+        let mut intervals = intervals.to_vec();
+        if self.writer.loads.is_empty() {
+            return intervals;
+        }
+        let mut begun: BTreeSet<TableName> = BTreeSet::new();
+        for interval in &mut intervals {
+            let chunks = interval.checkpoint.chunks.iter().filter(|chunk| chunk.is_for(&self.sink.name));
+            begun.extend(chunks.map(|chunk| chunk.table.clone()));
+            let relations = &self.machine.state().relations;
+            let blank = |topic: &str| {
+                let mut tables = relations.values().filter(|r| r.topic == topic).map(|r| &r.name);
+                tables.all(|table| self.writer.loads.is_blank(table) && !begun.contains(table))
+            };
+            interval.checkpoint.spans.retain(|span| !blank(&span.topic));
+            interval.concerns &= !interval.checkpoint.spans.is_empty() || !interval.checkpoint.chunks.is_empty();
+        }
+        intervals
+    }
+
     async fn abort(&mut self) -> Result<()> {
         self.writer.reset();
         self.writer.sink.rollback().await
@@ -305,13 +360,15 @@ impl Worker {
     async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
         let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
         self.writer.sink.begin(&self.row, &standing).await?;
+        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
+        let patience = Patience { wait, stop, reporter };
         let mut foreign = 0;
         for interval in intervals.iter().filter(|interval| interval.concerns) {
             let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
-            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, self.sink.span_wait, stop.clone());
+            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
             let state = self.machine.state();
-            self.writer.begin_interval(&interval.checkpoint.chunks);
-            while let Some(head) = merge.next()? {
+            self.writer.begin_interval(interval);
+            while let Some(head) = merge.take()? {
                 self.writer.record(&head, state).await?;
             }
             self.writer.end_interval(state).await?;
@@ -377,7 +434,7 @@ impl Worker {
         Ok(())
     }
 
-    fn report(&mut self, reporter: &SinkReporter) {
+    fn report(&mut self) {
         let newest = self.machine.end();
         let now = Instant::now();
         if self.machine.waiting() == 0 {
@@ -393,7 +450,7 @@ impl Worker {
         });
         let tables = tables.collect();
         let at = self.at;
-        reporter.update(|s| {
+        self.reporter.update(|s| {
             s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
             s.waiting_for = None;
             s.position = Some(at.position.lsn);

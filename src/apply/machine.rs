@@ -155,6 +155,14 @@ impl Machine {
         if same { Ok(()) } else { Err(self.lost()) }
     }
 
+    /// The way out when the chain is broken: without a row the sink joins anew.
+    fn anew(&self) -> String {
+        format!(
+            "DELETE FROM lockstep.progress WHERE sink = '{}' at the sink, then start again: every row is loaded anew",
+            self.sink
+        )
+    }
+
     fn lost(&self) -> Error {
         Error::halt(
             Code::LedgerLost,
@@ -162,10 +170,7 @@ impl Machine {
                 "the progress of sink {} names checkpoint {} (epoch {}, {}), which the ledger does not hold",
                 self.sink, self.end.offset, self.end.epoch, self.end.position
             ),
-            format!(
-                "the ledger lost its end or was restored; compare with: lockstep ledger --from {}",
-                self.end.offset.max(0)
-            ),
+            self.anew(),
         )
     }
 
@@ -179,8 +184,7 @@ impl Machine {
             );
             let facts =
                 format!("it follows {} at {}, the sink stands at {} at {}", prev.0, checkpoint.from, end.0, end.2);
-            let hint = format!("lockstep resync --all --sink {}", self.sink);
-            return Err(Error::halt(Code::LedgerLost, message, hint).fact(facts));
+            return Err(Error::halt(Code::LedgerLost, message, self.anew()).fact(facts));
         }
         let topics: BTreeSet<&str> =
             self.state.relations.values().filter(|r| self.tables.contains(&r.name)).map(|r| r.topic.as_str()).collect();
@@ -196,6 +200,11 @@ impl Machine {
     /// Whether the join was in the row when this machine started.
     pub fn is_known(&self, join_offset: i64) -> bool {
         join_offset <= self.join_offset
+    }
+
+    /// The row now knows of requests up to this offset.
+    pub fn knows(&mut self, join_offset: i64) {
+        self.join_offset = join_offset;
     }
 
     pub fn peek(&self) -> Option<&Item> {
@@ -226,6 +235,8 @@ pub struct Loads {
 #[derive(Debug, Clone, PartialEq)]
 struct Loading {
     request: Uuid,
+    /// Where the request stands in the ledger: only chunks after it answer it.
+    since: i64,
     ranges: Vec<KeyRange>,
 }
 
@@ -233,7 +244,7 @@ impl Loads {
     fn of(state: &State, sink: &str) -> Loads {
         let mut loads = Loads { sink: sink.to_owned(), tables: HashMap::new() };
         for join in state.open_joins().filter(|join| join.request.sink == sink) {
-            loads.joined(&join.request);
+            loads.joined(join.offset, &join.request);
             for (table, range) in &join.loaded {
                 loads.push(table, range.clone());
             }
@@ -247,17 +258,22 @@ impl Loads {
         }
     }
 
-    /// The request's tables take changes only where chunks have been from here on.
-    pub fn joined(&mut self, request: &Request) {
+    /// The request's tables take changes only where chunks that stand after it have been. A request counts as soon as it is
+    /// seen, however far behind the sink stands: that is the way past records that can't be had or rows that don't fit.
+    pub fn joined(&mut self, offset: i64, request: &Request) {
         for table in &request.tables {
-            self.tables.insert(table.clone(), Loading { request: request.id, ranges: Vec::new() });
+            let newer = self.tables.get(table).is_none_or(|loading| loading.since < offset);
+            if newer {
+                self.tables.insert(table.clone(), Loading { request: request.id, since: offset, ranges: Vec::new() });
+            }
         }
     }
 
-    /// A chunk was applied.
-    pub fn chunk(&mut self, chunk: &Chunk) {
+    /// A chunk of the checkpoint at this offset was applied.
+    pub fn chunk(&mut self, offset: i64, chunk: &Chunk) {
         let Some(loading) = self.tables.get_mut(&chunk.table) else { return };
-        if chunk.is_for(&self.sink) && chunk.request.is_none_or(|id| id == loading.request) {
+        let answers = chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
+        if chunk.is_for(&self.sink) && answers {
             loading.ranges.push(chunk.range.clone());
         }
     }
@@ -269,6 +285,11 @@ impl Loads {
 
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
+    }
+
+    /// Nothing of the table is there yet, so no change of it is wanted.
+    pub fn is_blank(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_some_and(|loading| loading.ranges.is_empty())
     }
 
     pub fn is_loading(&self, table: &TableName) -> bool {
@@ -393,12 +414,13 @@ mod tests {
         let mut loads = Loads { sink: "x".into(), ..Loads::default() };
         let admits = |loads: &Loads, key: &[u8]| loads.admits(&table(), &[KeyOrder::Integer], &[key]).unwrap();
         assert!(admits(&loads, b"3"));
-        loads.joined(&request);
+        loads.joined(4, &request);
         assert!(!admits(&loads, b"3"));
-        loads.chunk(&Chunk { sinks: Some(vec!["other".into()]), ..chunk.clone() });
-        loads.chunk(&Chunk { request: Some(Uuid::from_u128(2)), ..chunk.clone() });
-        assert!(!admits(&loads, b"3"));
-        loads.chunk(&chunk);
+        loads.chunk(5, &Chunk { sinks: Some(vec!["other".into()]), ..chunk.clone() });
+        loads.chunk(5, &Chunk { request: Some(Uuid::from_u128(2)), ..chunk.clone() });
+        loads.chunk(3, &chunk);
+        assert!(!admits(&loads, b"3") && loads.is_blank(&table()));
+        loads.chunk(5, &chunk);
         assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
         loads.loaded(Uuid::from_u128(1));
         assert!(admits(&loads, b"6") && loads.is_empty());

@@ -6,8 +6,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::apply::machine::Loads;
+use crate::apply::machine::{Interval, Loads};
 use crate::apply::merge::Head;
 use crate::apply::net::{Folded, Net};
 use crate::change::Op;
@@ -23,6 +24,9 @@ use crate::sink::postgres::PostgresSink;
 use crate::sink::sql::SinkTablePlan;
 use crate::sink::{Counts, Outcome, WantedTable};
 use crate::value::RowBuf;
+
+/// How often the sink's tables are looked at again.
+const PLAN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One relation version at this sink.
 struct Version {
@@ -63,6 +67,9 @@ pub struct Writer {
     /// The delete half of a key change; its create half follows.
     moving: Option<(Fingerprint, RowBuf)>,
     truncates: Vec<Arc<Version>>,
+    /// Of the interval that is being written.
+    offset: i64,
+    planned: Instant,
     chunks: VecDeque<Chunk>,
     open: Option<OpenChunk>,
     row: RowBuf,
@@ -85,6 +92,8 @@ impl Writer {
             pending: Vec::new(),
             moving: None,
             truncates: Vec::new(),
+            offset: -1,
+            planned: Instant::now(),
             chunks: VecDeque::new(),
             open: None,
             row: RowBuf::new(),
@@ -119,7 +128,14 @@ impl Writer {
     }
 
     /// The chunks of the interval that follows.
-    pub fn begin_interval(&mut self, chunks: &[Chunk]) {
+    pub fn begin_interval(&mut self, interval: &Interval) {
+        if self.planned.elapsed() >= PLAN_INTERVAL {
+            // The sink's tables belong to somebody else, who may have changed them.
+            self.versions.clear();
+            self.planned = Instant::now();
+        }
+        self.offset = interval.offset;
+        let chunks = &interval.checkpoint.chunks;
         let mut chunks: Vec<Chunk> =
             chunks.iter().filter(|chunk| self.tables.contains_key(&chunk.table)).cloned().collect();
         chunks.sort_by_key(|chunk| chunk.at);
@@ -221,7 +237,7 @@ impl Writer {
         self.sink.push_range(&mut load, &rows).await?;
         self.sink.end_range(load).await?;
         self.loaded_rows += chunk.rows;
-        self.loads.chunk(&chunk);
+        self.loads.chunk(self.offset, &chunk);
         Ok(())
     }
 
@@ -232,7 +248,7 @@ impl Writer {
         }
         let relation = state.relations.get(&fingerprint).cloned().ok_or_else(|| {
             let message = format!("a record names relation version {fingerprint}, which the ledger does not hold");
-            Error::halt(Code::LedgerLost, message, "lockstep resync --all")
+            Error::halt(Code::LedgerLost, message, format!("lockstep resync --all --sink {}", self.name))
         })?;
         let Some(target) = self.tables.get(&relation.name) else { return Ok(None) };
         let wanted = WantedTable::of(&relation, target)?;

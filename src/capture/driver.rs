@@ -279,10 +279,8 @@ impl Reader {
 
     async fn close(self, in_order: bool) {
         let Reader { stream, core } = self;
-        if in_order {
-            if let Err(error) = stream.close().await {
-                tracing::debug!(error = error.chain(), "ending the stream");
-            }
+        if in_order && let Err(error) = stream.close().await {
+            tracing::debug!(error = error.chain(), "ending the stream");
         }
         let Core { emitter, appender, session, .. } = core;
         emitter.close(CLOSE_TIMEOUT);
@@ -557,7 +555,7 @@ impl Core {
         if self.loader.is_idle() && self.done.is_empty() {
             self.start_load();
         }
-        match self.loader.next() {
+        match self.loader.next_action(Uuid::new_v4()) {
             Some(Action::Fence) => self.chunks.send(Command::Fence)?,
             Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
             Some(Action::Done(requests)) => self.done.push((self.machine.position(), requests)),

@@ -376,9 +376,7 @@ impl Machine {
     /// The ledger was read back up to `offset`, which meant `event`.
     pub fn read_back(&mut self, offset: i64, event: &Event) -> ReadBack {
         match event {
-            Event::Claimed(epoch) if *epoch != self.epoch && epoch.offset > self.epoch.offset => {
-                ReadBack::Fenced(*epoch)
-            }
+            Event::Claimed(epoch) if *epoch != self.epoch => ReadBack::Fenced(*epoch),
             Event::Superseded(epoch) if *epoch == self.epoch => ReadBack::Fenced(*epoch),
             Event::Valid(checkpoint) if checkpoint.epoch == self.epoch => match self.expect(offset, checkpoint) {
                 Some((expected, closed)) if expected == offset => ReadBack::Confirm(closed),

@@ -40,7 +40,10 @@ impl Script {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |i: usize| words[i].parse::<u64>().unwrap();
         match words[0] {
-            "begin" => self.say(line, &format!("{:?}", self.machine.begin(Lsn(number(1))))),
+            "begin" => {
+                let admit = self.machine.begin(Lsn(number(1)));
+                self.say(line, &format!("{admit:?}"));
+            }
             "record" => {
                 let (position, token) = self.machine.record();
                 self.say(line, &format!("{position} interval {token}"));
@@ -57,7 +60,9 @@ impl Script {
             "chunk" => {
                 let at = self.machine.chunk_at();
                 let rows = number(1);
-                (0..rows).for_each(|_| drop(self.machine.chunk_record()));
+                for _ in 0..rows {
+                    self.machine.chunk_record();
+                }
                 let table = TableName::new("public", "t");
                 let (sinks, request, relation) = (None, None, Fingerprint(1));
                 self.machine.chunk(Chunk { relation, table, range: KeyRange::ALL, at, rows, sinks, request });

@@ -205,8 +205,8 @@ impl<V: Visibility> Loader<V> {
         }
     }
 
-    /// What the driver is to do now, if anything.
-    pub fn next(&mut self) -> Option<Action> {
+    /// What the driver is to do now, if anything. `nonce` names the chunk that is asked for; nobody else can guess it.
+    pub fn next_action(&mut self, nonce: Uuid) -> Option<Action> {
         let running = self.running.as_mut()?;
         if running.asked {
             return None;
@@ -223,7 +223,7 @@ impl<V: Visibility> Loader<V> {
         }
         let table = running.tables[0].clone();
         let range = running.ranges.front().expect("a table under load has a range left").clone();
-        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce: Uuid::new_v4() }))
+        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce }))
     }
 
     /// Every transaction older than the driver's own, taken after the question, has ended.
@@ -437,14 +437,14 @@ mod tests {
     fn loader() -> Loader<Below> {
         let mut loader = Loader::new(1000, 1 << 20);
         loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()] });
-        assert_eq!(loader.next(), Some(Action::Fence));
-        assert_eq!(loader.next(), None);
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Fence));
+        assert_eq!(loader.next_action(Uuid::new_v4()), None);
         loader.fenced();
         loader
     }
 
     fn read(loader: &mut Loader<Below>) -> Read {
-        match loader.next() {
+        match loader.next_action(Uuid::new_v4()) {
             Some(Action::Read(read)) => read,
             other => panic!("expected a read, got {other:?}"),
         }
@@ -505,7 +505,7 @@ mod tests {
         let rows = [row(&["1", "old", "big1"]), row(&["2", "gone", "big2"]), row(&["3", "old", "big3"])];
         let ready = answer(&mut loader, 15, &rows, None);
         assert_eq!(sorted(ready), ["1,new,big1", "4,in,big", "5,moved,big3"]);
-        assert_eq!(loader.next(), Some(Action::Done(vec![Uuid::nil()])));
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
         assert!(loader.is_idle());
     }
 
@@ -534,7 +534,7 @@ mod tests {
         let again = KeyRange { after: None, through: Some(vec!["5".to_owned()]) };
         let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
         assert_eq!(ready.range, again);
-        assert!(matches!(loader.next(), Some(Action::Done(_))));
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
     }
 
     #[test]
@@ -559,7 +559,7 @@ mod tests {
             remember(&mut loader, 20 + i, Op::Insert(row(&["1", &big, ""])));
         }
         assert_eq!(loader.mark(first.nonce, |_| None).unwrap(), None);
-        assert_eq!(loader.next(), Some(Action::Fence));
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Fence));
         loader.fenced();
         assert!(read(&mut loader).rows_max < first.rows_max);
     }

@@ -25,7 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 pub use super::spans::{Part, Record, Spans};
 
@@ -44,6 +44,9 @@ const QUEUE_RECORDS: usize = 20_000;
 /// A partition that was silent for so long from its assignment on is asked about once: librdkafka says nothing when it may
 /// not even see the topic.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long the first question about a topic may wait: without an answer the client finds out by itself within a second.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// For questions that a leader must answer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,6 +144,14 @@ impl Reader {
         let metadata = self.consumer.fetch_metadata(Some(topic), timeout).ok()?;
         let code = metadata.topics().first()?.error()?;
         self.access.refusal(code.into(), topic, Right::Read)
+    }
+
+    /// Makes the client ask for the topic's leaders now. By itself it looks once a second for those of topics that it has not
+    /// met, so that the first record of each would come a second late.
+    pub(super) fn acquaint(&self, topic: &str) {
+        if let Err(error) = self.consumer.fetch_metadata(Some(topic), FIRST_ANSWER) {
+            debug!(topic, %error, "no broker has told the topic's leaders yet");
+        }
     }
 
     /// An error once waiting has become pointless.
@@ -244,7 +255,6 @@ impl Tail {
     /// if it is.
     pub fn open(kafka: &config::Kafka, topic: &str, partition: i32, from: i64, gap: Code) -> Result<Tail> {
         let reader = Arc::new(Reader::open(kafka, &settings(kafka, "tail", TAIL_QUEUE_BYTES))?);
-        reader.assign(topic, partition, from)?;
         let (sender, entries) = mpsc::channel(TAIL_ENTRIES);
         let stop = Arc::new(AtomicBool::new(false));
         let follow = Follow {
@@ -327,6 +337,13 @@ struct Follow {
 
 impl Follow {
     fn run(mut self) {
+        // Here and not in `open`, which must not wait for a broker.
+        self.reader.acquaint(&self.topic);
+        if let Err(error) = self.reader.assign(&self.topic, self.partition, self.next) {
+            // Refused only if nobody is left to tell.
+            drop(self.sender.blocking_send(Err(error)));
+            return;
+        }
         while !self.stop.load(Ordering::Acquire) {
             let Some(outcome) = self.step().transpose() else { continue };
             let last = outcome.is_err();

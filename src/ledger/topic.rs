@@ -31,7 +31,7 @@ pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
     let (low, high) = bounds(kafka)?;
     if needed < low - 1 {
         let message = format!("the ledger begins at entry {low}, but what stands after entry {needed} is needed");
-        let hint = "lockstep resync --all, after raising the ledger's retention to -1";
+        let hint = "DELETE FROM lockstep.progress WHERE … at the sink, then start again: every row is loaded anew";
         return Err(Error::halt(Code::LedgerTrimmed, message, hint));
     }
     let mut at = high - 1;

@@ -20,7 +20,7 @@ enum Sent {
     Message { transactional: bool, lsn: u64, prefix: String, content: Vec<u8> },
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Value {
     Null,
     Absent,
@@ -155,6 +155,11 @@ fn check(sent: &Sent) {
     let message = decode(&bytes, &mut scratch).unwrap();
     let (new, old) = (Row::new(&bytes, &scratch.new), Row::new(&bytes, &scratch.old));
     let rows = |n: &[Value], o: &[Value]| assert!(new == owned(n).row() && old == owned(o).row());
+    // Of a key row what is NULL was not sent.
+    let keys = |kind: OldKind, row: &[Value]| -> Vec<Value> {
+        let key = |value: &Value| if *value == Value::Null { Value::Absent } else { value.clone() };
+        if kind == OldKind::Key { row.iter().map(key).collect() } else { row.to_vec() }
+    };
     let wanted = match sent.clone() {
         Sent::Begin { lsn, time, xid } => Message::Begin { final_lsn: Lsn(lsn), commit_time_us: unix_us(time), xid },
         Sent::Commit { lsn, end, time } => {
@@ -168,11 +173,11 @@ fn check(sent: &Sent) {
             Message::Insert { oid }
         }
         Sent::Update { oid, old, new } => {
-            rows(&new, old.as_ref().map_or(&[], |(_, old)| old));
+            rows(&new, &old.as_ref().map_or(vec![], |(kind, old)| keys(*kind, old)));
             Message::Update { oid, old: old.map(|(kind, _)| kind) }
         }
         Sent::Delete { oid, old: (kind, old) } => {
-            rows(&[], &old);
+            rows(&[], &keys(kind, &old));
             Message::Delete { oid, old: kind }
         }
         Sent::Truncate { oids, flags } => {

@@ -109,7 +109,10 @@ pub fn check_slot(slot: &SlotFacts, database: &str) -> Result<()> {
     }
     if slot.two_phase {
         let message = format!("slot {name:?} was made with two_phase, so it sends transactions before they commit");
-        let hint = format!("SELECT pg_drop_replication_slot({}); then lockstep resync --all", quote_literal(name));
+        let hint = format!(
+            "SELECT pg_drop_replication_slot({}), then begin anew under another `name` in lockstep.toml",
+            quote_literal(name)
+        );
         return Err(Error::halt(Code::SlotTwoPhase, message, hint));
     }
     check_kept(slot)?;
@@ -134,7 +137,10 @@ fn check_kept(slot: &SlotFacts) -> Result<()> {
     let mut error = Error::halt(
         Code::SlotLost,
         format!("slot {:?} is lost: {why}", slot.name),
-        format!("SELECT pg_drop_replication_slot({}); then lockstep resync --all", quote_literal(&slot.name)),
+        format!(
+            "SELECT pg_drop_replication_slot({}), then begin anew under another `name` in lockstep.toml",
+            quote_literal(&slot.name)
+        ),
     );
     if let Some(confirmed) = slot.confirmed_flush {
         error = error.fact(format!("changes after {confirmed} can't be read again; no sink was touched"));

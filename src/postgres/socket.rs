@@ -74,7 +74,8 @@ impl Socket {
         }
     }
 
-    /// TCP with or without TLS: the only kind whose sender merges small segments while our window is closed.
+    /// TCP with or without TLS: the only kind whose sender merges small segments while our window is closed. The sender on a unix
+    /// socket just stops.
     pub fn has_window(&self) -> bool {
         !matches!(self, Socket::Plain(Raw::Unix(_)))
     }

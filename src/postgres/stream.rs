@@ -1,9 +1,10 @@
 //! The replication stream: bursts of frames in, status updates out.
 //!
-//! The server decodes a transaction into one small message per row, and most of its cost is the kernel's, for sending each of them
-//! as a segment of its own. While our receive window is closed the same messages are appended to one queue and leave as few large
-//! segments. So [`Stream::read`] takes everything there is in one burst and, when that was much, naps before the next. It never
-//! naps when little came: latency does not pay for throughput. One slot gives twice the rows this way.
+//! The server decodes a transaction into one small message per row, and pays the kernel for sending each of them as a segment of
+//! its own. While our receive window is closed the same messages are appended to one queue and leave as few large segments. So
+//! [`Stream::read`] takes everything there is in one burst and, while much is coming, naps before the next. It never naps when
+//! little comes: latency does not pay for throughput. Measured with a backlog of 500 k rows on two busy cores: 209-281 k rows/s
+//! instead of 178-200 k, and a third of our own CPU. A unix socket has no such queue, there a nap only stops the server (50 k).
 //!
 //! Status updates come from a task of their own ([`report`]): the server drops a client that says nothing for
 //! `wal_sender_timeout`, and neither a full queue behind us nor a slow decode may look like that. The task owns the writing half,
@@ -135,6 +136,8 @@ pub struct Stream {
     window_bytes: usize,
     receive_nap: Duration,
     nap_until: Option<Instant>,
+    recent_bytes: usize,
+    recent_since: Instant,
     sender_timeout: Duration,
     silence_max: Duration,
     arrived_at: Instant,
@@ -167,6 +170,8 @@ impl Stream {
             window_bytes,
             receive_nap,
             nap_until: None,
+            recent_bytes: 0,
+            recent_since: Instant::now(),
             sender_timeout,
             silence_max: sender_timeout * options.silence_timeouts_max.max(2),
             arrived_at: Instant::now(),
@@ -246,11 +251,28 @@ impl Stream {
         let bytes = self.burst().await?;
         self.arrived_at = Instant::now();
         self.asked_at = None;
-        // Much came, so more is coming. The nap counts from here: work on this burst is part of it.
-        if bytes > self.window_bytes / 2 && self.window_bytes > 0 && !self.receive_nap.is_zero() {
+        if self.is_much(bytes) {
+            // The nap counts from here: work on this burst is part of it.
             self.nap_until = Some(self.arrived_at + self.receive_nap);
         }
         Ok(())
+    }
+
+    /// Is more than half a window per nap coming in? Bytes are added up over that time, because a reader that keeps pace gets the
+    /// same flood in many small bursts, and would pay for each.
+    fn is_much(&mut self, bytes: usize) -> bool {
+        if self.window_bytes == 0 || self.receive_nap.is_zero() {
+            return false;
+        }
+        if self.arrived_at - self.recent_since > self.receive_nap {
+            (self.recent_bytes, self.recent_since) = (0, self.arrived_at);
+        }
+        self.recent_bytes += bytes;
+        let much = self.recent_bytes > self.window_bytes / 2;
+        if much {
+            (self.recent_bytes, self.recent_since) = (0, self.arrived_at);
+        }
+        much
     }
 
     async fn burst(&mut self) -> Result<usize> {
@@ -406,7 +428,7 @@ pub(super) fn start_refused(refusal: ServerError, slot: &str) -> Error {
         "42704" => refusal.halt(
             Code::SlotLost,
             format!("slot {slot:?} does not exist: changes since its last position can't be read again"),
-            "lockstep resync --all",
+            "begin anew under another `name` in lockstep.toml: every row is loaded again",
         ),
         // Also says that wal_level is too low or that the slot is another database's; the checks before a start name those.
         "55000" => refusal.halt(

@@ -78,8 +78,8 @@ fn named(sqlstate: &str) -> Option<(Code, &'static str)> {
         }
         state => match state.get(..2) {
             Some("28") => Some((Code::AuthFailed, "ALTER ROLE … PASSWORD '…'")),
-            Some("22") => Some((Code::ValueRefused, "lockstep trace TABLE KEY")),
-            Some("23") => Some((Code::ConstraintRefused, "lockstep trace TABLE KEY")),
+            Some("22") => Some((Code::ValueRefused, "lockstep check")),
+            Some("23") => Some((Code::ConstraintRefused, "lockstep check")),
             _ => None,
         },
     }

@@ -101,7 +101,8 @@ impl ProgressRow {
             code: Code::ProgressMismatch,
             message: format!("the sink's progress was written against another {what}"),
             facts: facts.into(),
-            hint: "lockstep resync --all".into(),
+            hint: "DELETE FROM lockstep.progress WHERE … at the sink, then start again: every row is loaded anew"
+                .into(),
         };
         Err(halt.into())
     }

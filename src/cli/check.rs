@@ -1,0 +1,265 @@
+//! `lockstep check`: everything that stands in the way of `run`, all at once, before anything is started or changed.
+//!
+//! Each room says what it would refuse, with the same functions that `run` uses; here it is only asked, ordered and printed.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::Failure;
+use crate::codec::mapping;
+use crate::config::{Config, Sink, Table};
+use crate::error::{Code, Error, Halt, Result};
+use crate::kafka::topics::{self, Kind, Wanted};
+use crate::postgres::catalog::{RelationShape, build_relation, table_facts};
+use crate::postgres::preflight::check_source;
+use crate::postgres::slot::{check_slot, slot_facts};
+use crate::relation::{Relation, TableName};
+use crate::session;
+use crate::sink::WantedTable;
+use crate::sink::postgres::PostgresSink;
+
+/// What was found at one place.
+struct Part {
+    /// `source postgres://…`, for the heading.
+    place: String,
+    findings: Vec<Finding>,
+}
+
+enum Finding {
+    /// `run` would halt with it.
+    Halt(Halt),
+    /// It could not be found out.
+    Unknown(String),
+    /// `run` goes on all the same.
+    Warning(String),
+}
+
+impl From<Error> for Finding {
+    fn from(error: Error) -> Finding {
+        match error {
+            Error::Halt(halt) => Finding::Halt(*halt),
+            error => Finding::Unknown(error.chain()),
+        }
+    }
+}
+
+pub fn run(dir: &Path) -> Result<u8, Failure> {
+    let config = super::load(dir)?;
+    let parts = super::block_on(check(&config));
+    super::print(&report(&parts))?;
+    Ok(exit_code(&parts))
+}
+
+async fn check(config: &Config) -> Vec<Part> {
+    let ((source, relations), kafka) = tokio::join!(check_source_part(config), check_kafka(config));
+    let mut parts = vec![source, kafka];
+    for sink in &config.sinks {
+        parts.push(check_sink(config, sink, &relations).await);
+    }
+    parts
+}
+
+/// The source's findings, and the relation of every table that could be read.
+async fn check_source_part(config: &Config) -> (Part, Vec<Relation>) {
+    let place = format!("source {}", session::place(&config.source.database));
+    let mut findings = Vec::new();
+    let relations = match source_findings(config, &mut findings).await {
+        Ok(relations) => relations,
+        Err(error) => {
+            findings.push(error.into());
+            Vec::new()
+        }
+    };
+    (Part { place, findings }, relations)
+}
+
+async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result<Vec<Relation>> {
+    let source = &config.source;
+    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+    let session = session::connect(&source.database, &format!("lockstep:{}:check", config.name)).await?;
+    let halts = check_source(&*session, &source.publication, &names, config.create).await?;
+    let too_old = halts.iter().any(|halt| halt.code == Code::ServerVersion);
+    findings.extend(halts.into_iter().map(Finding::Halt));
+    if too_old {
+        return Ok(Vec::new());
+    }
+    match slot_facts(&*session, &source.slot).await? {
+        Some(slot) => findings.extend(check_slot(&slot, &source.database.dbname).err().map(Finding::from)),
+        None if config.create => {}
+        None => findings.push(Finding::Halt(Halt {
+            code: Code::CreateOff,
+            message: format!("there is no slot {:?}, and create = false", source.slot),
+            facts: vec![],
+            hint: format!(
+                "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+                source.slot.replace('\'', "''")
+            ),
+        })),
+    }
+    let facts = table_facts(&*session, &names).await?;
+    session.close().await;
+    // What keeps a relation from being built is among the findings already.
+    let relation = |(table, facts): (&Table, Option<_>)| build_relation(&facts?, shape(table)).ok();
+    Ok(config.tables.iter().zip(facts).filter_map(relation).collect())
+}
+
+fn shape(table: &Table) -> RelationShape<'_> {
+    RelationShape { topic: &table.topic, partitions: table.partitions, modes: table.modes, exact: mapping::exact }
+}
+
+async fn check_kafka(config: &Config) -> Part {
+    let mut findings = Vec::new();
+    if let Err(error) = kafka_findings(config, &mut findings).await {
+        findings.push(error.into());
+    }
+    Part { place: format!("kafka {}", config.kafka.brokers), findings }
+}
+
+async fn kafka_findings(config: &Config, findings: &mut Vec<Finding>) -> Result<()> {
+    let data = |table: &Table| Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data };
+    let ledger = Wanted { name: config.kafka.ledger.clone(), partitions: 1, kind: Kind::Ledger };
+    let wanted: Vec<Wanted> = config.tables.iter().map(data).chain([ledger]).collect();
+    let names: Vec<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
+    let brokers = topics::brokers(&config.kafka).await?;
+    let facts = topics::describe(&config.kafka, &names).await?;
+    for (wanted, facts) in wanted.iter().zip(&facts) {
+        if let Some(facts) = facts {
+            findings.extend(topics::weaknesses(facts, brokers).into_iter().map(Finding::Warning));
+        } else if config.create {
+            continue;
+        }
+        // One by one, so that each one's refusal is seen. `false`: nothing is made.
+        if let Err(error) = topics::ensure(&config.kafka, std::slice::from_ref(wanted), false).await {
+            findings.push(error.into());
+        }
+    }
+    Ok(())
+}
+
+async fn check_sink(config: &Config, sink: &Sink, relations: &[Relation]) -> Part {
+    let mut findings = Vec::new();
+    if let Err(error) = sink_findings(config, sink, relations, &mut findings).await {
+        findings.push(error.into());
+    }
+    Part { place: format!("sink {} {}", sink.name, session::place(&sink.database)), findings }
+}
+
+async fn sink_findings(
+    config: &Config,
+    sink: &Sink,
+    relations: &[Relation],
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let database = PostgresSink::connect(sink, &config.name, Uuid::new_v4()).await?;
+    let mut wanted = Vec::new();
+    for table in &config.tables {
+        let Some(target) = table.sinks.iter().find(|target| target.sink == sink.name) else { continue };
+        match relations.iter().find(|relation| relation.name == table.name) {
+            Some(relation) => match WantedTable::of(relation, target) {
+                Ok(table) => wanted.push(table),
+                Err(halt) => findings.push(Finding::Halt(halt)),
+            },
+            None => findings.push(Finding::Unknown(format!(
+                "whether {} can hold {}: the source's table could not be read",
+                target.table, table.name
+            ))),
+        }
+    }
+    let found = database.preflight(&wanted).await?;
+    findings.extend(found.halts.into_iter().map(Finding::Halt));
+    findings.extend(found.notes.into_iter().map(Finding::Warning));
+    Ok(())
+}
+
+/// 3 when `run` would halt, 1 when that could not be found out everywhere, else 0.
+fn exit_code(parts: &[Part]) -> u8 {
+    let all = || parts.iter().flat_map(|part| &part.findings);
+    if all().any(|finding| matches!(finding, Finding::Halt(_))) {
+        3
+    } else if all().any(|finding| matches!(finding, Finding::Unknown(_))) {
+        1
+    } else {
+        0
+    }
+}
+
+fn report(parts: &[Part]) -> String {
+    let (mut out, mut errors, mut warnings) = (String::new(), 0, 0);
+    for part in parts {
+        let verdict = if part.findings.is_empty() { "ok" } else { "" };
+        let _ = writeln!(out, "{}", format!("{}: {verdict}", part.place).trim_end());
+        for finding in &part.findings {
+            let text = match finding {
+                Finding::Halt(halt) => halt.to_string(),
+                Finding::Unknown(text) => format!("error: {text}"),
+                Finding::Warning(text) => format!("warning: {text}"),
+            };
+            if matches!(finding, Finding::Warning(_)) {
+                warnings += 1
+            } else {
+                errors += 1
+            }
+            let _ = writeln!(out, "{text}\n");
+        }
+    }
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let advice =
+        if errors == 0 { "nothing stands in the way of lockstep run" } else { "lockstep explain CODE says more" };
+    // One empty line before the verdict, whatever came last.
+    out.truncate(out.trim_end().len());
+    let _ = writeln!(out, "\n\n{}, {}; {advice}", count(errors, "error"), count(warnings, "warning"));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(place: &str, findings: Vec<Finding>) -> Part {
+        Part { place: place.to_owned(), findings }
+    }
+
+    fn halt() -> Finding {
+        Error::halt(Code::WalLevel, "wal_level is replica", "ALTER SYSTEM SET wal_level = logical")
+            .fact("a restart is needed")
+            .into()
+    }
+
+    #[test]
+    fn the_report_shows_every_place_and_every_finding() {
+        let warning = Finding::Warning("topic \"t\" has min.insync.replicas 1".to_owned());
+        let unknown = Error::retry("connecting to the sink", "connection refused").into();
+        let parts = [
+            part("source s", vec![halt()]),
+            part("kafka k", vec![warning]),
+            part("sink o", vec![unknown]),
+            part("sink i", vec![]),
+        ];
+        insta::assert_snapshot!(report(&parts), @r#"
+        source s:
+        error[WAL_LEVEL]: wal_level is replica
+          a restart is needed
+          help: ALTER SYSTEM SET wal_level = logical
+
+        kafka k:
+        warning: topic "t" has min.insync.replicas 1
+
+        sink o:
+        error: connecting to the sink: connection refused
+
+        sink i: ok
+
+        2 errors, 1 warning; lockstep explain CODE says more
+        "#);
+    }
+
+    #[test]
+    fn the_exit_code_tells_halts_from_what_is_unknown() {
+        let unknown = || Finding::Unknown("connecting".to_owned());
+        assert_eq!(exit_code(&[part("a", vec![unknown()]), part("b", vec![halt()])]), 3);
+        assert_eq!(exit_code(&[part("a", vec![unknown()])]), 1);
+        assert_eq!(exit_code(&[part("a", vec![Finding::Warning(String::new())])]), 0);
+    }
+}
