@@ -19,8 +19,8 @@ use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::{self, RelationShape};
 use crate::postgres::chunk::{self, ChunkRequest, Extent};
-use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
+use crate::postgres::{publication, slot};
 use crate::relation::{Relation, TableName};
 use crate::session::{self, Session};
 
@@ -140,8 +140,9 @@ impl Worker {
                 Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
                 None => match self.watch().await {
                     Ok(answer) => Ok(Some(answer)),
+                    Err(halt @ Error::Halt(_)) => Err(halt),
                     // The stream's own connection tells of a source that is gone.
-                    Err(_) => {
+                    Err(Error::Retry(_)) => {
                         self.session = None;
                         Ok(None)
                     }
@@ -175,9 +176,13 @@ impl Worker {
         Ok(self.session.as_mut().expect("just connected"))
     }
 
+    /// Looks at what nobody tells us of: how far the log is, and whether somebody changed the publication.
     async fn watch(&mut self) -> Result<Answer> {
-        let slot = self.config.source.slot.clone();
+        let config = self.config.clone();
+        let slot = config.source.slot.clone();
         let session = self.session().await?;
+        let tables: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+        publication::check_published(&**session, &config.source.publication, &tables, &tables).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
         Ok(Answer::Watched { current, retained })
