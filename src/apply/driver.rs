@@ -33,6 +33,9 @@ static WORKER: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
 /// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing.
 const TRANSACTION_RECORDS_MAX: u64 = 20_000;
 
+/// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
+const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
+
 /// Entries of the ledger read ahead of what is applied.
 const ITEMS_MAX: usize = 1024;
 
@@ -89,6 +92,8 @@ struct Worker {
     at: At,
     wrote: Instant,
     level: Instant,
+    /// Records gathered into one transaction at most.
+    gather_records: u64,
 }
 
 /// Where the ledger is and for which source it is written.
@@ -173,6 +178,7 @@ impl Worker {
             at,
             wrote: now,
             level: now,
+            gather_records: TRANSACTION_RECORDS_FIRST,
         })
     }
 
@@ -293,7 +299,7 @@ impl Worker {
         let mut records = 0;
         while let Some(Item::Interval(next)) = self.machine.peek() {
             records += next.records();
-            if !gathered.is_empty() && records > TRANSACTION_RECORDS_MAX {
+            if !gathered.is_empty() && records > self.gather_records {
                 break;
             }
             let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
@@ -346,6 +352,11 @@ impl Worker {
                 tables.all(|table| self.writer.loads.is_blank(table) && !begun.contains(table))
             };
             interval.checkpoint.spans.retain(|span| !blank(&span.topic));
+            // A chunk for others goes with its rows: it is counted where they are read, and nowhere else.
+            interval.checkpoint.chunks.retain(|chunk| {
+                let topic = relations.get(&chunk.relation).map(|relation| relation.topic.as_str());
+                chunk.is_for(&self.sink.name) || topic.is_none_or(|topic| !blank(topic))
+            });
             interval.concerns &= !interval.checkpoint.spans.is_empty() || !interval.checkpoint.chunks.is_empty();
         }
         intervals
@@ -383,6 +394,7 @@ impl Worker {
     fn committed(&mut self, standing: Standing, end: At, foreign: u64) {
         self.row.standing = standing;
         self.at = end;
+        self.gather_records = (self.gather_records * 2).min(TRANSACTION_RECORDS_MAX);
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
         let snapshot = std::mem::take(&mut self.writer.loaded_rows);

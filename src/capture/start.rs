@@ -31,6 +31,9 @@ use crate::status::{self, SourceReporter};
 /// How long one append to the ledger may take while nothing else flows.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How often the making of a slot says what it waits for.
+const CREATE_TELL: Duration = Duration::from_secs(3);
+
 /// How often a slot that another Lockstep holds is tried again.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -80,7 +83,8 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     appender.base = state.base;
 
     let replication = Connection::open(&config.source, &application_name(config)).await?;
-    let identity = ensure_slot(config, &session, version, replication, found, &state, &mut appender).await?;
+    let identity =
+        ensure_slot(config, &session, version, replication, found, &state, (&mut appender, reporter)).await?;
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
@@ -189,7 +193,7 @@ async fn ensure_slot(
     mut replication: Connection,
     found: Option<SlotFacts>,
     state: &State,
-    appender: &mut Appender,
+    (appender, reporter): (&mut Appender, &SourceReporter),
 ) -> Result<SourceIdentity> {
     let system = replication.identify_system().await?;
     let (name, database) = (&config.source.slot, &system.dbname);
@@ -215,7 +219,7 @@ async fn ensure_slot(
             slot::check_slot(&slot, database)?;
             slot.confirmed_flush.ok_or_else(|| Error::retry_plain("the slot is still being made"))?
         }
-        None => slot::create_slot(&**session, name, version, config.source.failover).await?,
+        None => create_slot(config, session, version, reporter).await?,
     };
     let made = SourceIdentity {
         system_id: system.system_id,
@@ -227,6 +231,24 @@ async fn ensure_slot(
     let entry = SourceEntry { intent: None, made: Some(made.clone()) };
     appender.append_and_wait(Body::Source(entry), APPEND_TIMEOUT).await?;
     Ok(made)
+}
+
+/// Making a slot waits for every running transaction of the server to end: says for which one.
+async fn create_slot(config: &Config, session: &Session, version: i32, reporter: &SourceReporter) -> Result<Lsn> {
+    let watch = session::connect(&config.source.database, &application_name(config)).await?;
+    let create = slot::create_slot(&**session, &config.source.slot, version, config.source.failover);
+    let mut create = std::pin::pin!(create);
+    loop {
+        tokio::select! {
+            made = &mut create => return made,
+            () = tokio::time::sleep(CREATE_TELL) => {}
+        }
+        if let Some(oldest) = slot::blockers(&*watch).await?.into_iter().next() {
+            let what = format!("before the slot can be made, {oldest} must end");
+            tracing::info!("{what}");
+            reporter.update(|s| s.waiting_for = Some(what));
+        }
+    }
 }
 
 fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot: &str) -> Result<()> {

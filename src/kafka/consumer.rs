@@ -25,7 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 pub use super::spans::{Part, Record, Spans};
 
@@ -41,6 +41,8 @@ const TAIL_POLL: Duration = Duration::from_millis(50);
 
 /// librdkafka counts the bytes of records in a queue but not its own structures around them, some 350 bytes each.
 const QUEUE_RECORDS: usize = 20_000;
+/// How long the first question about a topic may wait: without an answer the client finds out by itself within a second.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// For questions that a leader must answer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`Pieces`] gives up when nothing at all arrived for this long.
@@ -129,6 +131,14 @@ impl Reader {
         self.consumer
             .fetch_watermarks(topic, partition, timeout)
             .map_err(|error| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
+    }
+
+    /// Makes the client ask for the topic's leaders now. By itself it looks once a second for those of topics that it has not
+    /// met, so that the first record of each would come a second late.
+    pub(super) fn acquaint(&self, topic: &str) {
+        if let Err(error) = self.consumer.fetch_metadata(Some(topic), FIRST_ANSWER) {
+            debug!(topic, %error, "no broker has told the topic's leaders yet");
+        }
     }
 
     /// An error once waiting has become pointless.
@@ -224,6 +234,7 @@ impl Tail {
     /// if it is.
     pub fn open(kafka: &config::Kafka, topic: &str, partition: i32, from: i64, gap: Code) -> Result<Tail> {
         let reader = Arc::new(Reader::open(kafka, &settings(kafka, "tail", TAIL_QUEUE_BYTES))?);
+        reader.acquaint(topic);
         reader.assign(topic, partition, from)?;
         let (sender, entries) = mpsc::channel(TAIL_ENTRIES);
         let stop = Arc::new(AtomicBool::new(false));

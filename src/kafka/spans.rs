@@ -118,6 +118,9 @@ impl Spans {
     }
 
     fn add(&mut self, topic: &str, partition: i32) -> Result<Part> {
+        if !self.lanes.iter().any(|lane| lane.topic == topic) {
+            self.reader.acquaint(topic);
+        }
         // Before the assignment: librdkafka keeps the split when it starts the partition, so no record takes the other way.
         let queue = self.reader.consumer.split_partition_queue(topic, partition).ok_or_else(|| {
             Error::retry_plain(format!("the Kafka client has no topic {topic:?} partition {partition}"))

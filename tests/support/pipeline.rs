@@ -29,6 +29,8 @@ use super::services::{Database, Services, unique_name};
 
 /// Between two looks at a process or a row.
 const POLL: Duration = Duration::from_millis(20);
+/// A role that has halted never catches up, so who waits for it looks now and then.
+const HALT_POLL: Duration = Duration::from_secs(1);
 /// The status page is on this machine and answers from memory.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(15);
@@ -253,6 +255,7 @@ impl Pipeline {
         let deadline = Instant::now() + patience;
         let client = database.connect().await?;
         let mut last = String::from("no row");
+        let mut looked = Instant::now();
         loop {
             if let Some((closed, phase)) = self.progress(&client, sink).await? {
                 if closed >= lsn && phase == "streaming" {
@@ -261,6 +264,10 @@ impl Pipeline {
                 last = format!("{phase} at {closed}");
             }
             process.ensure_running()?;
+            if Instant::now() >= looked + HALT_POLL {
+                looked = Instant::now();
+                process.ensure_not_halted().await?;
+            }
             if Instant::now() >= deadline {
                 let status = process.status().await.map_or_else(|e| format!("{e:#}"), |s| s.to_string());
                 bail!("sink {sink} has not reached {lsn} within {patience:?}: {last}\nstatus: {status}");
@@ -374,6 +381,16 @@ impl Process {
                 bail!("lockstep ended with {status} after {:?}\n{}", self.started.elapsed(), tail(&self.log))
             }
         }
+    }
+
+    /// Fails if a role of this process has halted. A process that does not answer has not said so.
+    async fn ensure_not_halted(&self) -> Result<()> {
+        let Ok(status) = self.status().await else { return Ok(()) };
+        let sinks = status.0["sinks"].as_object().into_iter().flatten();
+        let roles = sinks.map(|(name, sink)| (name.as_str(), sink)).chain([("source", &status.0["source"])]);
+        let halted: Vec<&str> = roles.filter(|(_, role)| !role["halt"].is_null()).map(|(name, _)| name).collect();
+        ensure!(halted.is_empty(), "halted: {}\nstatus: {status}\n{}", halted.join(", "), tail(&self.log));
+        Ok(())
     }
 
     /// SIGKILL: no word to anyone.
