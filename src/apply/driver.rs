@@ -466,9 +466,17 @@ impl Worker {
         });
         let tables = tables.collect();
         let at = self.at;
+        // Without a broker nothing is known of what there is to apply.
+        let away = (self.tail.health().brokers_up() == 0).then(|| {
+            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
+        });
         self.reporter.update(|s| {
-            s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
-            s.waiting_for = None;
+            s.state = match away {
+                Some(_) => status::State::Retrying,
+                None if loading => status::State::Snapshot,
+                None => status::State::Streaming,
+            };
+            s.waiting_for = away;
             s.position = Some(at.position.lsn);
             s.closed_lsn = Some(at.closed);
             s.lag_bytes = Some(lag_bytes);
@@ -551,7 +559,15 @@ fn blank(ledger_topic_id: Uuid) -> Standing {
 
 /// A sink without a row joins: its row begins at the last valid checkpoint before its request.
 async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, ledger: &Ledger) -> Result<Standing> {
-    let offset = request(config, sink, tables, ledger.state.base).await?;
+    // One that was asked for and could not be written down serves as well.
+    let asked = |request: &Request| {
+        request.sink == sink && request.tables.iter().collect::<BTreeSet<_>>() == tables.iter().collect()
+    };
+    let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
+    let offset = match open {
+        Some(offset) => offset,
+        None => request(config, sink, tables, ledger.state.base).await?,
+    };
     let state = fold_through(config, offset).await?;
     let at = At::end_of(&state);
     Ok(Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..standing(&identity(ledger), at) })

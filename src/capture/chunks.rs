@@ -45,6 +45,8 @@ pub enum Command {
 
 pub enum Answer {
     Fenced(Uuid),
+    /// A snapshot taken meanwhile: what it sees need not be remembered.
+    Saw(PgSnapshot),
     /// In words, what a fence or a read waits for.
     Waiting(String),
     Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
@@ -197,20 +199,27 @@ impl Worker {
 
     /// Takes a transaction id and waits until every older transaction has ended.
     async fn fence(&mut self) -> Result<()> {
-        let outbox = self.outbox.clone();
+        let (outbox, slot) = (self.outbox.clone(), self.config.source.slot.clone());
         let session = self.session().await?;
         let mine = slot::fresh_xid(&**session).await?;
         let mut asked = 0u32;
-        while slot::snapshot_now(&**session).await?.xmin <= mine {
+        loop {
+            let snapshot = slot::snapshot_now(&**session).await?;
+            if snapshot.xmin > mine {
+                return Ok(());
+            }
             asked += 1;
             if asked.is_multiple_of(25) {
                 let oldest = slot::blockers(&**session).await?.into_iter().next();
                 let oldest = oldest.map_or_else(|| "an older transaction".to_owned(), |blocker| blocker.to_string());
                 let _ = outbox.send(Answer::Waiting(format!("before existing rows can be read, {oldest} must end")));
+                let _ = outbox.send(Answer::Saw(snapshot));
+                let current = slot::current_lsn(&**session).await?;
+                let retained = slot::retained_bytes(&**session, &slot).await?;
+                let _ = outbox.send(Answer::Watched { current, retained });
             }
             tokio::time::sleep(FENCE_INTERVAL).await;
         }
-        Ok(())
     }
 
     /// Reads a chunk, hands it over, then writes its message.

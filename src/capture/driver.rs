@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
-use crate::capture::emit::{Emitter, Streamed, Version};
+use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::snapshot::{Action, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
@@ -107,8 +107,10 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
+    /// Of the base that is on its way.
     base_number: Option<u64>,
-    base_offset: Option<i64>,
+    /// When Kafka acknowledged something last, or had nothing to.
+    progressed: Instant,
     entries_since_base: u64,
     base_at: Instant,
     began: Instant,
@@ -175,7 +177,7 @@ impl Reader {
             done: Vec::new(),
             joins_seen: None,
             base_number: None,
-            base_offset: None,
+            progressed: now,
             entries_since_base: 0,
             base_at: now,
             began: now,
@@ -456,6 +458,7 @@ impl Core {
         match answer {
             Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
+            Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
                 self.version(relation)?;
@@ -482,8 +485,10 @@ impl Core {
         };
         let event = self.state.apply(record.offset, entry);
         self.entries_since_base += 1;
-        if event == state::Event::Base && self.base_offset.take_if(|offset| *offset == record.offset).is_some() {
-            // Something may have landed in front of it; then it is not named, and the next one is due at once.
+        if event == state::Event::Base {
+            // Ours, for it is valid. Something may have landed in front of it; then it is not named, and the next one is due
+            // at once.
+            self.base_number = None;
             if self.state.base == Some(record.offset) {
                 self.appender.base = self.state.base;
                 self.entries_since_base = 0;
@@ -513,8 +518,15 @@ impl Core {
 
     /// Whatever is due: acknowledgements, appends, loads, reports.
     fn pump(&mut self, flush: bool) -> Result<()> {
-        self.emitter.take_acks(&mut self.machine)?;
-        for (number, offset) in self.appender.take()? {
+        let acked = self.emitter.take_acks(&mut self.machine)?;
+        let appended = self.appender.take()?;
+        if acked || !appended.is_empty() || (self.emitter.in_flight_bytes() == 0 && self.appending.is_none()) {
+            self.progressed = Instant::now();
+        } else if self.progressed.elapsed() > KAFKA_GRACE {
+            // A connected reader that does not confirm would hold up the source's shutdown.
+            return Err(Error::retry_plain("writing to Kafka: nothing was acknowledged for 30 s"));
+        }
+        for (number, offset) in appended {
             if self.appending.is_some_and(|(appending, _)| appending == number) {
                 let (_, sent) = self.appending.take().expect("just looked");
                 // It may have been read back already.
@@ -523,16 +535,13 @@ impl Core {
                     self.sent_at.push_back((offset, sent));
                 }
             }
-            if self.base_number == Some(number) {
-                self.base_number = None;
-                self.base_offset = Some(offset);
-            }
         }
         if !flush {
             self.base_if_due()?;
         }
         let now = self.now();
         if !self.is_writing_base()
+            && (flush || !self.is_base_due())
             && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush)
         {
             let number = self.appender.append(Body::Checkpoint(checkpoint))?;
@@ -555,9 +564,7 @@ impl Core {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
                 self.appender.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
-                if let Some(join) = self.state.joins.iter_mut().find(|join| join.request.id == id) {
-                    join.done = true;
-                }
+                self.state.finish(id);
                 tracing::info!(request = %id, "existing rows loaded");
             }
         }
@@ -594,8 +601,7 @@ impl Core {
     }
 
     fn base_if_due(&mut self) -> Result<()> {
-        let due = self.entries_since_base >= self.config.kafka.base_entries
-            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval);
+        let due = self.is_base_due();
         let calm = !self.machine.is_appending() && self.machine.oldest_unread().is_none();
         if due && calm && !self.is_writing_base() {
             self.write_base()?;
@@ -609,9 +615,15 @@ impl Core {
         Ok(())
     }
 
+    /// While it is due nothing is appended, so that within one round trip nothing is in flight that it could not tell of.
+    fn is_base_due(&self) -> bool {
+        self.entries_since_base >= self.config.kafka.base_entries
+            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval)
+    }
+
     /// While a base is on its way nothing else is appended that it would have to tell of.
     fn is_writing_base(&self) -> bool {
-        self.base_number.is_some() || self.base_offset.is_some()
+        self.base_number.is_some()
     }
 
     fn report(&mut self) {

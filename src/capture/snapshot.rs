@@ -203,11 +203,19 @@ impl<V: Visibility> Loader<V> {
         self.remembered.clear();
         self.remembered_bytes = 0;
         self.pending = None;
-        self.rows_max = (self.rows_max / 2).max(CHUNK_ROWS_MIN);
         if let Some(running) = &mut self.running {
+            if running.fenced {
+                self.rows_max = (self.rows_max / 2).max(CHUNK_ROWS_MIN);
+            }
             running.fenced = false;
             running.asked = None;
         }
+    }
+
+    /// A snapshot was taken: every later one sees what it sees, so only the rest is remembered.
+    pub fn saw(&mut self, snapshot: &V) {
+        self.remembered.retain(|r| !snapshot.sees(r.xid));
+        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
     }
 
     /// What the driver is to do now, if anything. `nonce` names the chunk that is asked for; nobody else can guess it.
@@ -287,8 +295,7 @@ impl<V: Visibility> Loader<V> {
         running.emitted.push((table.clone(), chunk.range.clone()));
         running.orders.insert(table.clone(), chunk.key_orders);
         running.advance(&chunk.range);
-        self.remembered.retain(|r| !chunk.snapshot.sees(r.xid));
-        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
+        self.saw(&chunk.snapshot);
         self.adapt(&rows);
         let only = self.running.as_ref().and_then(|running| running.job.only.clone());
         Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only }))
@@ -341,7 +348,10 @@ impl Running {
         let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
         if let Some(range) = loaded.filter(|_| missing) {
             self.left_out.insert((table.clone(), to));
-            self.again.push_back((table.clone(), range));
+            let again = (table.clone(), range);
+            if !self.again.contains(&again) {
+                self.again.push_back(again);
+            }
         }
         Ok(())
     }

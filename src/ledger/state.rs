@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::key::KeyRange;
 use crate::ledger::entry::{
     Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
 };
@@ -87,9 +88,7 @@ impl State {
                 if self.claim != Some(done.epoch) {
                     return Event::Superseded(done.epoch);
                 }
-                if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == done.id) {
-                    join.done = true;
-                }
+                self.finish(done.id);
                 Event::Done(done)
             }
         }
@@ -112,7 +111,7 @@ impl State {
                     None => chunk.is_for(&join.request.sink),
                 };
                 if answers && join.request.tables.contains(&chunk.table) {
-                    join.loaded.push((chunk.table.clone(), chunk.range.clone()));
+                    push_range(&mut join.loaded, &chunk.table, chunk.range.clone());
                 }
             }
         }
@@ -152,6 +151,14 @@ impl State {
             && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
     }
 
+    /// The request is answered: from here on nobody asks for its ranges.
+    pub fn finish(&mut self, request: uuid::Uuid) {
+        if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {
+            join.done = true;
+            join.loaded = Vec::new();
+        }
+    }
+
     /// This state as a base entry of the epoch in force.
     pub fn as_base(&self, epoch: Epoch, topics: BTreeMap<String, TopicIdentity>) -> Base {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
@@ -180,10 +187,20 @@ impl State {
     }
 }
 
+/// Adds a range, joined to the one before it where it goes on from there: a load that reads on needs one range, not
+/// thousands.
+pub fn push_range(ranges: &mut Vec<(TableName, KeyRange)>, table: &TableName, range: KeyRange) {
+    match ranges.last_mut() {
+        Some((last, before)) if last == table && before.through.is_some() && before.through == range.after => {
+            before.through = range.through;
+        }
+        _ => ranges.push((table.clone(), range)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::KeyRange;
     use crate::ledger::entry::{Chunk, Claim, RequestKind, SourceEntry};
     use crate::lsn::{Lsn, Position};
     use uuid::Uuid;
