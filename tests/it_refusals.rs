@@ -41,7 +41,7 @@ impl Refusal {
     fn find(scene: &Scene, code: &str) -> Refusal {
         let log = scene.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let Some(line) = lines.filter(|line| line["code"] == code).last() else {
+        let Some(line) = lines.filter(|line| line["code"] == code).next_back() else {
             panic!("no {code} in the log:\n{log}");
         };
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();

@@ -341,6 +341,7 @@ impl Writer {
         let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
         nets.retain(|(_, net)| !net.is_empty());
         for (version, net) in &mut nets {
+            net.loading = self.loads.is_loading(&version.table);
             batch.push((&version.plan, std::mem::take(net)));
         }
         if !batch.is_empty() {

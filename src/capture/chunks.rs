@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::capture::snapshot::{ChunkRead, Read, Visibility};
 use crate::codec::mapping;
@@ -37,17 +38,18 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 pub enum Command {
-    Fence,
+    /// The fence asked for under this name.
+    Fence(Uuid),
     Read(Read),
 }
 
 pub enum Answer {
-    Fenced,
+    Fenced(Uuid),
     /// In words, what a fence or a read waits for.
     Waiting(String),
     Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
     /// The read or its message failed in a way that heals.
-    Failed(Error),
+    Failed(Uuid, Error),
     /// No later attempt can do better.
     Halted(Error),
     /// The source's end of log and the bytes that the slot retains.
@@ -135,8 +137,13 @@ impl Worker {
                 Ok(None) => return,
                 Err(_) => None,
             };
+            let asked = match &command {
+                Some(Command::Fence(asked)) => *asked,
+                Some(Command::Read(read)) => read.nonce,
+                None => Uuid::nil(),
+            };
             let answer = match command {
-                Some(Command::Fence) => self.fence().await.map(|()| Some(Answer::Fenced)),
+                Some(Command::Fence(asked)) => self.fence().await.map(|()| Some(Answer::Fenced(asked))),
                 Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
                 None => match self.watch().await {
                     Ok(answer) => Ok(Some(answer)),
@@ -156,7 +163,7 @@ impl Worker {
                     tokio::time::sleep(RETRY_PAUSE).await;
                     match error {
                         Error::Halt(_) => self.outbox.send(Answer::Halted(error)),
-                        Error::Retry(_) => self.outbox.send(Answer::Failed(error)),
+                        Error::Retry(_) => self.outbox.send(Answer::Failed(asked, error)),
                     }
                 }
             };
@@ -228,6 +235,7 @@ impl Worker {
         let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
         let chunk = ChunkRead {
             nonce: read.nonce,
+            table: read.table.clone(),
             snapshot: found.snapshot,
             relation: relation.fingerprint,
             key_columns,

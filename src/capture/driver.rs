@@ -23,7 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, Chunk, Done, RelationEntry, TopicIdentity};
+use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, TopicIdentity};
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
 use crate::lsn::{Lsn, Position};
@@ -454,17 +454,17 @@ impl Core {
 
     fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
-            Answer::Fenced => self.loader.fenced(),
+            Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
                 self.version(relation)?;
                 self.loader.chunk(chunk);
             }
-            Answer::Failed(error) => {
+            Answer::Failed(asked, error) => {
                 tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
                 self.reporter.update(|s| s.waiting_for = Some(error.chain()));
-                self.loader.failed();
+                self.loader.failed(asked);
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched { current, retained } => {
@@ -482,8 +482,13 @@ impl Core {
         };
         let event = self.state.apply(record.offset, entry);
         self.entries_since_base += 1;
-        if event == state::Event::Base && self.base_offset == Some(record.offset) {
-            self.appender.base = self.base_offset.take();
+        if event == state::Event::Base && self.base_offset.take_if(|offset| *offset == record.offset).is_some() {
+            // Something may have landed in front of it; then it is not named, and the next one is due at once.
+            if self.state.base == Some(record.offset) {
+                self.appender.base = self.state.base;
+                self.entries_since_base = 0;
+                self.base_at = Instant::now();
+            }
         }
         match self.machine.read_back(record.offset, &event) {
             ReadBack::Nothing => {}
@@ -523,15 +528,19 @@ impl Core {
                 self.base_offset = Some(offset);
             }
         }
+        if !flush {
+            self.base_if_due()?;
+        }
         let now = self.now();
-        if let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush) {
+        if !self.is_writing_base()
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush)
+        {
             let number = self.appender.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));
             self.metrics.ledger_append();
         }
-        if !flush {
+        if !flush && !self.is_writing_base() {
             self.load()?;
-            self.base_if_due()?;
         }
         if self.reported.elapsed() >= REPORT_INTERVAL {
             self.report();
@@ -556,7 +565,7 @@ impl Core {
             self.start_load();
         }
         match self.loader.next_action(Uuid::new_v4()) {
-            Some(Action::Fence) => self.chunks.send(Command::Fence)?,
+            Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
             Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
             Some(Action::Done(requests)) => self.done.push((self.machine.position(), requests)),
             None => {}
@@ -565,7 +574,7 @@ impl Core {
     }
 
     fn start_load(&mut self) {
-        let open = self.state.open_joins().count();
+        let open = answerable(&self.order, &self.state).count();
         if open == 0 {
             self.joins_seen = None;
             return;
@@ -587,7 +596,8 @@ impl Core {
     fn base_if_due(&mut self) -> Result<()> {
         let due = self.entries_since_base >= self.config.kafka.base_entries
             || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval);
-        if due && self.base_number.is_none() && self.base_offset.is_none() {
+        let calm = !self.machine.is_appending() && self.machine.oldest_unread().is_none();
+        if due && calm && !self.is_writing_base() {
             self.write_base()?;
         }
         Ok(())
@@ -596,9 +606,12 @@ impl Core {
     fn write_base(&mut self) -> Result<()> {
         let base = self.state.as_base(self.machine.epoch(), self.topics.clone());
         self.base_number = Some(self.appender.append(Body::Base(Box::new(base)))?);
-        self.entries_since_base = 0;
-        self.base_at = Instant::now();
         Ok(())
+    }
+
+    /// While a base is on its way nothing else is appended that it would have to tell of.
+    fn is_writing_base(&self) -> bool {
+        self.base_number.is_some() || self.base_offset.is_some()
     }
 
     fn report(&mut self) {
@@ -622,10 +635,18 @@ impl Core {
             (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
+        let mut unanswered =
+            self.state.open_joins().filter(|join| !join.request.tables.iter().all(|t| self.order.contains(t)));
+        let unanswered = unanswered.next().map(|join| {
+            format!(
+                "a connector for the tables that sink {} asks for in ledger entry {}",
+                join.request.sink, join.offset
+            )
+        });
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
             if !busy {
-                s.waiting_for = None;
+                s.waiting_for = unanswered;
             }
             s.position = Some(closed);
             s.lag_bytes = Some(lag);
@@ -641,10 +662,16 @@ enum ChangeKind {
     Delete,
 }
 
+/// Requests for tables that this reader has. One that names another table waits for a reader with that connector: an answer
+/// without its rows would tell the sink that it is whole.
+fn answerable<'a>(order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
+    state.open_joins().filter(|join| join.request.tables.iter().all(|table| order.contains(table)))
+}
+
 /// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
 /// that sinks which have their rows are not bothered.
 fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
-    let open: Vec<_> = state.open_joins().collect();
+    let open: Vec<_> = answerable(order, state).collect();
     let asked: std::collections::BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
     let asks = |sink: &str, table: &TableName| {
         open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))

@@ -242,7 +242,7 @@ impl<'a> Admin<'a> {
         let mut settings = client(kafka, "admin");
         // Nobody would look at them.
         settings.set("statistics.interval.ms", "0");
-        let client = settings.create::<AdminClient<_>>().map_err(unmade)?;
+        let client = settings.create::<AdminClient<_>>().map_err(unmade(kafka))?;
         Ok(Admin { kafka, client: Arc::new(client), access: Access::new(kafka) })
     }
 

@@ -30,7 +30,8 @@ pub struct State {
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
-    /// The newest valid base and what it was preceded by.
+    /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
+    /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
 }
 
@@ -124,7 +125,9 @@ impl State {
             if self.claim != Some(base.epoch) {
                 return Event::Superseded(base.epoch);
             }
-            self.base = Some(offset);
+            if self.is_described_by(&base) {
+                self.base = Some(offset);
+            }
             self.topics = base.topics;
             return Event::Base;
         }
@@ -139,6 +142,14 @@ impl State {
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
         Event::Base
+    }
+
+    /// Whether a start at this base would know what is known here.
+    fn is_described_by(&self, base: &Base) -> bool {
+        let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
+            && self.joins == base.joins
+            && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
     }
 
     /// This state as a base entry of the epoch in force.
@@ -272,6 +283,12 @@ mod tests {
         let mut short = State::default();
         short.apply(3, base.clone());
         assert_eq!((short.claim, short.last, &short.source), (full.claim, full.last, &full.source));
+        // a base that something landed in front of is not to be named
+        let mut behind = full.clone();
+        assert!(matches!(behind.apply(4, Entry::new(None, checkpoint(a, 11, vec![]))), Event::Valid(_)));
+        assert_eq!((behind.apply(5, base.clone()), behind.base), (Event::Base, None));
+        let mut level = full.clone();
+        assert_eq!((level.apply(5, base.clone()), level.base), (Event::Base, Some(5)));
         // a zombie's base changes nothing
         let mut later = full.clone();
         later.apply(4, Entry::new(None, claim(9)));
