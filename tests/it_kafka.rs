@@ -309,6 +309,24 @@ fn a_topic_made_again_has_another_id() {
     });
 }
 
+/// The way of a table that is routed later: some topics are there, another one is not.
+#[test]
+fn a_topic_is_made_beside_others_without_delay() {
+    run(async {
+        let kafka = config();
+        let mut made = Topics::new(&kafka);
+        let (first, second) = (made.make("beside", 1).await, made.make("beside", 1).await);
+        let third = format!("{first}.later");
+        made.names.push(third.clone());
+        let wanted = |name: &String| Wanted { name: name.clone(), partitions: 1, kind: Kind::Data };
+        let begun = Instant::now();
+        let facts = topics::ensure(&kafka, &[&first, &second, &third].map(wanted), true).await.unwrap();
+        assert_eq!(facts.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), [&first, &second, &third]);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        made.delete().await;
+    });
+}
+
 #[test]
 fn a_topic_made_again_under_a_producer_is_a_fault() {
     run(async {

@@ -470,8 +470,14 @@ impl<'a> Admin<'a> {
             for partition in 0..topic.partitions {
                 loop {
                     let name = topic.name.clone();
-                    let asked =
-                        self.ask(move |admin| admin.inner().fetch_watermarks(&name, partition, CALL_TIMEOUT)).await?;
+                    // The client remembers of its first look that the topic is unknown, and would ask for no leader before
+                    // somebody makes it look again.
+                    let asked = self
+                        .ask(move |admin| {
+                            admin.inner().fetch_metadata(Some(&name), CALL_TIMEOUT)?;
+                            admin.inner().fetch_watermarks(&name, partition, CALL_TIMEOUT)
+                        })
+                        .await?;
                     let Err(error) = asked else { break };
                     let waiting = !matches!(code_of(&error), Some(RDKafkaErrorCode::TopicAuthorizationFailed));
                     if !waiting || Instant::now() >= deadline {
