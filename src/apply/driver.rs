@@ -462,7 +462,8 @@ impl Worker {
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
             let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
-            (table.name.clone(), TableStatus::new(phase))
+            let rows_done = self.writer.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
+            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;

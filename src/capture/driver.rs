@@ -94,6 +94,7 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and of each name.
     streamed: HashMap<u32, Arc<Version>>,
@@ -144,7 +145,9 @@ enum Woke {
 
 impl Reader {
     fn new(config: Arc<Config>, started: Started, reporter: SourceReporter, metrics: SourceMetrics) -> Result<Reader> {
-        let Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, .. } = started;
+        let Started {
+            session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, ..
+        } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter =
@@ -166,6 +169,7 @@ impl Reader {
             state,
             assembler,
             order,
+            estimates,
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
@@ -644,7 +648,8 @@ impl Core {
                 _ => Phase::Streaming,
             };
             let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
-            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+            let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
+            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
         });
         let tables = tables.collect();
         let mut unanswered =
