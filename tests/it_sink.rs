@@ -199,7 +199,7 @@ impl Owned {
         for rows in rows.chunks(2) {
             self.sink.push_range(&mut load, rows).await.unwrap();
         }
-        let counts = self.sink.end_range(load).await.unwrap();
+        let counts = self.sink.end_range(load, &[]).await.unwrap();
         self.commit(to).await;
         counts
     }
@@ -681,7 +681,7 @@ fn two_ranges_and_a_net_effect_share_a_transaction() {
         ] {
             let mut load = a.sink.begin_range(&plan, &range).await.unwrap();
             a.sink.push_range(&mut load, &rows).await.unwrap();
-            a.sink.end_range(load).await.unwrap();
+            a.sink.end_range(load, &[]).await.unwrap();
         }
         a.sink.apply(&[(&plan, net(&plan, &["update b|6|y"]))]).await.unwrap();
         a.commit(to).await;

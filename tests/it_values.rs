@@ -143,3 +143,32 @@ async fn a_table_that_gets_columns() {
     let mut process = scene.start().await;
     scene.equal(&mut process).await;
 }
+
+/// Old rows whole, or the key of another index than the primary key: unchanged big values, key changes and swaps arrive whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_identities_full_and_using_index() {
+    let schema = "CREATE TABLE public.f (a int, b text, big text, v int, PRIMARY KEY (b, a));
+        CREATE TABLE public.i (id int PRIMARY KEY, code text NOT NULL, big text, v int);
+        CREATE UNIQUE INDEX i_code ON public.i (code);
+        ALTER TABLE public.f REPLICA IDENTITY FULL; ALTER TABLE public.f ALTER big SET STORAGE EXTERNAL;
+        ALTER TABLE public.i REPLICA IDENTITY USING INDEX i_code; ALTER TABLE public.i ALTER big SET STORAGE EXTERNAL;";
+    let scene = Scene::new(LOCKSTEP, "identities", schema, &[("public.f", &["b", "a"]), ("public.i", &["code"])]).await;
+    scene.sql("INSERT INTO f SELECT i, 'k' || i, repeat(md5(i::text), 300), i FROM generate_series(1, 20) i").await;
+    scene.sql("INSERT INTO i SELECT i, 'k' || i, repeat(md5(i::text), 300), i FROM generate_series(1, 20) i").await;
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    for (table, key) in [("f", "b"), ("i", "code")] {
+        scene.sql(&format!("UPDATE {table} SET v = v + 100 WHERE v < 5; DELETE FROM {table} WHERE v = 7")).await;
+        scene.sql(&format!("UPDATE {table} SET {key} = 'moved' || v WHERE v BETWEEN 10 AND 12")).await;
+        scene.sql(&format!("UPDATE {table} SET big = NULL, v = -v WHERE v = 15; UPDATE {table} SET v = 0 WHERE v = -15")).await;
+        scene
+            .sql(&format!(
+                "BEGIN; UPDATE {table} SET {key} = 'park' WHERE v = 18; UPDATE {table} SET {key} = 'k18' WHERE v = 19;
+                 UPDATE {table} SET {key} = 'k19' WHERE {key} = 'park'; COMMIT"
+            ))
+            .await;
+    }
+    // The primary key is an ordinary column where another index is the identity.
+    scene.sql("UPDATE i SET id = id + 1000 WHERE id < 4").await;
+    scene.equal(&mut process).await;
+}

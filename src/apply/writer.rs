@@ -237,7 +237,9 @@ impl Writer {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
         self.sink.push_range(&mut load, &rows).await?;
-        self.sink.end_range(load).await?;
+        let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
+        let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
+        self.sink.end_range(load, &blank).await?;
         self.loaded_rows += chunk.rows;
         *self.loaded.entry(chunk.table.clone()).or_default() += chunk.rows;
         self.loads.chunk(self.offset, &chunk);
