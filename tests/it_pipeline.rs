@@ -177,6 +177,66 @@ async fn roles_in_processes_of_their_own() {
     }
 }
 
+/// A sink and a table that come later are loaded while the others go on; the first sink is not loaded again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_and_a_table_that_come_later() {
+    let schema = format!("{EVENTS_SCHEMA}; CREATE TABLE public.late (id int PRIMARY KEY, v text)");
+    let scene = Scene::bare(LOCKSTEP, "later", &schema, 1).await;
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    scene.sql("INSERT INTO events SELECT i, i / 3, 'before' FROM generate_series(-3000, -1) i").await;
+    scene.sql("INSERT INTO late SELECT i, 'v' FROM generate_series(1, 2000) i").await;
+    let pairs =
+        |tables: &[support::scene::Keyed]| tables.iter().map(|(t, k)| TablePair::same(t, k)).collect::<Vec<_>>();
+    let scene = scene.configure(|p| p.table("public.events").table("public.journal"));
+    let mut scene = Scene { tables: pairs(&EVENTS), ..scene };
+    let load = Events::on(&scene, QUICK);
+    let mut process = scene.start().await;
+    process.terminate(PATIENCE).await.unwrap();
+
+    let inventory = scene.services.inventory.create_database("later").await.unwrap();
+    inventory.execute(&schema).await.unwrap();
+    scene.sinks.push(("inventory", inventory));
+    let url = scene.sinks[1].1.url();
+    let scene = scene.configure(|p| p.sink_url("inventory", url).table("public.events").table("public.journal"));
+    let mut process = scene.start().await;
+    process.kill9().unwrap();
+
+    let mut scene = scene.configure(|p| p.table("public.late"));
+    scene.tables.push(TablePair::same("public.late", &["id"]));
+    let mut process = scene.start().await;
+    scene.sql("UPDATE late SET v = 'w' WHERE id % 2 = 0").await;
+    load.stop().await;
+    scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+}
+
+/// A process that dies in the middle of applying a large transaction has applied nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_transactions_are_killed_in_the_middle() {
+    let schema = "CREATE TABLE public.wide (id bigint PRIMARY KEY, a text, n int)";
+    let scene = Scene::bare(LOCKSTEP, "large_kills", schema, 1)
+        .await
+        .configure(|p| p.connector("public.wide", "partitions = 3\n[sinks.orders]\n"));
+    let scene = Scene { tables: vec![TablePair::same("public.wide", &["id"])], ..scene };
+    let mut process = scene.start().await;
+    let mut random = StdRng::seed_from_u64(23);
+    for round in 0..4 {
+        let sql = format!(
+            "BEGIN; INSERT INTO wide SELECT i, md5(i::text), {round} FROM generate_series({round} * 30000, {round} * 30000 + 29999) i;
+             UPDATE wide SET n = n + 1 WHERE id % 7 = 0; DELETE FROM wide WHERE id % 101 = {round}; COMMIT"
+        );
+        scene.sql(&sql).await;
+        for _ in 0..2 {
+            sleep(Duration::from_millis(random.random_range(200..1200))).await;
+            process.kill9().unwrap();
+            let parts = "SELECT count(*) FROM (SELECT id / 30000 FROM wide GROUP BY 1 HAVING count(*) < 29000) x";
+            assert_eq!(text(scene.orders(), parts).await, "0", "a part of a transaction is there");
+            process = scene.spawn(&[]);
+        }
+    }
+    scene.equal(&mut process).await;
+}
+
 /// Two processes with the same roles: the second waits, says so, and takes over when the first one dies. It does not take the
 /// roles from one that lives.
 #[tokio::test(flavor = "multi_thread")]

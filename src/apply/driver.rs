@@ -129,13 +129,16 @@ impl Worker {
         row.check_identity(&identity(&ledger))?;
         let known = ledger.state.joined(name);
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
+        let mut state = ledger.state;
         if found.is_some() && !missing.is_empty() {
-            request(&config, name, &missing).await?;
+            // Its tables are under load from here on, wherever the row stands.
+            let offset = request(&config, name, &missing, state.base).await?;
+            state = fold_through(&config, offset).await?;
         }
         let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
-        worker.writer.prepare(&ledger.state).await?;
+        worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
-        worker.look_ahead(&ledger.state).await?;
+        worker.look_ahead(&state).await?;
         Ok(Some(worker))
     }
 
@@ -205,7 +208,8 @@ impl Worker {
     async fn look_ahead(&mut self, state: &State) -> Result<()> {
         let mut last = self.row.standing.join_offset;
         let ahead = |join: &&Join| join.request.sink == self.sink.name && join.offset > self.at.offset;
-        for join in state.open_joins().filter(ahead) {
+        // Also those that are done: their chunks are still to come here.
+        for join in state.joins.iter().filter(ahead) {
             self.writer.loads.joined(join.offset, &join.request);
             last = last.max(Some(join.offset));
         }
@@ -458,13 +462,22 @@ impl Worker {
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
             let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
-            (table.name.clone(), TableStatus::new(phase))
+            let rows_done = self.writer.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
+            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;
+        // Without a broker nothing is known of what there is to apply.
+        let away = (self.tail.health().brokers_up() == 0).then(|| {
+            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
+        });
         self.reporter.update(|s| {
-            s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
-            s.waiting_for = None;
+            s.state = match away {
+                Some(_) => status::State::Retrying,
+                None if loading => status::State::Snapshot,
+                None => status::State::Streaming,
+            };
+            s.waiting_for = away;
             s.position = Some(at.position.lsn);
             s.closed_lsn = Some(at.closed);
             s.lag_bytes = Some(lag_bytes);
@@ -547,20 +560,34 @@ fn blank(ledger_topic_id: Uuid) -> Standing {
 
 /// A sink without a row joins: its row begins at the last valid checkpoint before its request.
 async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, ledger: &Ledger) -> Result<Standing> {
-    let offset = request(config, sink, tables).await?;
-    let shared = config.clone();
-    let state = blocking(move || {
-        let from = topic::fold_start(&shared.kafka, offset)?;
-        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
-    })
-    .await?;
+    // One that was asked for and could not be written down serves as well.
+    let asked = |request: &Request| {
+        request.sink == sink && request.tables.iter().collect::<BTreeSet<_>>() == tables.iter().collect()
+    };
+    let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
+    let offset = match open {
+        Some(offset) => offset,
+        None => request(config, sink, tables, ledger.state.base).await?,
+    };
+    let state = fold_through(config, offset).await?;
     let at = At::end_of(&state);
     Ok(Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..standing(&identity(ledger), at) })
 }
 
+/// The ledger's state up to and with the entry at `offset`.
+async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
+    let shared = config.clone();
+    blocking(move || {
+        let from = topic::fold_start(&shared.kafka, offset)?;
+        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
+    })
+    .await
+}
+
 /// Asks the reader to load tables at the sink; gives the request's offset.
-async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>) -> Result<i64> {
+async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>, base: Option<i64>) -> Result<i64> {
     let mut appender = Appender::open(&config.kafka)?;
+    appender.base = base;
     let request = Request {
         id: Uuid::new_v4(),
         kind: RequestKind::Join,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request};
-use crate::ledger::state::{Event, State};
+use crate::ledger::state::{Event, State, push_range};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -237,7 +237,7 @@ struct Loading {
     request: Uuid,
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
-    ranges: Vec<KeyRange>,
+    ranges: Vec<(TableName, KeyRange)>,
 }
 
 impl Loads {
@@ -254,7 +254,7 @@ impl Loads {
 
     fn push(&mut self, table: &TableName, range: KeyRange) {
         if let Some(loading) = self.tables.get_mut(table) {
-            loading.ranges.push(range);
+            push_range(&mut loading.ranges, table, range);
         }
     }
 
@@ -274,7 +274,7 @@ impl Loads {
         let Some(loading) = self.tables.get_mut(&chunk.table) else { return };
         let answers = chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
         if chunk.is_for(&self.sink) && answers {
-            loading.ranges.push(chunk.range.clone());
+            push_range(&mut loading.ranges, &chunk.table, chunk.range.clone());
         }
     }
 
@@ -299,7 +299,7 @@ impl Loads {
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };
-        for range in &loading.ranges {
+        for (_, range) in &loading.ranges {
             if range.contains(orders, key).map_err(|e| {
                 Error::halt(
                     Code::RecordInvalid,

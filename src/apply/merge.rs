@@ -16,6 +16,9 @@ use crate::status::{SinkReporter, State};
 /// How long one poll of a partition blocks; between polls the stop is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
+/// How long a broker may take to say how far a partition goes.
+const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// After this long what is waited for shows in the status.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,9 @@ fn fill<'s>(spans: &'s Spans, lane: &mut Lane<'_>, patience: &Patience, foreign:
                 return Err(Error::retry_plain("stopped while waiting for records"));
             }
             if began.elapsed() >= patience.wait {
+                // Judged only by a broker that answers: without one the records may well be there.
+                let span = lane.check.span();
+                spans.watermarks(&span.topic, span.partition, WATERMARKS_TIMEOUT)?;
                 lane.check.end()?;
             }
             if began.elapsed() >= TELL {

@@ -56,8 +56,9 @@ pub struct Writer {
     pub sink: PostgresSink,
     pub loads: Loads,
     pub counts: Counts,
-    /// Rows of chunks written.
+    /// Rows of chunks written since the last commit, and of each table since it is under load.
     pub loaded_rows: u64,
+    pub loaded: HashMap<TableName, u64>,
     name: String,
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
@@ -84,6 +85,7 @@ impl Writer {
             loads: Loads::default(),
             counts: Counts::default(),
             loaded_rows: 0,
+            loaded: HashMap::new(),
             name: config.name.clone(),
             tables,
             rows_max: config.batch_rows_max,
@@ -237,6 +239,7 @@ impl Writer {
         self.sink.push_range(&mut load, &rows).await?;
         self.sink.end_range(load).await?;
         self.loaded_rows += chunk.rows;
+        *self.loaded.entry(chunk.table.clone()).or_default() += chunk.rows;
         self.loads.chunk(self.offset, &chunk);
         Ok(())
     }
@@ -341,6 +344,7 @@ impl Writer {
         let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
         nets.retain(|(_, net)| !net.is_empty());
         for (version, net) in &mut nets {
+            net.loading = self.loads.is_loading(&version.table);
             batch.push((&version.plan, std::mem::take(net)));
         }
         if !batch.is_empty() {

@@ -21,7 +21,7 @@ use crate::value::{Row, RowBuf};
 
 /// How long Kafka may take no record before the replication connection is dropped: a connected reader that does not confirm
 /// blocks the source's shutdown.
-const KAFKA_GRACE: Duration = Duration::from_secs(30);
+pub const KAFKA_GRACE: Duration = Duration::from_secs(30);
 
 /// A relation version, ready to write records of.
 pub struct Version {
@@ -291,8 +291,8 @@ impl Emitter {
         self.outlet.producer.acked().await;
     }
 
-    /// Tells the machine what was acknowledged.
-    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
+    /// Tells the machine what was acknowledged, and whether anything was.
+    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
         self.outlet.take_acks(machine)
     }
 
@@ -353,8 +353,9 @@ impl Outlet {
         Ok(())
     }
 
-    fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
+    fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
         self.producer.take_acks(&mut self.acks)?;
+        let any = !self.acks.is_empty();
         for ack in self.acks.drain(..) {
             let Ack { route, partition, token, first, last, count } = ack;
             machine.acked(Acked {
@@ -366,7 +367,7 @@ impl Outlet {
                 count,
             });
         }
-        Ok(())
+        Ok(any)
     }
 }
 

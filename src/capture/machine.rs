@@ -31,6 +31,9 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(2);
 /// transaction of its own.
 const CHECKPOINT_RECORDS_MAX: u64 = 50_000;
 
+/// Intervals waiting for their acknowledgements; beyond it transactions share one.
+const INTERVALS_MAX: usize = 64;
+
 /// What to do with a transaction of the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Admit {
@@ -180,6 +183,10 @@ impl Machine {
             return Admit::Drop;
         }
         assert!(commit_lsn > self.last_commit, "commits arrive in order: {commit_lsn} after {}", self.last_commit);
+        // What is complete must not wait for a transaction that may be huge.
+        if !self.current().is_quiet() && self.intervals.len() < INTERVALS_MAX {
+            self.cut();
+        }
         self.open = Some(Open { lsn: commit_lsn, next: 0 });
         Admit::Take
     }

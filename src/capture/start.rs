@@ -4,7 +4,7 @@
 //! a slot that has to decode what was written before its publication existed is stuck for good. Holding the slot is the lease;
 //! only its holder appends a claim, and only a claim that was read back makes an epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Started {
     pub closed: Lsn,
     /// Tables in the order of their foreign keys, parents first.
     pub order: Vec<TableName>,
+    /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
+    pub estimates: HashMap<TableName, u64>,
 }
 
 /// Starts a reader, or says why it can't be.
@@ -64,10 +66,21 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     first_of(preflight::check_source(&*session, &config.source.publication, &names, config.create).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
+    let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
+    if let Some(slot) = &found {
+        // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
+        slot::check_slot(slot, &config.source.database.dbname)?;
+    }
     let state = read_ledger(config, found.as_ref()).await?;
+    // A reader writes its topics down once their tables are published.
+    let published: Vec<TableName> =
+        config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone()).collect();
+    if !published.is_empty() {
+        publication::check_published(&*session, &config.source.publication, &names, &published).await?;
+    }
     let topics = ensure_topics(config, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
@@ -92,7 +105,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let (state, assembler, tail) = read_back(config, epoch).await?;
     appender.base = state.base;
     let closed = check_confirmed(config, &session, &state).await?;
-    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order })
+    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates })
 }
 
 pub fn application_name(config: &Config) -> String {

@@ -105,6 +105,18 @@ impl Pipeline {
         self
     }
 
+    /// Another way into the source than the role lockstep's.
+    pub fn source_url(mut self, url: String) -> Pipeline {
+        self.source_url = url;
+        self
+    }
+
+    /// Another way into a sink.
+    pub fn sink_url(mut self, name: &str, url: String) -> Pipeline {
+        self.sinks.insert(name.to_owned(), url);
+        self
+    }
+
     /// A table that every sink named so far takes whole and under the same name.
     pub fn table(self, table: &str) -> Pipeline {
         let sinks: String = self.sinks.keys().map(|sink| format!("[sinks.{sink}]\n")).collect();
@@ -120,6 +132,12 @@ impl Pipeline {
     /// A line for a section of lockstep.toml: `set("source.snapshot", "chunk_rows = 100")`; "" is the top of the file.
     pub fn set(mut self, section: &str, line: &str) -> Pipeline {
         self.settings.entry(section.to_owned()).or_default().push(line.to_owned());
+        self
+    }
+
+    /// Takes back the lines that were added to a section.
+    pub fn unset(mut self, section: &str) -> Pipeline {
+        self.settings.remove(section);
         self
     }
 
