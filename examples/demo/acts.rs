@@ -124,7 +124,7 @@ impl Stage {
         let dir = &self.dir;
         show.more(match options.keep {
             true => "the servers still run; to look around:",
-            false => "to look around, begin with: scripts/services up --dir .services-demo",
+            false => "the servers stop now; to look around, begin with: scripts/services up --dir .services-demo",
         });
         self.show_reads(show);
         show.more(&format!("  {} run --config {dir}/config", shown_path(&options.lockstep)));
