@@ -160,7 +160,9 @@ async fn replica_identities_full_and_using_index() {
     for (table, key) in [("f", "b"), ("i", "code")] {
         scene.sql(&format!("UPDATE {table} SET v = v + 100 WHERE v < 5; DELETE FROM {table} WHERE v = 7")).await;
         scene.sql(&format!("UPDATE {table} SET {key} = 'moved' || v WHERE v BETWEEN 10 AND 12")).await;
-        scene.sql(&format!("UPDATE {table} SET big = NULL, v = -v WHERE v = 15; UPDATE {table} SET v = 0 WHERE v = -15")).await;
+        scene
+            .sql(&format!("UPDATE {table} SET big = NULL, v = -v WHERE v = 15; UPDATE {table} SET v = 0 WHERE v = -15"))
+            .await;
         scene
             .sql(&format!(
                 "BEGIN; UPDATE {table} SET {key} = 'park' WHERE v = 18; UPDATE {table} SET {key} = 'k18' WHERE v = 19;
@@ -170,5 +172,24 @@ async fn replica_identities_full_and_using_index() {
     }
     // The primary key is an ordinary column where another index is the identity.
     scene.sql("UPDATE i SET id = id + 1000 WHERE id < 4").await;
+    scene.equal(&mut process).await;
+}
+
+/// What was deleted at the source while a sink had no progress goes there too, also where rows of another table hold it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_made_anew_loses_rows_that_others_reference() {
+    let schema = "CREATE TABLE public.a (id int PRIMARY KEY, v text);
+        CREATE TABLE public.b (id int PRIMARY KEY, a int REFERENCES public.a);
+        CREATE TABLE public.c (id int PRIMARY KEY, b int REFERENCES public.b);";
+    let tables: [(&str, &[&str]); 3] = [("public.a", &["id"]), ("public.b", &["id"]), ("public.c", &["id"])];
+    let scene = Scene::new(LOCKSTEP, "anew", schema, &tables).await;
+    scene.sql("INSERT INTO a SELECT i, 'v' FROM generate_series(1, 30) i").await;
+    scene.sql("INSERT INTO b SELECT i, i FROM generate_series(1, 30) i; INSERT INTO c SELECT i, i FROM generate_series(1, 30) i").await;
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+    scene.sql("DELETE FROM c WHERE id > 20; DELETE FROM b WHERE id > 20; DELETE FROM a WHERE id > 20").await;
+    scene.orders().execute("DELETE FROM lockstep.progress").await.unwrap();
+    let mut process = scene.start().await;
     scene.equal(&mut process).await;
 }

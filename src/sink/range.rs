@@ -10,6 +10,7 @@ use super::sql::SinkTablePlan;
 use super::{Counts, Outcome};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
+use crate::relation::{TableName, quote_identifier};
 use crate::value::{Cell, RowBuf};
 
 /// A chunk that is being loaded. To be ended with [`PostgresSink::end_range`], or the transaction rolled back.
@@ -96,7 +97,8 @@ impl PostgresSink {
         if blank.is_empty() {
             return Ok(());
         }
-        let (schemas, tables): (Vec<&str>, Vec<&str>) = blank.iter().map(|t| (t.schema.as_str(), t.table.as_str())).unzip();
+        let (schemas, tables): (Vec<&str>, Vec<&str>) =
+            blank.iter().map(|t| (t.schema.as_str(), t.table.as_str())).unzip();
         let mut references = Vec::new();
         for row in self.client.query(REFERENCES, &[&schemas, &tables, &plan.oid]).await? {
             references.push(Reference {
@@ -111,7 +113,12 @@ impl PostgresSink {
         follow(plan.oid, &references, &mut Vec::new(), &mut statements);
         for (joined, table) in statements {
             let phantoms = plan.phantoms(range);
-            let sql = format!("DELETE FROM {table} USING {} AS t{} WHERE {} AND {phantoms}", plan.table.quoted(), joined.0, joined.1);
+            let sql = format!(
+                "DELETE FROM {table} USING {} AS t{} WHERE {} AND {phantoms}",
+                plan.table.quoted(),
+                joined.0,
+                joined.1
+            );
             self.client.batch_execute(&sql).await?;
         }
         Ok(())
@@ -140,9 +147,19 @@ struct Reference {
     referenced: Vec<String>,
 }
 
+/// The phantom's table is `t`; those along a chain of references are `c1`, `c2`, …
+fn alias(place: usize) -> String {
+    if place == 0 { "t".to_owned() } else { format!("c{place}") }
+}
+
 /// Statements' middles for every chain of references that ends at `parent`, the far ends first: what is joined between, and
 /// how; and the table to delete from.
-fn follow<'a>(parent: u32, all: &'a [Reference], chain: &mut Vec<&'a Reference>, out: &mut Vec<((String, String), String)>) {
+fn follow<'a>(
+    parent: u32,
+    all: &'a [Reference],
+    chain: &mut Vec<&'a Reference>,
+    out: &mut Vec<((String, String), String)>,
+) {
     for reference in all.iter().filter(|reference| reference.parent == parent) {
         // A circle of references has no end; its rows are found as far as the chain does not meet itself.
         if chain.iter().any(|before| before.child == reference.child) {
@@ -150,7 +167,6 @@ fn follow<'a>(parent: u32, all: &'a [Reference], chain: &mut Vec<&'a Reference>,
         }
         chain.push(reference);
         follow(reference.child, all, chain, out);
-        let alias = |place: usize| if place == 0 { "t".to_owned() } else { format!("c{place}") };
         let joins = chain.iter().enumerate().flat_map(|(i, link)| {
             let pairs = link.columns.iter().zip(&link.referenced);
             pairs.map(move |(child, parent)| {
@@ -159,7 +175,8 @@ fn follow<'a>(parent: u32, all: &'a [Reference], chain: &mut Vec<&'a Reference>,
         });
         let joins = joins.collect::<Vec<_>>().join(" AND ");
         let between = chain[..chain.len() - 1].iter().enumerate();
-        let between: String = between.map(|(i, link)| format!(", {} AS {}", link.table.quoted(), alias(i + 1))).collect();
+        let between: String =
+            between.map(|(i, link)| format!(", {} AS {}", link.table.quoted(), alias(i + 1))).collect();
         out.push(((between, joins), format!("{} AS {}", reference.table.quoted(), alias(chain.len()))));
         chain.pop();
     }

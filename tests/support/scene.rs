@@ -19,7 +19,7 @@ use super::pipeline::{Pipeline, Process};
 use super::services::{Database, Services};
 
 /// Everything here is done in a second or two on a machine with nothing else to do; tests share theirs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(15);
 
