@@ -12,7 +12,8 @@
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
 //! The process ends
-//! - with 0 once it was asked to stop and everything drained in time, whether or not a role was halted,
+//! - with 0 once it was asked to stop and every role ended in order and in time; what was not written down by then is done again
+//!   at the next start,
 //! - with 1 when a role does not stop in time, or after a panic,
 //! - with 3 when nothing can move any more, that is: (a) every role of this process is halted, or (b) the source role is halted
 //!   and for [`Limits::nothing_moves`] no sink of this process had anything left to apply. A process whose source is halted
@@ -81,7 +82,7 @@ impl Default for Limits {
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// Asked to stop, and everything drained.
+    /// Asked to stop, and every role ended in order.
     Drained,
     /// Something did not stop in time, or died.
     Failed,

@@ -73,7 +73,18 @@ pub async fn run(
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
-    worker.run(&stop).await
+    worker.run(&stop).await.map_err(|error| for_sink(error, &name))
+}
+
+/// A hint to read a copy again means this sink's copy.
+fn for_sink(error: Error, sink: &str) -> Error {
+    match error {
+        Error::Halt(mut halt) if halt.hint.starts_with("lockstep resync") && !halt.hint.contains("--sink") => {
+            halt.hint.push_str(&format!(" --sink {sink}"));
+            Error::Halt(halt)
+        }
+        other => other,
+    }
 }
 
 struct Worker {
@@ -92,6 +103,8 @@ struct Worker {
     at: At,
     wrote: Instant,
     level: Instant,
+    /// Rows loaded of each table that is under load.
+    loaded: HashMap<TableName, u64>,
     /// Records gathered into one transaction at most.
     gather_records: u64,
 }
@@ -163,7 +176,7 @@ impl Worker {
         let from = blocking(move || topic::fold_start(&shared.kafka, needed)).await?;
         let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
         let names = tables.keys().cloned().collect();
-        let machine = Machine::new(&sink.name, names, at, standing.join_offset.unwrap_or(-1));
+        let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let (assembler, now) = (Assembler::default(), Instant::now());
@@ -181,6 +194,7 @@ impl Worker {
             at,
             wrote: now,
             level: now,
+            loaded: HashMap::new(),
             gather_records: TRANSACTION_RECORDS_FIRST,
         })
     }
@@ -245,6 +259,12 @@ impl Worker {
                 self.quiet().await?;
                 self.report();
                 if stopped.is_some() {
+                    if self.machine.waiting() > 0 {
+                        tracing::warn!(
+                            items = self.machine.waiting(),
+                            "stopping with a backlog; the next start goes on with it"
+                        );
+                    }
                     return self.finish().await;
                 }
                 self.wait(stop).await?;
@@ -277,6 +297,7 @@ impl Worker {
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
                 self.writer.loads.joined(offset, &request);
+                self.loaded.retain(|table, _| !request.tables.contains(table));
                 if self.machine.is_known(offset) {
                     return Ok(());
                 }
@@ -383,7 +404,7 @@ impl Worker {
             let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
             let state = self.machine.state();
             self.writer.begin_interval(interval);
-            while let Some(head) = merge.take()? {
+            while let Some(head) = merge.take().await? {
                 self.writer.record(&head, state).await?;
             }
             self.writer.end_interval(state).await?;
@@ -391,24 +412,30 @@ impl Worker {
         }
         self.writer.flush().await?;
         self.writer.sink.commit().await?;
-        self.committed(standing, end, foreign);
+        let commits = intervals.iter().any(|interval| interval.checkpoint.commit_time > 0);
+        self.committed(standing, end, (foreign, commits));
         Ok(())
     }
 
-    fn committed(&mut self, standing: Standing, end: At, foreign: u64) {
+    fn committed(&mut self, standing: Standing, end: At, (foreign, committed): (u64, bool)) {
         self.row.standing = standing;
         self.at = end;
         self.gather_records = (self.gather_records * 2).min(TRANSACTION_RECORDS_MAX);
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
-        let snapshot = std::mem::take(&mut self.writer.loaded_rows);
+        let mut snapshot = 0;
+        for (table, rows) in std::mem::take(&mut self.writer.loaded) {
+            snapshot += rows;
+            *self.loaded.entry(table).or_default() += rows;
+        }
         self.metrics.rows(RowOp::Insert, counts.inserted);
         self.metrics.rows(RowOp::Update, counts.updated + counts.moved);
         self.metrics.rows(RowOp::Delete, counts.deleted);
+        self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
         self.metrics.foreign_records(foreign);
-        if end.commit_time > 0 {
+        if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics
                 .commit_to_visible(Duration::from_micros(u64::try_from(now - end.commit_time).unwrap_or_default()));
@@ -453,7 +480,11 @@ impl Worker {
     fn report(&mut self) {
         let newest = self.machine.end();
         let now = Instant::now();
-        if self.machine.waiting() == 0 {
+        // Without a broker nothing is known of what there is to apply.
+        let away = (self.tail.health().brokers_up() == 0).then(|| {
+            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
+        });
+        if self.machine.waiting() == 0 && away.is_none() {
             self.level = now;
         }
         let lag_bytes = newest.closed.bytes_since(self.at.closed);
@@ -462,15 +493,11 @@ impl Worker {
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
             let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
-            let rows_done = self.writer.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
+            let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
             (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;
-        // Without a broker nothing is known of what there is to apply.
-        let away = (self.tail.health().brokers_up() == 0).then(|| {
-            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
-        });
         self.reporter.update(|s| {
             s.state = match away {
                 Some(_) => status::State::Retrying,

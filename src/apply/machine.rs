@@ -96,6 +96,7 @@ impl Interval {
 /// The walk of one worker on one connection.
 #[derive(Debug)]
 pub struct Machine {
+    pipeline: String,
     sink: String,
     tables: BTreeSet<TableName>,
     state: State,
@@ -108,9 +109,9 @@ pub struct Machine {
 
 impl Machine {
     /// A machine whose state was folded up to the row's checkpoint or further back; [`Machine::entry`] continues there.
-    pub fn new(sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
-        let (sink, items) = (sink.to_owned(), VecDeque::new());
-        Machine { sink, tables, state: State::default(), end: row, join_offset, items }
+    pub fn new(pipeline: &str, sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
+        let (pipeline, sink, items) = (pipeline.to_owned(), sink.to_owned(), VecDeque::new());
+        Machine { pipeline, sink, tables, state: State::default(), end: row, join_offset, items }
     }
 
     pub fn state(&self) -> &State {
@@ -158,8 +159,8 @@ impl Machine {
     /// The way out when the chain is broken: without a row the sink joins anew.
     fn anew(&self) -> String {
         format!(
-            "DELETE FROM lockstep.progress WHERE sink = '{}' at the sink, then start again: every row is loaded anew",
-            self.sink
+            "DELETE FROM lockstep.progress WHERE pipeline = '{}' AND sink = '{}' at the sink, then start again",
+            self.pipeline, self.sink
         )
     }
 
@@ -326,7 +327,7 @@ mod tests {
     }
 
     fn machine(row: At) -> Machine {
-        Machine::new("x", BTreeSet::from([table()]), row, -1)
+        Machine::new("p", "x", BTreeSet::from([table()]), row, -1)
     }
 
     fn claim(nonce: u64) -> Body {

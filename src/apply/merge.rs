@@ -66,10 +66,10 @@ impl<'s> Merge<'s> {
     }
 
     /// The next record by position; `None` at the end, when every span was read whole.
-    pub fn take(&mut self) -> Result<Option<Head<'s>>> {
+    pub async fn take(&mut self) -> Result<Option<Head<'s>>> {
         for lane in &mut self.lanes {
             if lane.head.is_none() && !lane.check.is_done() {
-                lane.head = fill(self.spans, lane, &self.patience, &mut self.foreign)?;
+                lane.head = fill(self.spans, lane, &self.patience, &mut self.foreign).await?;
             }
         }
         let position = |lane: &Lane<'_>| lane.head.as_ref().map(|head| head.header.position);
@@ -78,7 +78,12 @@ impl<'s> Merge<'s> {
     }
 }
 
-fn fill<'s>(spans: &'s Spans, lane: &mut Lane<'_>, patience: &Patience, foreign: &mut u64) -> Result<Option<Head<'s>>> {
+async fn fill<'s>(
+    spans: &'s Spans,
+    lane: &mut Lane<'_>,
+    patience: &Patience,
+    foreign: &mut u64,
+) -> Result<Option<Head<'s>>> {
     let began = Instant::now();
     while !lane.check.is_done() {
         let Some(record) = spans.poll(lane.part, POLL)? else {
@@ -96,6 +101,8 @@ fn fill<'s>(spans: &'s Spans, lane: &mut Lane<'_>, patience: &Patience, foreign:
                 let what = format!("topic {} partition {} up to offset {}", span.topic, span.partition, span.last);
                 patience.reporter.update(|s| (s.state, s.waiting_for) = (State::Retrying, Some(what)));
             }
+            // The role's thread has other things to do too, such as showing that it lives.
+            tokio::task::yield_now().await;
             continue;
         };
         if record.offset() < lane.check.span().first {

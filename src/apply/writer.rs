@@ -56,9 +56,8 @@ pub struct Writer {
     pub sink: PostgresSink,
     pub loads: Loads,
     pub counts: Counts,
-    /// Rows of chunks written since the last commit, and of each table since it is under load.
-    pub loaded_rows: u64,
-    pub loaded: HashMap<TableName, u64>,
+    /// Rows of chunks written in the open transaction.
+    pub loaded: Vec<(TableName, u64)>,
     name: String,
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
@@ -84,8 +83,7 @@ impl Writer {
             sink,
             loads: Loads::default(),
             counts: Counts::default(),
-            loaded_rows: 0,
-            loaded: HashMap::new(),
+            loaded: Vec::new(),
             name: config.name.clone(),
             tables,
             rows_max: config.batch_rows_max,
@@ -110,7 +108,7 @@ impl Writer {
         self.truncates.clear();
         self.chunks.clear();
         self.open = None;
-        (self.counts, self.loaded_rows) = (Counts::default(), 0);
+        (self.counts, self.loaded) = (Counts::default(), Vec::new());
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -240,8 +238,7 @@ impl Writer {
         let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
         let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
         self.sink.end_range(load, &blank).await?;
-        self.loaded_rows += chunk.rows;
-        *self.loaded.entry(chunk.table.clone()).or_default() += chunk.rows;
+        self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(self.offset, &chunk);
         Ok(())
     }
@@ -365,7 +362,9 @@ impl Writer {
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
         plans.sort_by_key(|plan| plan.oid);
         plans.dedup_by_key(|plan| plan.oid);
-        self.sink.truncate(&plans).await
+        self.sink.truncate(&plans).await?;
+        self.counts.truncated += plans.len() as u64;
+        Ok(())
     }
 }
 

@@ -109,6 +109,8 @@ pub struct Machine {
     /// Oldest first. The last is the current one and takes records.
     intervals: VecDeque<Interval>,
     appending: Option<Checkpoint>,
+    /// Closed LSN of the last checkpoint that was read back.
+    read_closed: Lsn,
     /// Appended, not yet read back: offset and closed LSN.
     unread: VecDeque<(i64, Lsn)>,
     ledger_offset: i64,
@@ -123,6 +125,7 @@ impl Machine {
             epoch,
             prev: last.map(|last| last.anchor),
             appended_closed: closed,
+            read_closed: closed,
             appended_at: None,
             interval_min,
             resume: position.lsn,
@@ -167,13 +170,9 @@ impl Machine {
         self.prev.map_or(Position::ORIGIN, |prev| prev.to)
     }
 
-    /// Closed LSN of the last checkpoint appended.
-    pub fn appended_closed(&self) -> Lsn {
-        self.appended_closed
-    }
-
-    pub fn in_transaction(&self) -> bool {
-        self.open.is_some()
+    /// Closed LSN of the last checkpoint that was read back: everything up to here counts.
+    pub fn read_closed(&self) -> Lsn {
+        self.read_closed
     }
 
     /// A transaction begins in the stream.
@@ -386,7 +385,10 @@ impl Machine {
             Event::Claimed(epoch) if *epoch != self.epoch => ReadBack::Fenced(*epoch),
             Event::Superseded(epoch) if *epoch == self.epoch => ReadBack::Fenced(*epoch),
             Event::Valid(checkpoint) if checkpoint.epoch == self.epoch => match self.expect(offset, checkpoint) {
-                Some((expected, closed)) if expected == offset => ReadBack::Confirm(closed),
+                Some((expected, closed)) if expected == offset => {
+                    self.read_closed = closed;
+                    ReadBack::Confirm(closed)
+                }
                 // The ledger lost our entry, or holds one that we did not write: this epoch is over.
                 _ => ReadBack::Fenced(self.epoch),
             },
