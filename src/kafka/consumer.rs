@@ -40,7 +40,7 @@ const TAIL_QUEUE_BYTES: usize = 4 << 20;
 const TAIL_POLL: Duration = Duration::from_millis(50);
 
 /// librdkafka counts the bytes of records in a queue but not its own structures around them, some 350 bytes each.
-const QUEUE_RECORDS: usize = 20_000;
+const QUEUE_RECORDS: usize = 10_000;
 /// For questions that a leader must answer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`Pieces`] gives up when nothing at all arrived for this long.
