@@ -30,8 +30,9 @@ use crate::status::{self, Phase, SinkReporter, TableStatus};
 /// This process among the workers of its sinks: it takes over from itself at once.
 static WORKER: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
 
-/// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing.
-const TRANSACTION_RECORDS_MAX: u64 = 20_000;
+/// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing, and the
+/// rows are held in memory.
+const TRANSACTION_RECORDS_MAX: u64 = 10_000;
 
 /// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
 const TRANSACTION_RECORDS_FIRST: u64 = 1_000;

@@ -102,6 +102,8 @@ struct Core {
     scratch: Scratch,
     transaction: Option<Transaction>,
     last_commit_end: Option<Lsn>,
+    /// When the last burst was read. All its records say so: a clock per record is a twentieth of their cost.
+    read_ns: i64,
     /// Number of the checkpoint's append in flight and when it was sent.
     appending: Option<(u64, Instant)>,
     sent_at: std::collections::VecDeque<(i64, Instant)>,
@@ -176,6 +178,7 @@ impl Reader {
             scratch: Scratch::default(),
             transaction: None,
             last_commit_end: None,
+            read_ns: 0,
             appending: None,
             sent_at: std::collections::VecDeque::new(),
             done: Vec::new(),
@@ -222,7 +225,7 @@ impl Reader {
         tokio::select! {
             () = stop.cancelled() => Woke::Stopped,
             result = self.stream.read() => Woke::Read(result),
-            () = core.emitter.acked() => Woke::Acked,
+            () = core.emitter.acked_soon() => Woke::Acked,
             () = core.appender.acked() => Woke::Acked,
             record = core.tail.recv() => Woke::Entry(record),
             answer = core.chunks.recv() => Woke::Answer(answer),
@@ -233,6 +236,7 @@ impl Reader {
     /// Handles everything that was read. Frames are lent by the stream, so what they ask of it is done after them.
     async fn frames(&mut self) -> Result<()> {
         let mut reply = false;
+        self.core.read_ns = now_ns();
         while let Some(frame) = self.stream.next()? {
             match frame {
                 Frame::XLogData { start, wal_end, data, .. } => {
@@ -334,8 +338,7 @@ impl Core {
     }
 
     fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
-        let now = jiff::Timestamp::now();
-        let now_ns = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
+        let now_ns = if transaction.is_some() { self.read_ns } else { now_ns() };
         Event {
             last_commit_lsn: self.last_commit_end,
             lsn,
@@ -730,6 +733,10 @@ fn announced(body: &RelationBody, name: &TableName) -> StreamedRelation {
         typmod: c.typmod,
     };
     StreamedRelation { oid: body.oid, name: name.clone(), identity, columns: body.columns.iter().map(column).collect() }
+}
+
+fn now_ns() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
 fn out_of_place() -> Error {

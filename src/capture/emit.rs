@@ -23,6 +23,11 @@ use crate::value::{Row, RowBuf};
 /// blocks the source's shutdown.
 pub const KAFKA_GRACE: Duration = Duration::from_secs(30);
 
+/// Some hundred records: fewer are a trickle, whose commits wait for nothing.
+const MUCH_IN_FLIGHT_BYTES: usize = 256 * 1024;
+/// The timer's own grain.
+const ACKED_NAP: Duration = Duration::from_millis(1);
+
 /// A relation version, ready to write records of.
 pub struct Version {
     pub relation: Arc<Relation>,
@@ -291,8 +296,22 @@ impl Emitter {
         self.outlet.producer.acked().await;
     }
 
+<<<<<<< HEAD
     /// Tells the machine what was acknowledged, and whether anything was.
     pub fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
+=======
+    /// The same; while much is in flight it waits a little, because then acknowledgements come by the thousand and each would
+    /// wake the reader for itself.
+    pub async fn acked_soon(&self) {
+        self.acked().await;
+        if self.in_flight_bytes() > MUCH_IN_FLIGHT_BYTES {
+            tokio::time::sleep(ACKED_NAP).await;
+        }
+    }
+
+    /// Tells the machine what was acknowledged.
+    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
+>>>>>>> bench
         self.outlet.take_acks(machine)
     }
 
