@@ -20,7 +20,7 @@ use crate::kafka::consumer::{Spans, Tail};
 use crate::kafka::topics;
 use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
 use crate::ledger::state::State;
-use crate::ledger::topic::{self, Appender};
+use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::relation::TableName;
 use crate::sink::postgres::PostgresSink;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing, TakeOver};
@@ -57,8 +57,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How often a sink that is earlier than the source role looks for the ledger.
 const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
-
-const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The role: runs until it is stopped or fails.
 pub async fn run(
@@ -174,7 +172,7 @@ impl Worker {
         };
         let needed = standing.join_offset.map_or(at.offset, |join| join.min(at.offset));
         let shared = config.clone();
-        let from = blocking(move || topic::fold_start(&shared.kafka, needed)).await?;
+        let from = topic::beside(move || Reading::open(&shared.kafka)?.fold_start(needed)).await?;
         let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
@@ -206,7 +204,7 @@ impl Worker {
             return Ok(());
         }
         let shared = self.config.clone();
-        let (_, high) = blocking(move || topic::bounds(&shared.kafka)).await?;
+        let (_, high) = topic::beside(move || Reading::open(&shared.kafka)?.bounds()).await?;
         if self.at.offset >= high {
             return self.machine.check_row();
         }
@@ -535,22 +533,13 @@ fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
     config.tables.iter().filter_map(of).collect()
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::retry("reading the ledger", e))?
-}
-
 /// The ledger as it is now; it is the reader's to make.
 async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter) -> Result<Ledger> {
     let topic = &config.kafka.ledger;
     loop {
         if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
             let shared = config.clone();
-            let state = blocking(move || {
-                let (_, high) = topic::bounds(&shared.kafka)?;
-                let from = topic::fold_start(&shared.kafka, high)?;
-                Ok(topic::fold(&shared.kafka, from, high)?.0)
-            })
-            .await?;
+            let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
             if state.source.is_some() {
                 return Ok(Ledger { id: facts.id, state });
             }
@@ -605,11 +594,7 @@ async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, le
 /// The ledger's state up to and with the entry at `offset`.
 async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
     let shared = config.clone();
-    blocking(move || {
-        let from = topic::fold_start(&shared.kafka, offset)?;
-        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
-    })
-    .await
+    topic::beside(move || Ok(Reading::open(&shared.kafka)?.fold(offset + 1)?.0)).await
 }
 
 /// Asks the reader to load tables at the sink; gives the request's offset.

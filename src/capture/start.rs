@@ -17,7 +17,7 @@ use crate::kafka::consumer::Tail;
 use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
 use crate::ledger::entry::{Assembler, Body, Claim, Entry, SourceEntry, SourceIdentity, TopicIdentity};
 use crate::ledger::state::State;
-use crate::ledger::topic::{self, Appender};
+use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::lsn::Lsn;
 use crate::postgres::slot::SlotFacts;
 use crate::postgres::stream::{Start, Stream};
@@ -27,9 +27,6 @@ use crate::record::Epoch;
 use crate::relation::TableName;
 use crate::session::{self, Session};
 use crate::status::{self, SourceReporter};
-
-/// How long one append to the ledger may take while nothing else flows.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often the making of a slot says what it waits for.
 const CREATE_TELL: Duration = Duration::from_secs(3);
@@ -122,22 +119,13 @@ fn first_of(findings: Vec<Halt>) -> Result<()> {
     Err(first.into())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::retry("reading the ledger", e))?
-}
-
 /// The ledger's state before our claim. A slot without a ledger is never a first start.
 async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<State> {
     let ledger = &config.kafka.ledger;
     let facts = topics::describe(&config.kafka, &[ledger.as_str()]).await?.remove(0);
     let state = if facts.is_some() {
         let config = config.clone();
-        blocking(move || {
-            let (_, high) = topic::bounds(&config.kafka)?;
-            let from = topic::fold_start(&config.kafka, high)?;
-            Ok(topic::fold(&config.kafka, from, high)?.0)
-        })
-        .await?
+        topic::beside(move || Reading::open(&config.kafka)?.fold_all()).await?
     } else {
         State::default()
     };
@@ -338,11 +326,7 @@ async fn take_slot(
 async fn read_back(config: &Arc<Config>, epoch: Epoch) -> Result<(State, Assembler, Tail)> {
     let claim = i64::try_from(epoch.offset).expect("Kafka offsets are positive i64");
     let shared = config.clone();
-    let (state, assembler) = blocking(move || {
-        let from = topic::fold_start(&shared.kafka, claim)?;
-        topic::fold(&shared.kafka, from, claim + 1)
-    })
-    .await?;
+    let (state, assembler) = topic::beside(move || Reading::open(&shared.kafka)?.fold(claim + 1)).await?;
     if state.claim != Some(epoch) {
         return Err(Error::retry_plain("our claim was not in the ledger where it was acknowledged"));
     }

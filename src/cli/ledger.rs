@@ -13,7 +13,7 @@ use crate::error::{Code, Result};
 use crate::kafka::consumer;
 use crate::ledger::entry::{Assembler, Body, Checkpoint, Entry};
 use crate::ledger::state::{Event, State};
-use crate::ledger::topic::{self, PARTITION};
+use crate::ledger::topic::{PARTITION, Reading};
 
 /// Entries read at once: some MiB at the most.
 const PIECE: i64 = 5_000;
@@ -41,11 +41,12 @@ pub struct LedgerArgs {
 pub fn run(args: &LedgerArgs) -> Result<u8, Failure> {
     let config = super::load(&args.config.config)?;
     let kafka = &config.kafka;
-    let (low, high) = topic::bounds(kafka)?;
+    let mut reading = Reading::open(kafka)?;
+    let (low, high) = reading.bounds()?;
     let from = args.from.map_or(high - i64::from(args.last), i64::from).clamp(low, high);
     let mut reader = Printer { from, json: args.json, state: State::default(), assembler: Assembler::default() };
     // What an entry means depends on what stands before it.
-    let mut at = topic::fold_start(kafka, from)?;
+    let mut at = reading.fold_start(from)?;
     while at < high {
         let to = high.min(at + PIECE);
         super::print(&reader.piece(kafka, at, to)?)?;

@@ -12,10 +12,8 @@ use uuid::Uuid;
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
 use crate::ledger::entry::{Body, Request, RequestKind};
-use crate::ledger::topic::{self, Appender};
+use crate::ledger::topic::{APPEND_TIMEOUT, Appender, Reading};
 use crate::relation::TableName;
-
-const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Read a sink's copy of a table, or of all its tables, again while everything flows
 ///
@@ -40,8 +38,7 @@ pub struct ResyncArgs {
 pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
     let config = super::load(&args.config.config)?;
     let requests = requests(&config, args)?;
-    let (_, high) = topic::bounds(&config.kafka)?;
-    let base = topic::fold(&config.kafka, topic::fold_start(&config.kafka, high)?, high)?.0.base;
+    let base = Reading::open(&config.kafka)?.fold_all()?.base;
     super::block_on(async {
         let mut appender = Appender::open(&config.kafka)?;
         appender.base = base;

@@ -3,9 +3,11 @@
 //! A reader of the ledger begins at a base that later entries name (it was read back with no newer claim before it) or, where
 //! none reaches far enough back, at the first entry kept.
 
+use std::time::Duration;
+
 use crate::config::Kafka;
 use crate::error::{Code, Error, Result};
-use crate::kafka::consumer::{self, Entry as Record};
+use crate::kafka::consumer::{Entry as Record, Pieces};
 use crate::kafka::producer::{Ack, Message, Producer, Purpose, Route, Sent};
 use crate::ledger::entry::{Assembler, Body, Entry, Piece};
 use crate::ledger::state::State;
@@ -14,62 +16,94 @@ use crate::record::Epoch;
 /// The ledger's only partition.
 pub const PARTITION: i32 = 0;
 
-/// How long the first answers of Kafka may take.
-const METADATA_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Entries read at once: some MiB at the most.
+const PIECE_ENTRIES: i64 = 5_000;
 
-/// First offset kept and the offset after the last entry. Blocking.
-pub fn bounds(kafka: &Kafka) -> Result<(i64, i64)> {
-    consumer::watermarks(kafka, &kafka.ledger, PARTITION, METADATA_TIMEOUT)
+/// How long an append may take while nothing else flows: elections of a leader are over sooner.
+pub const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Reads the ledger from where it must be read, over one connection. Blocks; for starts.
+pub struct Reading {
+    pieces: Pieces,
 }
 
-fn read(kafka: &Kafka, from: i64, to: i64) -> Result<Vec<Record>> {
-    consumer::read_all(kafka, &kafka.ledger, PARTITION, Some(from), to, Code::LedgerTrimmed)
-}
-
-/// Where a fold must begin so that its state is complete from the entry at `needed` on. Blocking.
-pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
-    let (low, high) = bounds(kafka)?;
-    if needed < low - 1 {
-        let message = format!("the ledger begins at entry {low}, but what stands after entry {needed} is needed");
-        let hint = "DELETE FROM lockstep.progress WHERE … at the sink, then start again: every row is loaded anew";
-        return Err(Error::halt(Code::LedgerTrimmed, message, hint));
+impl Reading {
+    pub fn open(kafka: &Kafka) -> Result<Reading> {
+        Ok(Reading { pieces: Pieces::open(kafka, &kafka.ledger, PARTITION)? })
     }
-    let mut at = high - 1;
-    while at > low {
-        let entries = read(kafka, at, at + 1)?;
-        let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
-        match Entry::base_of(at, value)? {
-            Some(base) if base < low => return Ok(low),
-            Some(base) if base <= needed => return start_of(kafka, base, low),
-            Some(base) if base < at => at = base,
-            // An entry by somebody who knew of none: the one before it tells.
-            _ => at -= 1,
+
+    /// First offset kept and the offset after the last entry.
+    pub fn bounds(&self) -> Result<(i64, i64)> {
+        self.pieces.watermarks()
+    }
+
+    fn read(&mut self, from: i64, to: i64) -> Result<Vec<Record>> {
+        self.pieces.read(Some(from), to, Code::LedgerTrimmed)
+    }
+
+    /// Where a fold must begin so that its state is complete from the entry at `needed` on.
+    pub fn fold_start(&mut self, needed: i64) -> Result<i64> {
+        let (low, high) = self.bounds()?;
+        if needed < low - 1 {
+            let message = format!("the ledger begins at entry {low}, but what stands after entry {needed} is needed");
+            let hint = "lockstep explain LEDGER_TRIMMED";
+            return Err(Error::halt(Code::LedgerTrimmed, message, hint));
         }
-    }
-    Ok(low)
-}
-
-/// The first record of the base that stands at `base`: itself, unless it came in parts.
-fn start_of(kafka: &Kafka, base: i64, low: i64) -> Result<i64> {
-    let entries = read(kafka, base, base + 1)?;
-    let whole = match entries.first().and_then(|entry| entry.value.as_deref()) {
-        Some(value) => matches!(Entry::decode(base, value)?, Piece::Whole(_)),
-        None => false,
-    };
-    // Parts of other writers may stand between the parts of a long base: begin where nothing is cut.
-    Ok(if whole { base } else { low })
-}
-
-/// Folds the entries in `from..to`. Blocking.
-pub fn fold(kafka: &Kafka, from: i64, to: i64) -> Result<(State, Assembler)> {
-    let (mut state, mut assembler) = (State::default(), Assembler::default());
-    for record in read(kafka, from, to)? {
-        let value = record.value.as_deref().unwrap_or_default();
-        if let Some(entry) = assembler.push(record.offset, Entry::decode(record.offset, value)?)? {
-            state.apply(record.offset, entry);
+        let mut at = high - 1;
+        while at > low {
+            let entries = self.read(at, at + 1)?;
+            let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
+            match Entry::base_of(at, value)? {
+                Some(base) if base < low => return Ok(low),
+                Some(base) if base <= needed => return self.start_of(base, low),
+                Some(base) if base < at => at = base,
+                // An entry by somebody who knew of none: the one before it tells.
+                _ => at -= 1,
+            }
         }
+        Ok(low)
     }
-    Ok((state, assembler))
+
+    /// The first record of the base that stands at `base`: itself, unless it came in parts.
+    fn start_of(&mut self, base: i64, low: i64) -> Result<i64> {
+        let entries = self.read(base, base + 1)?;
+        let whole = match entries.first().and_then(|entry| entry.value.as_deref()) {
+            Some(value) => matches!(Entry::decode(base, value)?, Piece::Whole(_)),
+            None => false,
+        };
+        // Parts of other writers may stand between the parts of a long base: begin where nothing is cut.
+        Ok(if whole { base } else { low })
+    }
+
+    /// What is true before the entry at `to`.
+    pub fn fold(&mut self, to: i64) -> Result<(State, Assembler)> {
+        let from = self.fold_start(to - 1)?;
+        let (mut state, mut assembler) = (State::default(), Assembler::default());
+        let mut at = from;
+        while at < to {
+            // Piece by piece: a ledger without a base near its end can be long.
+            let end = to.min(at + PIECE_ENTRIES);
+            for record in self.read(at, end)? {
+                let value = record.value.as_deref().unwrap_or_default();
+                if let Some(entry) = assembler.push(record.offset, Entry::decode(record.offset, value)?)? {
+                    state.apply(record.offset, entry);
+                }
+            }
+            at = end;
+        }
+        Ok((state, assembler))
+    }
+
+    /// What is true at the end of the ledger.
+    pub fn fold_all(&mut self) -> Result<State> {
+        let (_, high) = self.bounds()?;
+        Ok(self.fold(high)?.0)
+    }
+}
+
+/// Runs reading that blocks beside the caller's runtime.
+pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::retry("reading the ledger", e))?
 }
 
 /// Appends entries in order; owned by one thread.

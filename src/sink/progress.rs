@@ -101,8 +101,7 @@ impl ProgressRow {
             code: Code::ProgressMismatch,
             message: format!("the sink's progress was written against another {what}"),
             facts: facts.into(),
-            hint: "DELETE FROM lockstep.progress WHERE … at the sink, then start again: every row is loaded anew"
-                .into(),
+            hint: "lockstep explain PROGRESS_MISMATCH".into(),
         };
         Err(halt.into())
     }
