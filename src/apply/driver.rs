@@ -479,10 +479,9 @@ impl Worker {
     fn report(&mut self) {
         let newest = self.machine.end();
         let now = Instant::now();
-        // Without a broker nothing is known of what there is to apply.
-        let away = (self.tail.health().brokers_up() == 0).then(|| {
-            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
-        });
+        // Without a broker nothing is known of what there is to apply. A client that has just begun knows of no trouble.
+        let trouble = self.tail.last_error().filter(|_| self.tail.health().brokers_up() == 0);
+        let away = trouble.map(|trouble| format!("Kafka: {trouble}"));
         if self.machine.waiting() == 0 && away.is_none() {
             self.level = now;
         }
