@@ -33,7 +33,7 @@ pub enum State {
     Streaming,
     /// Something failed that may heal; the next attempt is scheduled.
     Retrying,
-    /// Stopped by `lockstep pause`.
+    /// Stopped by a person. Part of the contract, not yet reached: no verb pauses.
     Paused,
     /// Another process has the role; this one takes over when that one goes.
     Standby,
@@ -113,7 +113,8 @@ pub enum Phase {
     Waiting,
     /// Its rows are being copied for the first time.
     Snapshot,
-    /// Its rows are being read again; until that ends the copy is not the source's state.
+    /// Its rows are being read again; until that ends the copy is not the source's state. Part of the contract, not yet
+    /// reached: rows that are asked for again are a [`Phase::Snapshot`] as well.
     Reread,
     Streaming,
 }

@@ -189,7 +189,8 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     Err(Error::halt(
         Code::RelationChanged,
         format!("the key of table {} changed while its rows were being read", relation.name),
-        format!("lockstep resync {}", relation.name),
+        // A new reader reads under the new key.
+        "lockstep run",
     ))
 }
 

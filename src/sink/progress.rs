@@ -45,7 +45,7 @@ pub struct Standing {
 pub enum Phase {
     /// A first load or a resync is under way: not the source yet.
     Snapshot,
-    /// A table is read again after a change that sent no rows.
+    /// A table is read again after a change that sent no rows. Part of the format, not yet written.
     Reread,
     Streaming,
 }
