@@ -13,8 +13,8 @@
 //! - Consumers use `assign`, never group membership. librdkafka wants a `group.id` for that all the same; a refused group is
 //!   ignored because nothing of ours is kept in one.
 //!
-//! Deliberately not here: transactions (why: DESIGN section 2), consumer groups, `FutureProducer` (it reorders when its queue is
-//! full) and `StreamConsumer` (its split queues lose wake-ups).
+//! Deliberately not here: transactions (why: docs/design.md section 2), consumer groups, `FutureProducer` (it reorders when its
+//! queue is full) and `StreamConsumer` (its split queues lose wake-ups).
 
 mod health;
 mod raw;

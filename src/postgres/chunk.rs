@@ -1,4 +1,4 @@
-//! Reading one chunk of a table by the visibility cut (DESIGN.md section 4, step 2).
+//! Reading one chunk of a table by the visibility cut (docs/design.md section 4, step 2).
 //!
 //! One REPEATABLE READ READ ONLY transaction: lock the table, take the snapshot S, read the catalog, read the rows in key
 //! order. Then [`mark`] puts a nonce into the log: where the stream shows it is H, and the reader overlays what streamed

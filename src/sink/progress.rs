@@ -3,7 +3,7 @@
 //! It moves in the same transaction as the data, by compare-and-set on (ledger offset, reader epoch and nonce, worker epoch,
 //! worker), so a worker that lost the sink writes nothing, however late its statements arrive. Taking over bumps the worker
 //! epoch, which waits for the predecessor's open transaction on the row's lock: when it is through, the row says what the
-//! predecessor committed. Columns are fixed by PROTOCOL version 1.
+//! predecessor committed. Columns are fixed by docs/protocol.md, version 1.
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
