@@ -1,4 +1,4 @@
-//! Orders of keys, and ranges of them: the closed list of PROTOCOL.md that source, reader and sink compute alike.
+//! Orders of keys, and ranges of them: the closed list of docs/protocol.md that source, reader and sink compute alike.
 //!
 //! A chunk says "this range now holds exactly these rows". Source (an ORDER BY), reader (is this change inside?) and sink
 //! (which rows are phantoms?) must agree on every border, or a row is lost. So a column has one of five orders, decided by

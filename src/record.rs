@@ -1,4 +1,4 @@
-//! The headers that make a Kafka record ours: `ls`, `ls-absent`, `ls-text`. Bytes are fixed by PROTOCOL version 1.
+//! The headers that make a Kafka record ours: `ls`, `ls-absent`, `ls-text`. Bytes are fixed by docs/protocol.md, version 1.
 //!
 //! A reader of another version refuses, never guesses.
 

@@ -4,7 +4,7 @@
 //! `/metrics`, the supervisor) holds the other end of a watch channel. A reader never waits for a role, a role never waits for
 //! a reader, and the latest word replaces the one before.
 //!
-//! Invariants: the names that [`Board::status`] writes are a contract (DESIGN.md section 8): users script against them, so
+//! Invariants: the names that [`Board::status`] writes are a contract (docs/design.md section 8): users script against them, so
 //! they are added to and never renamed. `null` means "not known yet", never 0: a lag that no one has measured is not no lag.
 //!
 //! Not here: HTTP, metrics, clocks. When something began is handed in by whoever saw it.
@@ -33,7 +33,7 @@ pub enum State {
     Streaming,
     /// Something failed that may heal; the next attempt is scheduled.
     Retrying,
-    /// Stopped by `lockstep pause`.
+    /// Stopped by a person. Part of the contract, not yet reached: no verb pauses.
     Paused,
     /// Another process has the role; this one takes over when that one goes.
     Standby,
@@ -113,7 +113,8 @@ pub enum Phase {
     Waiting,
     /// Its rows are being copied for the first time.
     Snapshot,
-    /// Its rows are being read again; until that ends the copy is not the source's state.
+    /// Its rows are being read again; until that ends the copy is not the source's state. Part of the contract, not yet
+    /// reached: rows that are asked for again are a [`Phase::Snapshot`] as well.
     Reread,
     Streaming,
 }
@@ -340,7 +341,7 @@ pub mod tests {
     use super::*;
     use crate::error::{Code, Error};
 
-    /// The situation of DESIGN.md section 8's example.
+    /// The situation of docs/design.md section 8's example.
     pub fn board() -> (Board, SourceReporter, SinkReporter) {
         let (source, sink) = (SourceReporter::default(), SinkReporter::default());
         let products = TableName::new("public", "products");
@@ -421,7 +422,7 @@ pub mod tests {
         "#);
     }
 
-    /// The example of DESIGN.md section 8, as far as it is a contract: each key there is a key here, of the same type.
+    /// The example of docs/design.md section 8, as far as it is a contract: each key there is a key here, of the same type.
     #[test]
     fn every_key_of_the_design_is_there() {
         let promised = json!({

@@ -579,6 +579,7 @@ fn prefetching_stops_at_its_limit() {
             std::thread::sleep(Duration::from_secs(1));
             let grown = memory_bytes().saturating_sub(before);
             println!("fetched ahead: {} KiB", grown >> 10);
+            assert!(grown > 0, "nothing is fetched ahead");
             assert!(grown < 40 << 20, "{grown} bytes fetched ahead");
             let begun = Instant::now();
             for offset in 1..1000 {
@@ -641,12 +642,15 @@ fn waiting_for_acknowledgements_can_be_dropped_and_a_closed_producer_does_not_li
         producer.take_acks(&mut acks).unwrap();
         assert_eq!(acks.len(), 1);
 
-        // Thrown away rather than waited for.
+        producer.close(PATIENCE);
+
+        // Thrown away rather than waited for: it would leave only after the linger, far beyond the limit below.
+        let mut producer = Producer::open(&Kafka { linger: PATIENCE, ..config() }, Purpose::Data).unwrap();
+        let route = producer.route(&topic);
         assert_eq!(producer.send(&message(route, 0, b"y", 1)).unwrap(), Sent::Queued);
         let begun = Instant::now();
         producer.close(Duration::from_millis(20));
-        println!("close with 20 ms: {:?}", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_millis(200));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         made.delete().await;
     });
 }
@@ -672,7 +676,7 @@ fn nobody_home_is_a_retry_with_words() {
         producer.take_acks(&mut Vec::new()).unwrap();
         let begun = Instant::now();
         producer.close(Duration::from_millis(100));
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         drop(tail);
     });
 }
@@ -683,6 +687,7 @@ fn thread_cpu() -> Duration {
 }
 
 #[test]
+#[ignore = "a measurement: cargo test --test it_kafka throughput -- --ignored --nocapture"]
 fn throughput() {
     const RECORDS: u64 = 300_000;
     run(async {

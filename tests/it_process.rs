@@ -274,22 +274,53 @@ fn the_readme_links_to_files_that_exist() {
     }
 }
 
+/// The verbs that the program's own help lists.
+fn verbs() -> BTreeSet<String> {
+    let (_, help, _) = output(&["--help"]);
+    let commands = help.split_once("Commands:\n").unwrap().1;
+    let first_word = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let known: BTreeSet<String> = commands.lines().take_while(|line| !line.is_empty()).filter_map(first_word).collect();
+    assert!(known.contains("run") && known.contains("explain"), "{known:?}");
+    known
+}
+
+/// Hints are what people type: a string that begins with `lockstep VERB`, or goes on with `then lockstep VERB`.
+#[test]
+fn every_command_that_a_hint_names_exists() {
+    let known = verbs();
+    let (mut folders, mut found) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for command in ["\"lockstep ", "then lockstep "].iter().flat_map(|start| text.split(start).skip(1)) {
+                let verb: String = command.chars().take_while(char::is_ascii_alphabetic).collect();
+                // `"lockstep {verb}"` and the like say it elsewhere.
+                if !verb.is_empty() {
+                    assert!(known.contains(&verb), "{}: there is no verb {verb:?}", path.display());
+                    found += 1;
+                }
+            }
+        }
+    }
+    assert!(found > 10, "{found} hints are seen");
+}
+
 /// `lockstep VERB` in any document: VERB is one of the program's.
 #[test]
 fn every_command_that_the_documents_name_exists() {
-    let (_, help, _) = output(&["--help"]);
-    let commands = help.split_once("Commands:\n").unwrap().1;
-    let known: BTreeSet<&str> = commands
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
-    assert!(known.contains("run") && known.contains("explain"), "{known:?}");
+    let known = verbs();
     let documents = [
         include_str!("../README.md"),
+        include_str!("../docs/architecture.md"),
         include_str!("../docs/configuration.md"),
         include_str!("../docs/errors.md"),
         include_str!("../docs/metrics.md"),
+        include_str!("../config/lockstep.toml"),
     ];
     for document in documents {
         for line in document.lines() {

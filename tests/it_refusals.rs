@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use lockstep::postgres::stream::Start;
 use lockstep::postgres::wire::Connection;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigEntry, ConfigSource, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -101,6 +103,21 @@ async fn create_topic(scene: &Scene, suffix: &str) {
     let name = format!("{}.{suffix}", scene.pipeline.name);
     let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1));
     let outcome = admin(scene).create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    outcome.into_iter().for_each(|topic| drop(topic.unwrap()));
+}
+
+/// `max.message.bytes` of a topic as a new pipeline would make it.
+async fn raise_record_limit(scene: &Scene, suffix: &str) {
+    let name = format!("{}.{suffix}", scene.pipeline.name);
+    // Settings that are not named fall back to the broker's: retention is among those that are asked about at a start.
+    let mut topic = AlterConfig::new(ResourceSpecifier::Topic(&name)).set("max.message.bytes", "8388608");
+    let kept = admin(scene).describe_configs([&ResourceSpecifier::Topic(&name)], &AdminOptions::new()).await.unwrap();
+    let kept = kept.into_iter().next().unwrap().unwrap();
+    let own = |entry: &&ConfigEntry| entry.source == ConfigSource::DynamicTopic && entry.name != "max.message.bytes";
+    for entry in kept.entries.iter().filter(own) {
+        topic = topic.set(&entry.name, entry.value.as_deref().unwrap_or_default());
+    }
+    let outcome = admin(scene).alter_configs([&topic], &AdminOptions::new()).await.unwrap();
     outcome.into_iter().for_each(|topic| drop(topic.unwrap()));
 }
 
@@ -266,10 +283,18 @@ async fn a_record_that_is_too_large() {
     assert!(status.0["source"]["halt"]["hint"].as_str().unwrap().contains("record_bytes_max"), "{status}");
     assert_eq!(text(scene.orders(), "SELECT string_agg(id::text, ',') FROM items").await, "1");
     assert!(scene.confirmed().await <= before);
-    // With the key raised, it goes on there.
+    // The configuration alone is not enough: the topic would refuse what the reader then sends.
     process.terminate(PATIENCE).await.unwrap();
     let scene = scene.configure(|p| p.unset("kafka"));
-    refused(&scene, &["source"], "TOPIC_SETTINGS").await;
+    let hint = refused(&scene, &["source"], "TOPIC_SETTINGS").await.hint;
+    assert!(hint.contains("max.message.bytes"), "{hint}");
+    // With both raised it goes on at that very commit.
+    for topic in ["public.items", "ledger"] {
+        raise_record_limit(&scene, topic).await;
+    }
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    assert_eq!(text(scene.orders(), "SELECT string_agg(id::text, ',' ORDER BY id) FROM items").await, "1,2,3");
 }
 
 /// What the refusals tell to type, typed.

@@ -101,7 +101,12 @@ async fn with_database(test: impl AsyncFnOnce(&Database)) {
     drop(database);
     let backends = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
     server.batch_execute(&backends).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // A slot is free only once the backend that held it is gone.
+    let held = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name LIKE 's_{name}%' AND active");
+    let begun = std::time::Instant::now();
+    while !server.query(&held, &[]).await.unwrap().is_empty() && begun.elapsed() < limit {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let slots = format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 's_{name}%'"
     );
@@ -744,7 +749,11 @@ async fn the_lock_comes_before_the_snapshot() {
         let mut request = request(&relation, Extent::Range(KeyRange::ALL), 1_000);
         request.lock_timeout = Duration::from_secs(20);
         let finish = async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // The rewrite ends only once the chunk waits for it.
+            let waits = "SELECT 1 FROM pg_locks WHERE relation = to_regclass('public.t') AND NOT granted";
+            while db.ours.query(waits, &[]).await.unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             rewriter.batch_execute("COMMIT").await.unwrap();
         };
         let (chunk, ()) = tokio::join!(chunk::read_chunk(&mut client, &request), finish);

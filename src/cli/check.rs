@@ -1,4 +1,7 @@
-//! `lockstep check`: everything that stands in the way of `run`, all at once, before anything is started or changed.
+//! `lockstep check`: what stands in the way of `run` in servers, rights, tables and settings, all at once, before anything is
+//! started or changed.
+//!
+//! Not here: what only the ledger knows (a slot that was moved, a topic made again, progress of another source). `run` judges it.
 //!
 //! Each room says what it would refuse, with the same functions that `run` uses; here it is only asked, ordered and printed.
 
@@ -12,7 +15,7 @@ use crate::codec::mapping;
 use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
-use crate::postgres::catalog::{RelationShape, build_relation, table_facts};
+use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
 use crate::postgres::preflight::check_source;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
@@ -85,6 +88,9 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     if too_old {
         return Ok(Vec::new());
     }
+    if source.failover {
+        findings.extend(standby_warning(&source_facts(&*session).await?, &source.slot).map(Finding::Warning));
+    }
     match slot_facts(&*session, &source.slot).await? {
         Some(slot) => findings.extend(check_slot(&slot, &source.database.dbname).err().map(Finding::from)),
         None if config.create => {}
@@ -103,6 +109,19 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     // What keeps a relation from being built is among the findings already.
     let relation = |(table, facts): (&Table, Option<_>)| build_relation(&facts?, shape(table)).ok();
     Ok(config.tables.iter().zip(facts).filter_map(relation).collect())
+}
+
+/// A slot that standbys take over promises nothing if we may read what no standby has yet: after a fail-over sinks would hold
+/// commits that the source lost. Since Postgres 17 this setting makes the walsender wait for the standbys named in it.
+fn standby_warning(facts: &SourceFacts, slot: &str) -> Option<String> {
+    let unset = facts.synchronized_standby_slots.as_ref().is_some_and(|slots| slots.trim().is_empty());
+    (facts.version >= 170_000 && unset).then(|| {
+        format!(
+            "slot {slot:?} is for fail-over, but synchronized_standby_slots is empty: sinks may get commits that no standby has \
+             yet, and after a fail-over that loses them the source halts as DIVERGED; name the standbys' slots: ALTER SYSTEM SET \
+             synchronized_standby_slots = 'SLOT, …'; or, without standbys, set failover = false under [source] in lockstep.toml"
+        )
+    })
 }
 
 fn shape(table: &Table) -> RelationShape<'_> {
@@ -205,8 +224,11 @@ fn report(parts: &[Part]) -> String {
         }
     }
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let advice =
-        if errors == 0 { "nothing stands in the way of lockstep run" } else { "lockstep explain CODE says more" };
+    let advice = if errors == 0 {
+        "nothing stands in the way of lockstep run but what only the ledger may know"
+    } else {
+        "lockstep explain CODE says more"
+    };
     // One empty line before the verdict, whatever came last.
     out.truncate(out.trim_end().len());
     let _ = writeln!(out, "\n\n{}, {}; {advice}", count(errors, "error"), count(warnings, "warning"));
@@ -253,6 +275,29 @@ mod tests {
 
         2 errors, 1 warning; lockstep explain CODE says more
         "#);
+    }
+
+    #[test]
+    fn a_slot_for_failover_without_named_standbys_is_warned_of() {
+        let facts = |version: i32, slots: Option<&str>| SourceFacts {
+            version,
+            database: "shop".into(),
+            role: "lockstep".into(),
+            superuser: false,
+            replication: true,
+            may_create: true,
+            in_recovery: false,
+            wal_level: "logical".into(),
+            encoding: "UTF8".into(),
+            max_replication_slots: 10,
+            replication_slots: 0,
+            max_slot_wal_keep_size: "-1".into(),
+            synchronized_standby_slots: slots.map(str::to_owned),
+        };
+        let warning = |version, slots| standby_warning(&facts(version, slots), "lockstep_shop");
+        assert!(warning(170_005, Some("")).unwrap().contains("synchronized_standby_slots is empty"));
+        assert_eq!(warning(170_005, Some("standby_1")), None);
+        assert_eq!(warning(160_009, None), None);
     }
 
     #[test]

@@ -45,13 +45,14 @@ Environment: LOCKSTEP_CONFIG is --config, LOCKSTEP_LOG filters logs (\"info\", \
 #[derive(Subcommand)]
 enum Verb {
     Run(run::RunArgs),
-    /// Find everything that stands in the way of `run`, and change nothing
+    /// Find what stands in the way of `run` in servers, rights, tables and settings, and change nothing
     ///
-    /// Reads the configuration, asks the source, Kafka and every sink what `run` would ask them, and prints all findings at
-    /// once, each with the command that removes it.
+    /// Reads the configuration, asks the source, Kafka and every sink about these, and prints all findings at once, each with
+    /// the command that removes it. What only the ledger knows is judged by `run`: whether slot, topics and the sinks' progress
+    /// are still those that it was written for.
     ///
-    /// Exits with 0 when nothing stands in the way (warnings are printed all the same), 1 when something could not be
-    /// reached, 2 when the configuration has findings, 3 when `run` would halt.
+    /// Exits with 0 when nothing was found (warnings are printed all the same), 1 when something could not be reached, 2 when
+    /// the configuration has findings, 3 when `run` would halt.
     #[command(verbatim_doc_comment)]
     Check(ConfigArgs),
     Status(status::StatusArgs),

@@ -27,7 +27,7 @@ use crate::{apply, capture};
 /// apply what is there. A second signal ends at once; nothing is lost by that either, the next start resumes from the ledger.
 ///
 /// Exits with 0 after a stop, 1 when something did not stop in time, 2 when the configuration has findings, 3 when nothing
-/// can move any more: every role is halted, or the source halted before it ever streamed and no sink can move.
+/// can move any more: every role is halted, or the source is halted and no sink has anything left to apply.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct RunArgs {

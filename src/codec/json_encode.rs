@@ -273,7 +273,7 @@ impl Encoder {
             return Ok(());
         }
         let found = format!("a row of {} columns, the relation has {}", row.len(), self.fields.len());
-        Err(invalid(&self.relation, None, &found, format!("lockstep resync {}", self.relation.name)))
+        Err(invalid(&self.relation, None, &found, "report it: the relation and the row disagree".to_owned()))
     }
 
     fn unfit(&self, column: usize, unfit: Unfit) -> Error {

@@ -193,7 +193,7 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
     Some(Routed { table: Table { topic, partitions, modes: Modes::default(), sinks, name }, at, topic_at, sinks_at })
 }
 
-/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (PROTOCOL.md, Topics).
+/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics).
 fn default_topic(prefix: &str, table: &TableName) -> String {
     format!("{prefix}.{table}").chars().map(|c| if is_topic_char(c) { c } else { '_' }).collect()
 }

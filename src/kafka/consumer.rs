@@ -228,7 +228,12 @@ pub(super) enum Verdict {
 
 fn gap_error(topic: &str, partition: i32, at: i64, (low, high): (i64, i64), code: Code) -> Error {
     let side = if at < low { "was deleted from it" } else { "is beyond its end" };
-    Error::halt(code, format!("topic {topic:?} partition {partition}: offset {at} {side}"), "lockstep resync --all")
+    let hint = match code {
+        // A request would be read through the very entries that are gone. Who has to begin anew is not known here.
+        Code::LedgerTrimmed => format!("lockstep explain {code}"),
+        _ => "lockstep resync --all".to_owned(),
+    };
+    Error::halt(code, format!("topic {topic:?} partition {partition}: offset {at} {side}"), hint)
         .fact(format!("low watermark {low}"))
         .fact(format!("high watermark {high}"))
 }
@@ -499,8 +504,9 @@ mod tests {
         assert_eq!(
             below.to_string(),
             "error[LEDGER_TRIMMED]: topic \"t\" partition 0: offset 4 was deleted from it\n  low watermark 5\n  high \
-             watermark 9\n  help: lockstep resync --all"
+             watermark 9\n  help: lockstep explain LEDGER_TRIMMED"
         );
-        assert!(gap_error("t", 0, 10, (5, 9), Code::TopicGap).to_string().contains("is beyond its end"));
+        let beyond = gap_error("t", 0, 10, (5, 9), Code::TopicGap).to_string();
+        assert!(beyond.contains("is beyond its end") && beyond.ends_with("help: lockstep resync --all"), "{beyond}");
     }
 }

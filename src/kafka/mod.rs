@@ -13,8 +13,8 @@
 //! - Consumers use `assign`, never group membership. librdkafka wants a `group.id` for that all the same; a refused group is
 //!   ignored because nothing of ours is kept in one.
 //!
-//! Deliberately not here: transactions (why: DESIGN section 2), consumer groups, `FutureProducer` (it reorders when its queue is
-//! full) and `StreamConsumer` (its split queues lose wake-ups): facts/crates.md, section 2.
+//! Deliberately not here: transactions (why: docs/design.md section 2), consumer groups, `FutureProducer` (it reorders when its
+//! queue is full) and `StreamConsumer` (its split queues lose wake-ups).
 
 mod health;
 mod raw;
@@ -105,12 +105,14 @@ fn unmade(kafka: &config::Kafka) -> impl FnOnce(KafkaError) -> Error + '_ {
         KafkaError::ClientConfig(_, why, key, value) if !key.starts_with("sasl.password") => Error::halt(
             Code::KafkaRefused,
             format!("the Kafka client refuses {key} = {value:?}: {why}"),
-            "lockstep check",
+            entry_of(&key).map_or("report it: Lockstep sets this by itself".to_owned(), |entry| {
+                format!("correct `{entry}` under [kafka] in lockstep.toml")
+            }),
         ),
         KafkaError::ClientCreation(why) if why.contains("SASL mechanism") => Error::halt(
             Code::KafkaRefused,
             format!("the Kafka client can't sign in: {why}"),
-            "mechanism = \"SCRAM-SHA-512\", \"SCRAM-SHA-256\" or \"PLAIN\" under [kafka.sasl] in lockstep.toml",
+            "sasl_mechanism = \"SCRAM-SHA-512\", \"SCRAM-SHA-256\" or \"PLAIN\" under [kafka] in lockstep.toml",
         ),
         // The file of certificates is read here, so a wrong path ends here too.
         KafkaError::ClientCreation(why) if why.contains("ssl.") => {
@@ -123,6 +125,23 @@ fn unmade(kafka: &config::Kafka) -> impl FnOnce(KafkaError) -> Error + '_ {
         }
         error => Error::retry("making a Kafka client", error),
     }
+}
+
+/// The entry of `[kafka]` that one of the client's keys comes from, `None` for what is ours alone.
+fn entry_of(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "bootstrap.servers" => "brokers",
+        "client.id" => "ledger",
+        "security.protocol" => "tls",
+        "ssl.ca.location" => "ca_file",
+        "sasl.mechanism" => "sasl_mechanism",
+        "sasl.username" => "sasl_username",
+        "message.max.bytes" => "record_bytes_max",
+        "queue.buffering.max.kbytes" => "in_flight_bytes_max",
+        "linger.ms" => "linger",
+        "compression.type" => "compression",
+        _ => return None,
+    })
 }
 
 /// The crate's own method leaves out the codes of admin calls.
@@ -280,6 +299,31 @@ pub(crate) mod tests {
             ("allow.auto.create.topics", "false"),
         ] {
             assert_eq!(client.get(key), Some(value), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_the_client_refuses_names_its_entry() {
+        let refused = |key: &str| {
+            let error = KafkaError::ClientConfig(
+                rdkafka::types::RDKafkaConfRes::RD_KAFKA_CONF_INVALID,
+                "no".into(),
+                key.into(),
+                "v".into(),
+            );
+            unmade(&kafka("b:1"))(error).to_string()
+        };
+        assert_eq!(
+            refused("linger.ms"),
+            "error[KAFKA_REFUSED]: the Kafka client refuses linger.ms = \"v\": no\n  help: correct `linger` under [kafka] in \
+             lockstep.toml"
+        );
+        assert!(refused("check.crcs").ends_with("help: report it: Lockstep sets this by itself"));
+        // Every entry that a hint may name is one that exists.
+        let documented = include_str!("../../docs/configuration.md");
+        for key in client(&kafka("b:1"), "x").config_map().keys() {
+            let entry = entry_of(key);
+            assert!(entry.is_none_or(|entry| documented.contains(&format!("| `kafka.{entry}` |"))), "{key}: {entry:?}");
         }
     }
 

@@ -492,7 +492,7 @@ pub fn build_streamed_relation(
         Error::halt(
             Code::RelationChanged,
             format!("{what}, so rows of {} that were written before can't be read", message.name),
-            format!("lockstep resync {}", message.name),
+            "begin anew under another `name` in lockstep.toml",
         )
     };
     let mut columns = Vec::with_capacity(message.columns.len());

@@ -1,4 +1,4 @@
-//! Reading one chunk of a table by the visibility cut (DESIGN.md section 4, step 2).
+//! Reading one chunk of a table by the visibility cut (docs/design.md section 4, step 2).
 //!
 //! One REPEATABLE READ READ ONLY transaction: lock the table, take the snapshot S, read the catalog, read the rows in key
 //! order. Then [`mark`] puts a nonce into the log: where the stream shows it is H, and the reader overlays what streamed
@@ -189,7 +189,8 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     Err(Error::halt(
         Code::RelationChanged,
         format!("the key of table {} changed while its rows were being read", relation.name),
-        format!("lockstep resync {}", relation.name),
+        // A new reader reads under the new key.
+        "lockstep run",
     ))
 }
 

@@ -1,4 +1,4 @@
-//! A snapshot as Postgres prints it, and what it sees: the arithmetic behind the visibility cut (DESIGN.md section 4).
+//! A snapshot as Postgres prints it, and what it sees: the arithmetic behind the visibility cut (docs/design.md section 4).
 //!
 //! Transaction ids are 64 bit here (`xid8`). The stream's are 32 bit; [`PgSnapshot::widen`] puts them back on the long line.
 //! No IO here: [`super::slot::snapshot_now`] asks the server.

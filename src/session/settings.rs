@@ -1,4 +1,4 @@
-//! The settings that shape a value's text, pinned in every session that carries values (PROTOCOL, version 1).
+//! The settings that shape a value's text, pinned in every session that carries values (docs/protocol.md, version 1).
 //!
 //! They travel as startup options, so that `RESET` and `DISCARD` come back to them and they beat what the role or the database
 //! sets. Then they are read back and compared: nothing that was not seen to hold is relied on. Pure.

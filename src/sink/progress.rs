@@ -3,7 +3,7 @@
 //! It moves in the same transaction as the data, by compare-and-set on (ledger offset, reader epoch and nonce, worker epoch,
 //! worker), so a worker that lost the sink writes nothing, however late its statements arrive. Taking over bumps the worker
 //! epoch, which waits for the predecessor's open transaction on the row's lock: when it is through, the row says what the
-//! predecessor committed. Columns are fixed by PROTOCOL version 1.
+//! predecessor committed. Columns are fixed by docs/protocol.md, version 1.
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -45,7 +45,7 @@ pub struct Standing {
 pub enum Phase {
     /// A first load or a resync is under way: not the source yet.
     Snapshot,
-    /// A table is read again after a change that sent no rows.
+    /// A table is read again after a change that sent no rows. Part of the format, not yet written.
     Reread,
     Streaming,
 }

@@ -1,7 +1,8 @@
 //! What a server's error means for the pipeline: one match from SQLSTATE to what now.
 //!
 //! Messages of servers quote values ("invalid input syntax for type integer: …", "Key (sku)=(…) already exists"). So nothing
-//! of a refusal's text is passed on, only names and the SQLSTATE; texts of failures that may heal carry no user data.
+//! of a refusal's text is passed on, only names and the SQLSTATE, but for [`Class::Table`]: "column … does not exist" and its
+//! like name things of the schema. Texts of failures that may heal carry no user data.
 
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
