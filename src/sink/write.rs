@@ -260,14 +260,14 @@ impl PostgresSink {
         if let Err(error) = self.copy(&copy_sql, step.rows.len(), |copy, row| step.copy_row(copy, row)).await {
             return Err(self.step_failed(step, error).await);
         }
-        match self.from_stage(step).await {
+        match self.write_staged(step).await {
             Ok(affected) => step.count(affected).inspect_err(|_| self.fail()),
             Err(error) => Err(self.step_failed(step, error).await),
         }
     }
 
     /// The statement that takes the staged rows to the table. Rows that are there already are looked up one by one.
-    async fn from_stage(&self, step: &Step<'_>) -> std::result::Result<u64, tokio_postgres::Error> {
+    async fn write_staged(&self, step: &Step<'_>) -> std::result::Result<u64, tokio_postgres::Error> {
         let sql = step.sql(Rows::Stage);
         if step.verb == Verb::Insert {
             return self.client.execute(&sql, &[]).await;
