@@ -12,12 +12,12 @@
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
 //! The process ends
-//! - with 0 once it was asked to stop and everything drained in time, whether or not a role was halted,
+//! - with 0 once it was asked to stop and every role ended in order and in time; what was not written down by then is done again
+//!   at the next start,
 //! - with 1 when a role does not stop in time, or after a panic,
 //! - with 3 when nothing can move any more, that is: (a) every role of this process is halted, or (b) the source role is halted
-//!   and was never in `snapshot` or `streaming` since the process started, and for [`Limits::nothing_moves`] no sink of this
-//!   process was able to move (`snapshot`, `streaming`, `standby` or `paused`). A process whose source halts after it has
-//!   streamed stays: its sinks may have a backlog to apply, and its status page says what to do.
+//!   and for [`Limits::nothing_moves`] no sink of this process had anything left to apply. A process whose source is halted
+//!   stays while a sink works off a backlog, or is known to have one and tries again.
 //!
 //! Order of a stop: the source stops reading, flushes, cuts its last checkpoint and confirms it; then the sinks apply what is
 //! there; then HTTP. One deadline over all of it.
@@ -45,7 +45,7 @@ use tracing::{error, info, warn};
 use crate::error::{Error, Halt, Result};
 use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
 use crate::http::{Http, Pulse};
-use crate::status::{Board, HaltStatus, SinkReporter, SourceReporter, State};
+use crate::status::{Board, HaltStatus, SinkReporter, SinkStatus, SourceReporter, State};
 
 /// How often a role's loop shows that it turns.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ impl Default for Limits {
             retry_max: Duration::from_secs(10),
             drain: Duration::from_secs(10),
             source_drain: Duration::from_millis(5_500),
-            nothing_moves: Duration::from_secs(10),
+            nothing_moves: Duration::from_secs(5),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Default for Limits {
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// Asked to stop, and everything drained.
+    /// Asked to stop, and every role ended in order.
     Drained,
     /// Something did not stop in time, or died.
     Failed,
@@ -217,10 +217,7 @@ impl Desk {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
     Drained,
-    Halted {
-        /// It was in `snapshot` or `streaming` before.
-        moved: bool,
-    },
+    Halted,
 }
 
 /// Runs the roles until they are stopped through `shutdown`, or until nothing can move any more. Roles have distinct names, at
@@ -256,6 +253,15 @@ pub async fn supervise(
     exit
 }
 
+/// Whether a sink can move although nothing new comes.
+fn has_work(sink: &SinkStatus) -> bool {
+    match sink.state {
+        State::Snapshot | State::Streaming | State::Paused | State::Standby => sink.lag_bytes != Some(0),
+        State::Retrying => sink.lag_bytes.is_some_and(|bytes| bytes > 0),
+        State::Starting | State::Halted => false,
+    }
+}
+
 fn board(pipeline: &str, roles: &[Role]) -> Board {
     let mut board = Board { pipeline: pipeline.to_owned(), source: None, sinks: BTreeMap::new() };
     for role in roles {
@@ -286,8 +292,7 @@ struct Supervisor {
     pulses: Vec<Pulse>,
     /// Roles that have not ended for good.
     running: Vec<RoleName>,
-    /// The source role halted before it ever moved.
-    source_never_moved: bool,
+    source_halted: bool,
     source_token: CancellationToken,
     sinks_token: CancellationToken,
     http_runs: bool,
@@ -300,7 +305,7 @@ impl Supervisor {
             tasks: JoinSet::new(),
             pulses: Vec::new(),
             running: Vec::new(),
-            source_never_moved: false,
+            source_halted: false,
             source_token: CancellationToken::new(),
             sinks_token: CancellationToken::new(),
             http_runs: false,
@@ -338,10 +343,10 @@ impl Supervisor {
                 error!("every role is halted: nothing can move any more");
                 return Exit::Halted;
             }
-            if !self.source_never_moved || board.sinks.values().any(|sink| sink.borrow().state.able_to_move()) {
+            if !self.source_halted || board.sinks.values().any(|sink| has_work(&sink.borrow())) {
                 still_since = Instant::now();
             } else if still_since.elapsed() >= self.limits.nothing_moves {
-                error!("the source is halted and no sink can move: nothing can move any more");
+                error!("the source is halted and no sink has anything left to apply: nothing can move any more");
                 return Exit::Halted;
             }
         }
@@ -352,7 +357,7 @@ impl Supervisor {
         match task {
             Ok(Task::Role(name, Some(end))) => {
                 self.running.retain(|running| *running != name);
-                self.source_never_moved |= name == RoleName::Source && end == End::Halted { moved: false };
+                self.source_halted |= name == RoleName::Source && end == End::Halted;
                 true
             }
             Ok(Task::Role(name, None)) => {
@@ -451,20 +456,19 @@ async fn keep_running(
     pulse: &watch::Sender<Option<Instant>>,
     limits: &Limits,
 ) -> End {
-    let (mut failures, mut moved) = (0, false);
+    let mut failures = 0;
     while !token.is_cancelled() {
         let begun = Instant::now();
         let mut moved_now = false;
         let see = || moved_now |= matches!(role.desk.state(), State::Snapshot | State::Streaming);
         let outcome = beating((role.start)(token.clone()), pulse, see).await;
-        moved |= moved_now;
         let error = match outcome {
             Ok(()) if token.is_cancelled() => break,
             Ok(()) => Error::retry_plain("the role ended without being asked to"),
             Err(Error::Halt(halt)) => {
                 error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
                 role.desk.halt(&halt);
-                return End::Halted { moved };
+                return End::Halted;
             }
             Err(error) => error,
         };

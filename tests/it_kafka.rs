@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use lockstep::config::{Compression, Kafka, Security};
@@ -39,8 +40,21 @@ fn config() -> Kafka {
     }
 }
 
-/// Runs a test on a runtime with one thread, as librdkafka's callbacks come from threads that know no runtime.
+/// Tests that measure the process's memory run alone.
+static MEMORY: RwLock<()> = RwLock::new(());
+
 fn run<T>(test: impl Future<Output = T>) -> T {
+    let _others = MEMORY.read().unwrap_or_else(PoisonError::into_inner);
+    run_now(test)
+}
+
+fn run_alone<T>(test: impl Future<Output = T>) -> T {
+    let _nobody = MEMORY.write().unwrap_or_else(PoisonError::into_inner);
+    run_now(test)
+}
+
+/// Runs a test on a runtime with one thread, as librdkafka's callbacks come from threads that know no runtime.
+fn run_now<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(2 * PATIENCE, test).await.expect("the test hangs") })
 }
@@ -295,6 +309,24 @@ fn a_topic_made_again_has_another_id() {
     });
 }
 
+/// The way of a table that is routed later: some topics are there, another one is not.
+#[test]
+fn a_topic_is_made_beside_others_without_delay() {
+    run(async {
+        let kafka = config();
+        let mut made = Topics::new(&kafka);
+        let (first, second) = (made.make("beside", 1).await, made.make("beside", 1).await);
+        let third = format!("{first}.later");
+        made.names.push(third.clone());
+        let wanted = |name: &String| Wanted { name: name.clone(), partitions: 1, kind: Kind::Data };
+        let begun = Instant::now();
+        let facts = topics::ensure(&kafka, &[&first, &second, &third].map(wanted), true).await.unwrap();
+        assert_eq!(facts.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), [&first, &second, &third]);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        made.delete().await;
+    });
+}
+
 #[test]
 fn a_topic_made_again_under_a_producer_is_a_fault() {
     run(async {
@@ -387,8 +419,13 @@ fn a_tail_begins_at_its_offset_and_follows_within_milliseconds() {
         let mut made = Topics::new(&kafka);
         let topic = made.make("tail", 1).await;
         fill(&kafka, &topic, 1, 2000).await;
+        let begun = Instant::now();
         let mut tail = Tail::open(&kafka, &topic, 0, 5, Code::TopicGap).unwrap();
+        println!("a tail opens in {:?}", begun.elapsed());
         for offset in 5..2000 {
+            if offset == 6 {
+                println!("its first entry after {:?}", begun.elapsed());
+            }
             let entry = tail.recv().await.unwrap();
             assert_eq!((entry.offset, number(entry.value.as_deref())), (offset, offset));
         }
@@ -520,7 +557,7 @@ fn gap(spans: &Spans, part: consumer::Part) -> Error {
 
 #[test]
 fn prefetching_stops_at_its_limit() {
-    run(async {
+    run_alone(async {
         let kafka = config();
         let mut made = Topics::new(&kafka);
         let topic = made.make("limit", 1).await;
@@ -561,7 +598,7 @@ fn memory_bytes() -> usize {
 
 #[test]
 fn describing_topics_frees_what_it_takes() {
-    run(async {
+    run_alone(async {
         let kafka = config();
         let mut made = Topics::new(&kafka);
         let topic = made.make("leak", 50).await;

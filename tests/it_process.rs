@@ -244,10 +244,10 @@ fn keys(file: &str) -> BTreeSet<String> {
                 .map(|part| if name.starts_with("sinks.") && part != "sinks" { "NAME" } else { part })
                 .collect::<Vec<_>>()
                 .join(".");
-        } else if let Some((key, _)) = line.split_once(" = ") {
-            if key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
-                keys.insert(if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
-            }
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        {
+            keys.insert(if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
         }
     }
     keys

@@ -199,7 +199,7 @@ impl Owned {
         for rows in rows.chunks(2) {
             self.sink.push_range(&mut load, rows).await.unwrap();
         }
-        let counts = self.sink.end_range(load).await.unwrap();
+        let counts = self.sink.end_range(load, &[]).await.unwrap();
         self.commit(to).await;
         counts
     }
@@ -418,7 +418,7 @@ fn every_kind_of_change_by_parameters_and_by_copy() {
             let ops: Vec<&str> = ops.iter().map(String::as_str).collect();
             let counts = a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap();
             let n64 = u64::try_from(n).unwrap();
-            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64 });
+            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64, truncated: 0 });
             let check = format!(
                 "SELECT count(*), min(id), max(id), bool_and(CASE \
                    WHEN a = 'new' THEN big = 'big' || id AND n = 'NaN' \
@@ -681,7 +681,7 @@ fn two_ranges_and_a_net_effect_share_a_transaction() {
         ] {
             let mut load = a.sink.begin_range(&plan, &range).await.unwrap();
             a.sink.push_range(&mut load, &rows).await.unwrap();
-            a.sink.end_range(load).await.unwrap();
+            a.sink.end_range(load, &[]).await.unwrap();
         }
         a.sink.apply(&[(&plan, net(&plan, &["update b|6|y"]))]).await.unwrap();
         a.commit(to).await;

@@ -112,22 +112,32 @@ impl Stage {
         Ok(process)
     }
 
-    /// Commands for another terminal; `after` the run only where the servers stay up.
-    pub fn how_to_look(&self, show: &Show, after: bool) {
+    /// Commands for another terminal, while everything runs.
+    pub fn how_to_look(&self, show: &Show) {
+        show.more("look for yourself, from another terminal:");
+        self.show_reads(show);
+        show.more(&format!("  curl -s http://127.0.0.1:{}/status", self.pipeline.http_port));
+    }
+
+    /// Commands for afterwards, when Lockstep has stopped, and the servers too unless they were to stay.
+    pub fn how_to_look_later(&self, options: &Options, show: &Show) {
         let dir = &self.dir;
-        show.more(match after {
-            false => "look for yourself, from another terminal:",
-            true => "to look around, let the servers run (scripts/demo --keep); then:",
+        show.more(match options.keep {
+            true => "the servers still run; to look around:",
+            false => "the servers stop now; to look around, begin with: scripts/services up --dir .services-demo",
         });
+        self.show_reads(show);
+        show.more(&format!("  {} run --config {dir}/config", shown_path(&options.lockstep)));
+        show.more(&format!("  scripts/services down --dir {dir}"));
+    }
+
+    fn show_reads(&self, show: &Show) {
+        let dir = &self.dir;
         show.more(&format!("  scripts/services sql --dir {dir} orders -xc 'SELECT * FROM lockstep.progress'"));
         show.more(&format!(
             "  kcat -C -e -q -b {} -t {NAME}.public.prices -o -1 -f 'key %k\\nvalue %s\\n'",
             self.services.kafka
         ));
-        match after {
-            false => show.more(&format!("  curl -s http://127.0.0.1:{}/status", self.pipeline.http_port)),
-            true => show.more(&format!("  lockstep run --config {dir}/config    # goes on where it stopped")),
-        }
     }
 
     pub async fn start_load(&self, options: &Options, show: &Show) -> Result<Running> {

@@ -82,7 +82,7 @@ async fn play(options: &Options, show: &Show) -> Result<String> {
 
     let stage = Stage::set(&services, options, seed, show).await?;
     let mut process = stage.first_load(show).await?;
-    stage.how_to_look(show, false);
+    stage.how_to_look(show);
 
     let load = stage.start_load(options, show).await?;
     let latency = stage.measure_latency(show).await?;
@@ -107,7 +107,7 @@ async fn play(options: &Options, show: &Show) -> Result<String> {
         grouped(report.rows),
         grouped(report.committed())
     ));
-    stage.how_to_look(show, true);
+    stage.how_to_look_later(options, show);
     Ok(format!(
         "demo: {} tables, {rows} rows, {} sinks equal at LSN {lsn} after {} kills",
         support::shop::TABLES.len(),

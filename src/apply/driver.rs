@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::apply::machine::{At, Interval, Item, Machine};
-use crate::apply::merge::{self, Merge};
+use crate::apply::merge::{self, Merge, Patience};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
@@ -33,6 +33,9 @@ static WORKER: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
 /// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing, and the
 /// rows are held in memory.
 const TRANSACTION_RECORDS_MAX: u64 = 10_000;
+
+/// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
+const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
 
 /// Entries of the ledger read ahead of what is applied.
 const ITEMS_MAX: usize = 1024;
@@ -71,7 +74,18 @@ pub async fn run(
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
-    worker.run(&reporter, &stop).await
+    worker.run(&stop).await.map_err(|error| for_sink(error, &name))
+}
+
+/// A hint to read a copy again means this sink's copy.
+fn for_sink(error: Error, sink: &str) -> Error {
+    match error {
+        Error::Halt(mut halt) if halt.hint.starts_with("lockstep resync") && !halt.hint.contains("--sink") => {
+            halt.hint.push_str(&format!(" --sink {sink}"));
+            Error::Halt(halt)
+        }
+        other => other,
+    }
 }
 
 struct Worker {
@@ -83,12 +97,17 @@ struct Worker {
     spans: Spans,
     writer: Writer,
     metrics: SinkMetrics,
+    reporter: SinkReporter,
     /// The row as last written.
     row: ProgressRow,
     /// Where the sink stands, at or ahead of the row: intervals without anything for it are not written at once.
     at: At,
     wrote: Instant,
     level: Instant,
+    /// Rows loaded of each table that is under load.
+    loaded: HashMap<TableName, u64>,
+    /// Records gathered into one transaction at most.
+    gather_records: u64,
 }
 
 /// Where the ledger is and for which source it is written.
@@ -124,13 +143,16 @@ impl Worker {
         row.check_identity(&identity(&ledger))?;
         let known = ledger.state.joined(name);
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
+        let mut state = ledger.state;
         if found.is_some() && !missing.is_empty() {
-            request(&config, name, &missing).await?;
+            // Its tables are under load from here on, wherever the row stands.
+            let offset = request(&config, name, &missing, state.base).await?;
+            state = fold_through(&config, offset).await?;
         }
-        let mut worker = Worker::open(config, sink, database, tables, row, metrics).await?;
-        worker.writer.prepare(&ledger.state).await?;
+        let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
+        worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
-        worker.look_ahead(&ledger.state).await?;
+        worker.look_ahead(&state).await?;
         Ok(Some(worker))
     }
 
@@ -140,7 +162,7 @@ impl Worker {
         database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
-        metrics: SinkMetrics,
+        (metrics, reporter): (SinkMetrics, SinkReporter),
     ) -> Result<Worker> {
         let standing = &row.standing;
         let at = At {
@@ -155,11 +177,27 @@ impl Worker {
         let from = blocking(move || topic::fold_start(&shared.kafka, needed)).await?;
         let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
         let names = tables.keys().cloned().collect();
-        let machine = Machine::new(&sink.name, names, at, standing.join_offset.unwrap_or(-1));
+        let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let (assembler, now) = (Assembler::default(), Instant::now());
-        Ok(Worker { config, sink, machine, assembler, tail, spans, writer, metrics, row, at, wrote: now, level: now })
+        Ok(Worker {
+            config,
+            sink,
+            machine,
+            assembler,
+            tail,
+            spans,
+            writer,
+            metrics,
+            reporter,
+            row,
+            at,
+            wrote: now,
+            level: now,
+            loaded: HashMap::new(),
+            gather_records: TRANSACTION_RECORDS_FIRST,
+        })
     }
 
     /// Reads the ledger up to the checkpoint that the row names: it must be there, and what was loaded by then is known.
@@ -185,7 +223,8 @@ impl Worker {
     async fn look_ahead(&mut self, state: &State) -> Result<()> {
         let mut last = self.row.standing.join_offset;
         let ahead = |join: &&Join| join.request.sink == self.sink.name && join.offset > self.at.offset;
-        for join in state.open_joins().filter(ahead) {
+        // Also those that are done: their chunks are still to come here.
+        for join in state.joins.iter().filter(ahead) {
             self.writer.loads.joined(join.offset, &join.request);
             last = last.max(Some(join.offset));
         }
@@ -205,7 +244,7 @@ impl Worker {
         }
     }
 
-    async fn run(&mut self, reporter: &SinkReporter, stop: &CancellationToken) -> Result<()> {
+    async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut stopped: Option<Instant> = None;
         loop {
             while self.machine.waiting() < ITEMS_MAX
@@ -219,14 +258,20 @@ impl Worker {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             if self.machine.waiting() == 0 || late {
                 self.quiet().await?;
-                self.report(reporter);
+                self.report();
                 if stopped.is_some() {
+                    if self.machine.waiting() > 0 {
+                        tracing::warn!(
+                            items = self.machine.waiting(),
+                            "stopping with a backlog; the next start goes on with it"
+                        );
+                    }
                     return self.finish().await;
                 }
                 self.wait(stop).await?;
             } else {
                 self.step(stop).await?;
-                self.report(reporter);
+                self.report();
             }
         }
     }
@@ -253,6 +298,7 @@ impl Worker {
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
                 self.writer.loads.joined(offset, &request);
+                self.loaded.retain(|table, _| !request.tables.contains(table));
                 if self.machine.is_known(offset) {
                     return Ok(());
                 }
@@ -279,7 +325,7 @@ impl Worker {
         let mut records = 0;
         while let Some(Item::Interval(next)) = self.machine.peek() {
             records += next.records();
-            if !gathered.is_empty() && records > TRANSACTION_RECORDS_MAX {
+            if !gathered.is_empty() && records > self.gather_records {
                 break;
             }
             let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
@@ -332,6 +378,11 @@ impl Worker {
                 tables.all(|table| self.writer.loads.is_blank(table) && !begun.contains(table))
             };
             interval.checkpoint.spans.retain(|span| !blank(&span.topic));
+            // A chunk for others goes with its rows: it is counted where they are read, and nowhere else.
+            interval.checkpoint.chunks.retain(|chunk| {
+                let topic = relations.get(&chunk.relation).map(|relation| relation.topic.as_str());
+                chunk.is_for(&self.sink.name) || topic.is_none_or(|topic| !blank(topic))
+            });
             interval.concerns &= !interval.checkpoint.spans.is_empty() || !interval.checkpoint.chunks.is_empty();
         }
         intervals
@@ -346,13 +397,15 @@ impl Worker {
     async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
         let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
         self.writer.sink.begin(&self.row, &standing).await?;
+        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
+        let patience = Patience { wait, stop, reporter };
         let mut foreign = 0;
         for interval in intervals.iter().filter(|interval| interval.concerns) {
             let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
-            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, self.sink.span_wait, stop.clone());
+            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
             let state = self.machine.state();
             self.writer.begin_interval(interval);
-            while let Some(head) = merge.next()? {
+            while let Some(head) = merge.take().await? {
                 self.writer.record(&head, state).await?;
             }
             self.writer.end_interval(state).await?;
@@ -360,23 +413,30 @@ impl Worker {
         }
         self.writer.flush().await?;
         self.writer.sink.commit().await?;
-        self.committed(standing, end, foreign);
+        let commits = intervals.iter().any(|interval| interval.checkpoint.commit_time > 0);
+        self.committed(standing, end, (foreign, commits));
         Ok(())
     }
 
-    fn committed(&mut self, standing: Standing, end: At, foreign: u64) {
+    fn committed(&mut self, standing: Standing, end: At, (foreign, committed): (u64, bool)) {
         self.row.standing = standing;
         self.at = end;
+        self.gather_records = (self.gather_records * 2).min(TRANSACTION_RECORDS_MAX);
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
-        let snapshot = std::mem::take(&mut self.writer.loaded_rows);
+        let mut snapshot = 0;
+        for (table, rows) in std::mem::take(&mut self.writer.loaded) {
+            snapshot += rows;
+            *self.loaded.entry(table).or_default() += rows;
+        }
         self.metrics.rows(RowOp::Insert, counts.inserted);
         self.metrics.rows(RowOp::Update, counts.updated + counts.moved);
         self.metrics.rows(RowOp::Delete, counts.deleted);
+        self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
         self.metrics.foreign_records(foreign);
-        if end.commit_time > 0 {
+        if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics
                 .commit_to_visible(Duration::from_micros(u64::try_from(now - end.commit_time).unwrap_or_default()));
@@ -418,10 +478,14 @@ impl Worker {
         Ok(())
     }
 
-    fn report(&mut self, reporter: &SinkReporter) {
+    fn report(&mut self) {
         let newest = self.machine.end();
         let now = Instant::now();
-        if self.machine.waiting() == 0 {
+        // Without a broker nothing is known of what there is to apply.
+        let away = (self.tail.health().brokers_up() == 0).then(|| {
+            format!("Kafka: {}", self.tail.last_error().unwrap_or_else(|| "no broker can be reached".to_owned()))
+        });
+        if self.machine.waiting() == 0 && away.is_none() {
             self.level = now;
         }
         let lag_bytes = newest.closed.bytes_since(self.at.closed);
@@ -430,13 +494,18 @@ impl Worker {
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
             let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
-            (table.name.clone(), TableStatus::new(phase))
+            let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
+            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;
-        reporter.update(|s| {
-            s.state = if loading { status::State::Snapshot } else { status::State::Streaming };
-            s.waiting_for = None;
+        self.reporter.update(|s| {
+            s.state = match away {
+                Some(_) => status::State::Retrying,
+                None if loading => status::State::Snapshot,
+                None => status::State::Streaming,
+            };
+            s.waiting_for = away;
             s.position = Some(at.position.lsn);
             s.closed_lsn = Some(at.closed);
             s.lag_bytes = Some(lag_bytes);
@@ -519,20 +588,34 @@ fn blank(ledger_topic_id: Uuid) -> Standing {
 
 /// A sink without a row joins: its row begins at the last valid checkpoint before its request.
 async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, ledger: &Ledger) -> Result<Standing> {
-    let offset = request(config, sink, tables).await?;
-    let shared = config.clone();
-    let state = blocking(move || {
-        let from = topic::fold_start(&shared.kafka, offset)?;
-        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
-    })
-    .await?;
+    // One that was asked for and could not be written down serves as well.
+    let asked = |request: &Request| {
+        request.sink == sink && request.tables.iter().collect::<BTreeSet<_>>() == tables.iter().collect()
+    };
+    let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
+    let offset = match open {
+        Some(offset) => offset,
+        None => request(config, sink, tables, ledger.state.base).await?,
+    };
+    let state = fold_through(config, offset).await?;
     let at = At::end_of(&state);
     Ok(Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..standing(&identity(ledger), at) })
 }
 
+/// The ledger's state up to and with the entry at `offset`.
+async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
+    let shared = config.clone();
+    blocking(move || {
+        let from = topic::fold_start(&shared.kafka, offset)?;
+        Ok(topic::fold(&shared.kafka, from, offset + 1)?.0)
+    })
+    .await
+}
+
 /// Asks the reader to load tables at the sink; gives the request's offset.
-async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>) -> Result<i64> {
+async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>, base: Option<i64>) -> Result<i64> {
     let mut appender = Appender::open(&config.kafka)?;
+    appender.base = base;
     let request = Request {
         id: Uuid::new_v4(),
         kind: RequestKind::Join,

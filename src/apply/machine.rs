@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request};
-use crate::ledger::state::{Event, State};
+use crate::ledger::state::{Event, State, push_range};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -96,6 +96,7 @@ impl Interval {
 /// The walk of one worker on one connection.
 #[derive(Debug)]
 pub struct Machine {
+    pipeline: String,
     sink: String,
     tables: BTreeSet<TableName>,
     state: State,
@@ -108,9 +109,9 @@ pub struct Machine {
 
 impl Machine {
     /// A machine whose state was folded up to the row's checkpoint or further back; [`Machine::entry`] continues there.
-    pub fn new(sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
-        let (sink, items) = (sink.to_owned(), VecDeque::new());
-        Machine { sink, tables, state: State::default(), end: row, join_offset, items }
+    pub fn new(pipeline: &str, sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
+        let (pipeline, sink, items) = (pipeline.to_owned(), sink.to_owned(), VecDeque::new());
+        Machine { pipeline, sink, tables, state: State::default(), end: row, join_offset, items }
     }
 
     pub fn state(&self) -> &State {
@@ -158,8 +159,8 @@ impl Machine {
     /// The way out when the chain is broken: without a row the sink joins anew.
     fn anew(&self) -> String {
         format!(
-            "DELETE FROM lockstep.progress WHERE sink = '{}' at the sink, then start again: every row is loaded anew",
-            self.sink
+            "DELETE FROM lockstep.progress WHERE pipeline = '{}' AND sink = '{}' at the sink, then start again",
+            self.pipeline, self.sink
         )
     }
 
@@ -237,7 +238,7 @@ struct Loading {
     request: Uuid,
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
-    ranges: Vec<KeyRange>,
+    ranges: Vec<(TableName, KeyRange)>,
 }
 
 impl Loads {
@@ -254,7 +255,7 @@ impl Loads {
 
     fn push(&mut self, table: &TableName, range: KeyRange) {
         if let Some(loading) = self.tables.get_mut(table) {
-            loading.ranges.push(range);
+            push_range(&mut loading.ranges, table, range);
         }
     }
 
@@ -274,7 +275,7 @@ impl Loads {
         let Some(loading) = self.tables.get_mut(&chunk.table) else { return };
         let answers = chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
         if chunk.is_for(&self.sink) && answers {
-            loading.ranges.push(chunk.range.clone());
+            push_range(&mut loading.ranges, &chunk.table, chunk.range.clone());
         }
     }
 
@@ -299,7 +300,7 @@ impl Loads {
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };
-        for range in &loading.ranges {
+        for (_, range) in &loading.ranges {
             if range.contains(orders, key).map_err(|e| {
                 Error::halt(
                     Code::RecordInvalid,
@@ -326,7 +327,7 @@ mod tests {
     }
 
     fn machine(row: At) -> Machine {
-        Machine::new("x", BTreeSet::from([table()]), row, -1)
+        Machine::new("p", "x", BTreeSet::from([table()]), row, -1)
     }
 
     fn claim(nonce: u64) -> Body {

@@ -11,9 +11,16 @@ use crate::error::{Code, Error, Result};
 use crate::kafka::consumer::{Part, Record, Spans};
 use crate::ledger::entry::Checkpoint;
 use crate::record::{HEADER, Header, HeaderError};
+use crate::status::{SinkReporter, State};
 
 /// How long one poll of a partition blocks; between polls the stop is looked at.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long a broker may take to say how far a partition goes.
+const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After this long what is waited for shows in the status.
+const TELL: Duration = Duration::from_secs(1);
 
 /// A record and its header.
 pub struct Head<'s> {
@@ -27,12 +34,20 @@ struct Lane<'s> {
     head: Option<Head<'s>>,
 }
 
+/// How records are waited for that the ledger counts and the topic does not give yet.
+#[derive(Clone)]
+pub struct Patience {
+    /// How long they may take.
+    pub wait: Duration,
+    pub stop: CancellationToken,
+    pub reporter: SinkReporter,
+}
+
 /// The merge of one checkpoint's spans.
 pub struct Merge<'s> {
     spans: &'s Spans,
     lanes: Vec<Lane<'s>>,
-    wait: Duration,
-    stop: CancellationToken,
+    patience: Patience,
     /// Records without a header of ours.
     pub foreign: u64,
 }
@@ -43,24 +58,18 @@ pub fn ready(spans: &mut Spans, checkpoint: &Checkpoint) -> Result<Vec<Part>> {
 }
 
 impl<'s> Merge<'s> {
-    /// `parts` are parallel to the checkpoint's spans. `wait` is how long counted records may take to become readable.
-    pub fn new(
-        spans: &'s Spans,
-        parts: &[Part],
-        checkpoint: &Checkpoint,
-        wait: Duration,
-        stop: CancellationToken,
-    ) -> Merge<'s> {
+    /// `parts` are parallel to the checkpoint's spans.
+    pub fn new(spans: &'s Spans, parts: &[Part], checkpoint: &Checkpoint, patience: Patience) -> Merge<'s> {
         let lane = |(span, part): (_, &Part)| Lane { check: SpanCheck::new(checkpoint, span), part: *part, head: None };
         let lanes = checkpoint.spans.iter().zip(parts).map(lane).collect();
-        Merge { spans, lanes, wait, stop, foreign: 0 }
+        Merge { spans, lanes, patience, foreign: 0 }
     }
 
     /// The next record by position; `None` at the end, when every span was read whole.
-    pub fn next(&mut self) -> Result<Option<Head<'s>>> {
+    pub async fn take(&mut self) -> Result<Option<Head<'s>>> {
         for lane in &mut self.lanes {
             if lane.head.is_none() && !lane.check.is_done() {
-                lane.head = fill(self.spans, lane, self.wait, &self.stop, &mut self.foreign)?;
+                lane.head = fill(self.spans, lane, &self.patience, &mut self.foreign).await?;
             }
         }
         let position = |lane: &Lane<'_>| lane.head.as_ref().map(|head| head.header.position);
@@ -69,22 +78,31 @@ impl<'s> Merge<'s> {
     }
 }
 
-fn fill<'s>(
+async fn fill<'s>(
     spans: &'s Spans,
     lane: &mut Lane<'_>,
-    wait: Duration,
-    stop: &CancellationToken,
+    patience: &Patience,
     foreign: &mut u64,
 ) -> Result<Option<Head<'s>>> {
     let began = Instant::now();
     while !lane.check.is_done() {
         let Some(record) = spans.poll(lane.part, POLL)? else {
-            if stop.is_cancelled() {
+            if patience.stop.is_cancelled() {
                 return Err(Error::retry_plain("stopped while waiting for records"));
             }
-            if began.elapsed() >= wait {
+            if began.elapsed() >= patience.wait {
+                // Judged only by a broker that answers: without one the records may well be there.
+                let span = lane.check.span();
+                spans.watermarks(&span.topic, span.partition, WATERMARKS_TIMEOUT)?;
                 lane.check.end()?;
             }
+            if began.elapsed() >= TELL {
+                let span = lane.check.span();
+                let what = format!("topic {} partition {} up to offset {}", span.topic, span.partition, span.last);
+                patience.reporter.update(|s| (s.state, s.waiting_for) = (State::Retrying, Some(what)));
+            }
+            // The role's thread has other things to do too, such as showing that it lives.
+            tokio::task::yield_now().await;
             continue;
         };
         if record.offset() < lane.check.span().first {

@@ -41,6 +41,8 @@ pub enum Folded {
 /// What a batch of changes comes to. Written in the order of the fields; within a field the order does not matter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NetEffect {
+    /// Rows that are named may not be there, because the table is being loaded: what falls short is no divergence.
+    pub loading: bool,
     /// The table was emptied before everything else here.
     pub truncate: bool,
     /// Rows of the database that are gone.

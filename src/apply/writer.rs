@@ -56,8 +56,8 @@ pub struct Writer {
     pub sink: PostgresSink,
     pub loads: Loads,
     pub counts: Counts,
-    /// Rows of chunks written.
-    pub loaded_rows: u64,
+    /// Rows of chunks written in the open transaction.
+    pub loaded: Vec<(TableName, u64)>,
     name: String,
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
@@ -83,7 +83,7 @@ impl Writer {
             sink,
             loads: Loads::default(),
             counts: Counts::default(),
-            loaded_rows: 0,
+            loaded: Vec::new(),
             name: config.name.clone(),
             tables,
             rows_max: config.batch_rows_max,
@@ -108,7 +108,7 @@ impl Writer {
         self.truncates.clear();
         self.chunks.clear();
         self.open = None;
-        (self.counts, self.loaded_rows) = (Counts::default(), 0);
+        (self.counts, self.loaded) = (Counts::default(), Vec::new());
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -235,8 +235,10 @@ impl Writer {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
         self.sink.push_range(&mut load, &rows).await?;
-        self.sink.end_range(load).await?;
-        self.loaded_rows += chunk.rows;
+        let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
+        let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
+        self.sink.end_range(load, &blank).await?;
+        self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(self.offset, &chunk);
         Ok(())
     }
@@ -341,6 +343,7 @@ impl Writer {
         let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
         nets.retain(|(_, net)| !net.is_empty());
         for (version, net) in &mut nets {
+            net.loading = self.loads.is_loading(&version.table);
             batch.push((&version.plan, std::mem::take(net)));
         }
         if !batch.is_empty() {
@@ -359,7 +362,9 @@ impl Writer {
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
         plans.sort_by_key(|plan| plan.oid);
         plans.dedup_by_key(|plan| plan.oid);
-        self.sink.truncate(&plans).await
+        self.sink.truncate(&plans).await?;
+        self.counts.truncated += plans.len() as u64;
+        Ok(())
     }
 }
 

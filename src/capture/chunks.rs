@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::capture::snapshot::{ChunkRead, Read, Visibility};
 use crate::codec::mapping;
@@ -19,8 +20,8 @@ use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::{self, RelationShape};
 use crate::postgres::chunk::{self, ChunkRequest, Extent};
-use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
+use crate::postgres::{publication, slot};
 use crate::relation::{Relation, TableName};
 use crate::session::{self, Session};
 
@@ -37,17 +38,20 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 pub enum Command {
-    Fence,
+    /// The fence asked for under this name.
+    Fence(Uuid),
     Read(Read),
 }
 
 pub enum Answer {
-    Fenced,
+    Fenced(Uuid),
+    /// A snapshot taken meanwhile: what it sees need not be remembered.
+    Saw(PgSnapshot),
     /// In words, what a fence or a read waits for.
     Waiting(String),
     Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
     /// The read or its message failed in a way that heals.
-    Failed(Error),
+    Failed(Uuid, Error),
     /// No later attempt can do better.
     Halted(Error),
     /// The source's end of log and the bytes that the slot retains.
@@ -135,13 +139,19 @@ impl Worker {
                 Ok(None) => return,
                 Err(_) => None,
             };
+            let asked = match &command {
+                Some(Command::Fence(asked)) => *asked,
+                Some(Command::Read(read)) => read.nonce,
+                None => Uuid::nil(),
+            };
             let answer = match command {
-                Some(Command::Fence) => self.fence().await.map(|()| Some(Answer::Fenced)),
+                Some(Command::Fence(asked)) => self.fence().await.map(|()| Some(Answer::Fenced(asked))),
                 Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
                 None => match self.watch().await {
                     Ok(answer) => Ok(Some(answer)),
+                    Err(halt @ Error::Halt(_)) => Err(halt),
                     // The stream's own connection tells of a source that is gone.
-                    Err(_) => {
+                    Err(Error::Retry(_)) => {
                         self.session = None;
                         Ok(None)
                     }
@@ -155,7 +165,7 @@ impl Worker {
                     tokio::time::sleep(RETRY_PAUSE).await;
                     match error {
                         Error::Halt(_) => self.outbox.send(Answer::Halted(error)),
-                        Error::Retry(_) => self.outbox.send(Answer::Failed(error)),
+                        Error::Retry(_) => self.outbox.send(Answer::Failed(asked, error)),
                     }
                 }
             };
@@ -175,9 +185,13 @@ impl Worker {
         Ok(self.session.as_mut().expect("just connected"))
     }
 
+    /// Looks at what nobody tells us of: how far the log is, and whether somebody changed the publication.
     async fn watch(&mut self) -> Result<Answer> {
-        let slot = self.config.source.slot.clone();
+        let config = self.config.clone();
+        let slot = config.source.slot.clone();
         let session = self.session().await?;
+        let tables: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+        publication::check_published(&**session, &config.source.publication, &tables, &tables).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
         Ok(Answer::Watched { current, retained })
@@ -185,20 +199,27 @@ impl Worker {
 
     /// Takes a transaction id and waits until every older transaction has ended.
     async fn fence(&mut self) -> Result<()> {
-        let outbox = self.outbox.clone();
+        let (outbox, slot) = (self.outbox.clone(), self.config.source.slot.clone());
         let session = self.session().await?;
         let mine = slot::fresh_xid(&**session).await?;
         let mut asked = 0u32;
-        while slot::snapshot_now(&**session).await?.xmin <= mine {
+        loop {
+            let snapshot = slot::snapshot_now(&**session).await?;
+            if snapshot.xmin > mine {
+                return Ok(());
+            }
             asked += 1;
             if asked.is_multiple_of(25) {
                 let oldest = slot::blockers(&**session).await?.into_iter().next();
                 let oldest = oldest.map_or_else(|| "an older transaction".to_owned(), |blocker| blocker.to_string());
                 let _ = outbox.send(Answer::Waiting(format!("before existing rows can be read, {oldest} must end")));
+                let _ = outbox.send(Answer::Saw(snapshot));
+                let current = slot::current_lsn(&**session).await?;
+                let retained = slot::retained_bytes(&**session, &slot).await?;
+                let _ = outbox.send(Answer::Watched { current, retained });
             }
             tokio::time::sleep(FENCE_INTERVAL).await;
         }
-        Ok(())
     }
 
     /// Reads a chunk, hands it over, then writes its message.
@@ -223,6 +244,7 @@ impl Worker {
         let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
         let chunk = ChunkRead {
             nonce: read.nonce,
+            table: read.table.clone(),
             snapshot: found.snapshot,
             relation: relation.fingerprint,
             key_columns,

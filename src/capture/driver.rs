@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
-use crate::capture::emit::{Emitter, Streamed, Version};
+use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::snapshot::{Action, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
@@ -23,7 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, Chunk, Done, RelationEntry, TopicIdentity};
+use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, TopicIdentity};
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
 use crate::lsn::{Lsn, Position};
@@ -94,6 +94,7 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and of each name.
     streamed: HashMap<u32, Arc<Version>>,
@@ -109,8 +110,10 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
+    /// Of the base that is on its way.
     base_number: Option<u64>,
-    base_offset: Option<i64>,
+    /// When Kafka acknowledged something last, or had nothing to.
+    progressed: Instant,
     entries_since_base: u64,
     base_at: Instant,
     began: Instant,
@@ -144,7 +147,9 @@ enum Woke {
 
 impl Reader {
     fn new(config: Arc<Config>, started: Started, reporter: SourceReporter, metrics: SourceMetrics) -> Result<Reader> {
-        let Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, .. } = started;
+        let Started {
+            session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, ..
+        } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter =
@@ -166,6 +171,7 @@ impl Reader {
             state,
             assembler,
             order,
+            estimates,
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
@@ -178,7 +184,7 @@ impl Reader {
             done: Vec::new(),
             joins_seen: None,
             base_number: None,
-            base_offset: None,
+            progressed: now,
             entries_since_base: 0,
             base_at: now,
             began: now,
@@ -278,15 +284,16 @@ impl Reader {
             }
             self.confirm();
         }
+        if !self.core.machine.is_drained() {
+            tracing::warn!("stopping with records that no checkpoint counts yet; the next start writes them again");
+        }
         Ok(())
     }
 
     async fn close(self, in_order: bool) {
         let Reader { stream, core } = self;
-        if in_order {
-            if let Err(error) = stream.close().await {
-                tracing::debug!(error = error.chain(), "ending the stream");
-            }
+        if in_order && let Err(error) = stream.close().await {
+            tracing::debug!(error = error.chain(), "ending the stream");
         }
         let Core { emitter, appender, session, .. } = core;
         emitter.close(CLOSE_TIMEOUT);
@@ -416,7 +423,7 @@ impl Core {
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
             // One producer, one partition: it stands before every checkpoint that is appended later.
-            self.appender.append(Body::Relation(Box::new(RelationEntry { relation })))?;
+            self.append(Body::Relation(Box::new(RelationEntry { relation })))?;
             self.state.relations.insert(fingerprint, version.relation.clone());
         }
         Ok(version)
@@ -459,17 +466,18 @@ impl Core {
 
     fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
-            Answer::Fenced => self.loader.fenced(),
+            Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
+            Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
                 self.version(relation)?;
                 self.loader.chunk(chunk);
             }
-            Answer::Failed(error) => {
+            Answer::Failed(asked, error) => {
                 tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
                 self.reporter.update(|s| s.waiting_for = Some(error.chain()));
-                self.loader.failed();
+                self.loader.failed(asked);
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched { current, retained } => {
@@ -487,8 +495,15 @@ impl Core {
         };
         let event = self.state.apply(record.offset, entry);
         self.entries_since_base += 1;
-        if event == state::Event::Base && self.base_offset == Some(record.offset) {
-            self.appender.base = self.base_offset.take();
+        if event == state::Event::Base {
+            // Ours, for it is valid. Something may have landed in front of it; then it is not named, and the next one is due
+            // at once.
+            self.base_number = None;
+            if self.state.base == Some(record.offset) {
+                self.appender.base = self.state.base;
+                self.entries_since_base = 0;
+                self.base_at = Instant::now();
+            }
         }
         match self.machine.read_back(record.offset, &event) {
             ReadBack::Nothing => {}
@@ -513,8 +528,15 @@ impl Core {
 
     /// Whatever is due: acknowledgements, appends, loads, reports.
     fn pump(&mut self, flush: bool) -> Result<()> {
-        self.emitter.take_acks(&mut self.machine)?;
-        for (number, offset) in self.appender.take()? {
+        let acked = self.emitter.take_acks(&mut self.machine)?;
+        let appended = self.appender.take()?;
+        if acked || !appended.is_empty() || (self.emitter.in_flight_bytes() == 0 && self.appending.is_none()) {
+            self.progressed = Instant::now();
+        } else if self.progressed.elapsed() > KAFKA_GRACE {
+            // A connected reader that does not confirm would hold up the source's shutdown.
+            return Err(Error::retry_plain("writing to Kafka: nothing was acknowledged for 30 s"));
+        }
+        for (number, offset) in appended {
             if self.appending.is_some_and(|(appending, _)| appending == number) {
                 let (_, sent) = self.appending.take().expect("just looked");
                 // It may have been read back already.
@@ -523,20 +545,20 @@ impl Core {
                     self.sent_at.push_back((offset, sent));
                 }
             }
-            if self.base_number == Some(number) {
-                self.base_number = None;
-                self.base_offset = Some(offset);
-            }
-        }
-        let now = self.now();
-        if let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush) {
-            let number = self.appender.append(Body::Checkpoint(checkpoint))?;
-            self.appending = Some((number, Instant::now()));
-            self.metrics.ledger_append();
         }
         if !flush {
-            self.load()?;
             self.base_if_due()?;
+        }
+        let now = self.now();
+        if !self.is_writing_base()
+            && (flush || !self.is_base_due())
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush)
+        {
+            let number = self.append(Body::Checkpoint(checkpoint))?;
+            self.appending = Some((number, Instant::now()));
+        }
+        if !flush && !self.is_writing_base() {
+            self.load()?;
         }
         if self.reported.elapsed() >= REPORT_INTERVAL {
             self.report();
@@ -550,18 +572,16 @@ impl Core {
         while let Some(index) = self.done.iter().position(|(at, _)| *at <= appended) {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
-                self.appender.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
-                if let Some(join) = self.state.joins.iter_mut().find(|join| join.request.id == id) {
-                    join.done = true;
-                }
+                self.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
+                self.state.finish(id);
                 tracing::info!(request = %id, "existing rows loaded");
             }
         }
         if self.loader.is_idle() && self.done.is_empty() {
             self.start_load();
         }
-        match self.loader.next() {
-            Some(Action::Fence) => self.chunks.send(Command::Fence)?,
+        match self.loader.next_action(Uuid::new_v4()) {
+            Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
             Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
             Some(Action::Done(requests)) => self.done.push((self.machine.position(), requests)),
             None => {}
@@ -570,7 +590,7 @@ impl Core {
     }
 
     fn start_load(&mut self) {
-        let open = self.state.open_joins().count();
+        let open = answerable(&self.order, &self.state).count();
         if open == 0 {
             self.joins_seen = None;
             return;
@@ -590,20 +610,34 @@ impl Core {
     }
 
     fn base_if_due(&mut self) -> Result<()> {
-        let due = self.entries_since_base >= self.config.kafka.base_entries
-            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval);
-        if due && self.base_number.is_none() && self.base_offset.is_none() {
+        let due = self.is_base_due();
+        let calm = !self.machine.is_appending() && self.machine.oldest_unread().is_none();
+        if due && calm && !self.is_writing_base() {
             self.write_base()?;
         }
         Ok(())
     }
 
+    fn append(&mut self, body: Body) -> Result<u64> {
+        self.metrics.ledger_append();
+        self.appender.append(body)
+    }
+
     fn write_base(&mut self) -> Result<()> {
         let base = self.state.as_base(self.machine.epoch(), self.topics.clone());
-        self.base_number = Some(self.appender.append(Body::Base(Box::new(base)))?);
-        self.entries_since_base = 0;
-        self.base_at = Instant::now();
+        self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
         Ok(())
+    }
+
+    /// While it is due nothing is appended, so that within one round trip nothing is in flight that it could not tell of.
+    fn is_base_due(&self) -> bool {
+        self.entries_since_base >= self.config.kafka.base_entries
+            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval)
+    }
+
+    /// While a base is on its way nothing else is appended that it would have to tell of.
+    fn is_writing_base(&self) -> bool {
+        self.base_number.is_some()
     }
 
     fn report(&mut self) {
@@ -611,7 +645,7 @@ impl Core {
         self.metrics.received(std::mem::take(&mut self.bytes), self.received);
         self.metrics.in_flight(self.emitter.in_flight_bytes() as u64);
         self.metrics.confirmed(self.confirmed);
-        let closed = self.machine.appended_closed();
+        let closed = self.machine.read_closed();
         let lag = self.source_end.max(self.received).bytes_since(closed);
         let loading = self.loader.table().cloned();
         let busy = !self.loader.is_idle();
@@ -624,13 +658,22 @@ impl Core {
                 _ => Phase::Streaming,
             };
             let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
-            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+            let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
+            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
         });
         let tables = tables.collect();
+        let mut unanswered =
+            self.state.open_joins().filter(|join| !join.request.tables.iter().all(|t| self.order.contains(t)));
+        let unanswered = unanswered.next().map(|join| {
+            format!(
+                "a connector for the tables that sink {} asks for in ledger entry {}",
+                join.request.sink, join.offset
+            )
+        });
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
             if !busy {
-                s.waiting_for = None;
+                s.waiting_for = unanswered;
             }
             s.position = Some(closed);
             s.lag_bytes = Some(lag);
@@ -646,10 +689,16 @@ enum ChangeKind {
     Delete,
 }
 
+/// Requests for tables that this reader has. One that names another table waits for a reader with that connector: an answer
+/// without its rows would tell the sink that it is whole.
+fn answerable<'a>(order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
+    state.open_joins().filter(|join| join.request.tables.iter().all(|table| order.contains(table)))
+}
+
 /// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
 /// that sinks which have their rows are not bothered.
 fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
-    let open: Vec<_> = state.open_joins().collect();
+    let open: Vec<_> = answerable(order, state).collect();
     let asked: std::collections::BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
     let asks = |sink: &str, table: &TableName| {
         open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))

@@ -21,7 +21,7 @@ use crate::value::{Row, RowBuf};
 
 /// How long Kafka may take no record before the replication connection is dropped: a connected reader that does not confirm
 /// blocks the source's shutdown.
-const KAFKA_GRACE: Duration = Duration::from_secs(30);
+pub const KAFKA_GRACE: Duration = Duration::from_secs(30);
 
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
 const MUCH_IN_FLIGHT_BYTES: usize = 256 * 1024;
@@ -296,6 +296,10 @@ impl Emitter {
         self.outlet.producer.acked().await;
     }
 
+<<<<<<< HEAD
+    /// Tells the machine what was acknowledged, and whether anything was.
+    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
+=======
     /// The same; while much is in flight it waits a little, because then acknowledgements come by the thousand and each would
     /// wake the reader for itself.
     pub async fn acked_soon(&self) {
@@ -307,6 +311,7 @@ impl Emitter {
 
     /// Tells the machine what was acknowledged.
     pub fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
+>>>>>>> bench
         self.outlet.take_acks(machine)
     }
 
@@ -367,8 +372,9 @@ impl Outlet {
         Ok(())
     }
 
-    fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
+    fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
         self.producer.take_acks(&mut self.acks)?;
+        let any = !self.acks.is_empty();
         for ack in self.acks.drain(..) {
             let Ack { route, partition, token, first, last, count } = ack;
             machine.acked(Acked {
@@ -380,7 +386,7 @@ impl Outlet {
                 count,
             });
         }
-        Ok(())
+        Ok(any)
     }
 }
 

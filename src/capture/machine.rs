@@ -31,6 +31,9 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(2);
 /// transaction of its own.
 const CHECKPOINT_RECORDS_MAX: u64 = 50_000;
 
+/// Intervals waiting for their acknowledgements; beyond it transactions share one.
+const INTERVALS_MAX: usize = 64;
+
 /// What to do with a transaction of the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Admit {
@@ -106,6 +109,8 @@ pub struct Machine {
     /// Oldest first. The last is the current one and takes records.
     intervals: VecDeque<Interval>,
     appending: Option<Checkpoint>,
+    /// Closed LSN of the last checkpoint that was read back.
+    read_closed: Lsn,
     /// Appended, not yet read back: offset and closed LSN.
     unread: VecDeque<(i64, Lsn)>,
     ledger_offset: i64,
@@ -120,6 +125,7 @@ impl Machine {
             epoch,
             prev: last.map(|last| last.anchor),
             appended_closed: closed,
+            read_closed: closed,
             appended_at: None,
             interval_min,
             resume: position.lsn,
@@ -164,13 +170,9 @@ impl Machine {
         self.prev.map_or(Position::ORIGIN, |prev| prev.to)
     }
 
-    /// Closed LSN of the last checkpoint appended.
-    pub fn appended_closed(&self) -> Lsn {
-        self.appended_closed
-    }
-
-    pub fn in_transaction(&self) -> bool {
-        self.open.is_some()
+    /// Closed LSN of the last checkpoint that was read back: everything up to here counts.
+    pub fn read_closed(&self) -> Lsn {
+        self.read_closed
     }
 
     /// A transaction begins in the stream.
@@ -180,6 +182,10 @@ impl Machine {
             return Admit::Drop;
         }
         assert!(commit_lsn > self.last_commit, "commits arrive in order: {commit_lsn} after {}", self.last_commit);
+        // What is complete must not wait for a transaction that may be huge.
+        if !self.current().is_quiet() && self.intervals.len() < INTERVALS_MAX {
+            self.cut();
+        }
         self.open = Some(Open { lsn: commit_lsn, next: 0 });
         Admit::Take
     }
@@ -379,7 +385,10 @@ impl Machine {
             Event::Claimed(epoch) if *epoch != self.epoch => ReadBack::Fenced(*epoch),
             Event::Superseded(epoch) if *epoch == self.epoch => ReadBack::Fenced(*epoch),
             Event::Valid(checkpoint) if checkpoint.epoch == self.epoch => match self.expect(offset, checkpoint) {
-                Some((expected, closed)) if expected == offset => ReadBack::Confirm(closed),
+                Some((expected, closed)) if expected == offset => {
+                    self.read_closed = closed;
+                    ReadBack::Confirm(closed)
+                }
                 // The ledger lost our entry, or holds one that we did not write: this epoch is over.
                 _ => ReadBack::Fenced(self.epoch),
             },

@@ -150,7 +150,8 @@ fn while_an_append_is_in_flight_ripe_intervals_wait_and_are_merged() {
         record
         record
         commit 44
-        ack 0 1 1 3
+        ack 0 1 1 1
+        ack 0 2 2 2
         append?
         appended
         append?
@@ -163,8 +164,8 @@ fn while_an_append_is_in_flight_ripe_intervals_wait_and_are_merged() {
     begin 30           Take
     record             0/1E+0 interval 1
     begin 40           Take
-    record             0/28+0 interval 1
-    record             0/28+1 interval 1
+    record             0/28+0 interval 2
+    record             0/28+1 interval 2
     append?            nothing
     append?            nothing
     append?            (0/10+0, 0/28+1] closed 0/2C p0=1..3/3 after 6, 0 chunks

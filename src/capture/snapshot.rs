@@ -12,7 +12,7 @@
 //! A new incarnation starts an unfinished job again from its first table: ranges that must be read a second time are known to
 //! the incarnation that saw why, and only to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -48,8 +48,9 @@ pub struct Job {
 /// What the driver is to do next. Nothing else is asked before it has been answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Take a transaction id of its own, wait until every older transaction has ended, then call [`Loader::fenced`].
-    Fence,
+    /// Take a transaction id of its own, wait until every older transaction has ended, then call [`Loader::fenced`] with
+    /// this name.
+    Fence(Uuid),
     /// Read a chunk, hand it over with [`Loader::chunk`], then write the nonce into the stream.
     Read(Read),
     /// Every chunk was emitted: tell the requests once the last chunk's checkpoint is appended.
@@ -67,6 +68,7 @@ pub struct Read {
 /// A chunk as it was read.
 pub struct ChunkRead<V> {
     pub nonce: Uuid,
+    pub table: TableName,
     pub snapshot: V,
     /// The version built from the catalog in the same transaction.
     pub relation: Fingerprint,
@@ -108,7 +110,11 @@ struct Running {
     orders: HashMap<TableName, Vec<KeyOrder>>,
     mismatch: Option<Fingerprint>,
     fenced: bool,
-    asked: bool,
+    /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
+    /// put two questions on their way, and a chunk in the place of another.
+    asked: Option<Uuid>,
+    /// Keys of rows that the sinks left out, with their tables: they can't be moved or made there.
+    left_out: HashSet<(TableName, Vec<Vec<u8>>)>,
 }
 
 /// The loader of one incarnation of the reader.
@@ -155,7 +161,8 @@ impl<V: Visibility> Loader<V> {
             orders: HashMap::new(),
             mismatch: None,
             fenced: false,
-            asked: false,
+            asked: None,
+            left_out: HashSet::new(),
             job,
         });
     }
@@ -175,9 +182,7 @@ impl<V: Visibility> Loader<V> {
         op: Op,
     ) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        if let Op::Rekey { old, new } = &op
-            && new.row().has_absent()
-        {
+        if let Op::Rekey { old, new } = &op {
             running.read_again(table, key_columns, old, new)?;
         }
         let bytes = match &op {
@@ -198,17 +203,25 @@ impl<V: Visibility> Loader<V> {
         self.remembered.clear();
         self.remembered_bytes = 0;
         self.pending = None;
-        self.rows_max = (self.rows_max / 2).max(CHUNK_ROWS_MIN);
         if let Some(running) = &mut self.running {
+            if running.fenced {
+                self.rows_max = (self.rows_max / 2).max(CHUNK_ROWS_MIN);
+            }
             running.fenced = false;
-            running.asked = false;
+            running.asked = None;
         }
     }
 
-    /// What the driver is to do now, if anything.
-    pub fn next(&mut self) -> Option<Action> {
+    /// A snapshot was taken: every later one sees what it sees, so only the rest is remembered.
+    pub fn saw(&mut self, snapshot: &V) {
+        self.remembered.retain(|r| !snapshot.sees(r.xid));
+        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
+    }
+
+    /// What the driver is to do now, if anything. `nonce` names the chunk that is asked for; nobody else can guess it.
+    pub fn next_action(&mut self, nonce: Uuid) -> Option<Action> {
         let running = self.running.as_mut()?;
-        if running.asked {
+        if running.asked.is_some() {
             return None;
         }
         if running.tables.is_empty() {
@@ -217,34 +230,34 @@ impl<V: Visibility> Loader<V> {
             self.remembered_bytes = 0;
             return Some(Action::Done(running.job.requests));
         }
-        running.asked = true;
+        running.asked = Some(nonce);
         if !running.fenced {
-            return Some(Action::Fence);
+            return Some(Action::Fence(nonce));
         }
         let table = running.tables[0].clone();
         let range = running.ranges.front().expect("a table under load has a range left").clone();
-        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce: Uuid::new_v4() }))
+        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce }))
     }
 
     /// Every transaction older than the driver's own, taken after the question, has ended.
-    pub fn fenced(&mut self) {
-        if let Some(running) = &mut self.running {
+    pub fn fenced(&mut self, asked: Uuid) {
+        if let Some(running) = self.running.as_mut().filter(|running| running.asked == Some(asked)) {
             running.fenced = true;
-            running.asked = false;
+            running.asked = None;
         }
     }
 
     /// The read failed in a way that heals: ask again.
-    pub fn failed(&mut self) {
-        self.pending = None;
-        if let Some(running) = &mut self.running {
-            running.asked = false;
+    pub fn failed(&mut self, asked: Uuid) {
+        if let Some(running) = self.running.as_mut().filter(|running| running.asked == Some(asked)) {
+            self.pending = None;
+            running.asked = None;
         }
     }
 
     /// A chunk was read; its message is still to come in the stream.
     pub fn chunk(&mut self, chunk: ChunkRead<V>) {
-        if self.running.as_ref().is_some_and(|running| running.asked && running.fenced) {
+        if self.running.as_ref().is_some_and(|running| running.asked == Some(chunk.nonce)) {
             self.pending = Some(chunk);
         }
     }
@@ -256,8 +269,9 @@ impl<V: Visibility> Loader<V> {
             return Ok(None);
         }
         let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
-        running.asked = false;
+        running.asked = None;
         let table = running.tables[0].clone();
+        assert_eq!(table, chunk.table, "a chunk is of the table that was asked for");
         if let Some(known) = streamed(&table)
             && known != chunk.relation
             && running.mismatch != Some(chunk.relation)
@@ -281,8 +295,7 @@ impl<V: Visibility> Loader<V> {
         running.emitted.push((table.clone(), chunk.range.clone()));
         running.orders.insert(table.clone(), chunk.key_orders);
         running.advance(&chunk.range);
-        self.remembered.retain(|r| !chunk.snapshot.sees(r.xid));
-        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
+        self.saw(&chunk.snapshot);
         self.adapt(&rows);
         let only = self.running.as_ref().and_then(|running| running.job.only.clone());
         Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only }))
@@ -320,22 +333,25 @@ impl Running {
         }
     }
 
-    /// A row moved with a column that was not sent. Where its old key was not loaded yet and its new one was, the sinks could
-    /// neither move nor make it: they leave it out, and the range is read again.
+    /// A row moved to a key whose range is loaded. If the sinks can't have it, because its old key was not loaded yet and a
+    /// column was not sent, or because they had to leave it out before, they leave it out: its new range is read again.
     fn read_again(&mut self, table: &TableName, key_columns: &[usize], old: &RowBuf, new: &RowBuf) -> Result<()> {
         let Some(orders) = self.orders.get(table) else { return Ok(()) };
         let (from, to) = (key_texts(old, key_columns)?, key_texts(new, key_columns)?);
-        let mut loaded = None;
+        let (mut had, mut loaded) = (false, None);
         for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
-            if contains(range, orders, &from)? {
-                return Ok(());
-            }
+            had |= contains(range, orders, &from)?;
             if loaded.is_none() && contains(range, orders, &to)? {
                 loaded = Some(range.clone());
             }
         }
-        if let Some(range) = loaded {
-            self.again.push_back((table.clone(), range));
+        let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
+        if let Some(range) = loaded.filter(|_| missing) {
+            self.left_out.insert((table.clone(), to));
+            let again = (table.clone(), range);
+            if !self.again.contains(&again) {
+                self.again.push_back(again);
+            }
         }
         Ok(())
     }
@@ -437,14 +453,15 @@ mod tests {
     fn loader() -> Loader<Below> {
         let mut loader = Loader::new(1000, 1 << 20);
         loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()] });
-        assert_eq!(loader.next(), Some(Action::Fence));
-        assert_eq!(loader.next(), None);
-        loader.fenced();
+        let name = Uuid::new_v4();
+        assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
+        assert_eq!(loader.next_action(Uuid::new_v4()), None);
+        loader.fenced(name);
         loader
     }
 
     fn read(loader: &mut Loader<Below>) -> Read {
-        match loader.next() {
+        match loader.next_action(Uuid::new_v4()) {
             Some(Action::Read(read)) => read,
             other => panic!("expected a read, got {other:?}"),
         }
@@ -466,6 +483,7 @@ mod tests {
             KeyRange { after: read.range.after, through: through.map(|t| vec![t.to_owned()]).or(read.range.through) };
         let chunk = ChunkRead {
             nonce: read.nonce,
+            table: table(),
             snapshot: Below(below),
             relation,
             key_columns: vec![0],
@@ -505,7 +523,7 @@ mod tests {
         let rows = [row(&["1", "old", "big1"]), row(&["2", "gone", "big2"]), row(&["3", "old", "big3"])];
         let ready = answer(&mut loader, 15, &rows, None);
         assert_eq!(sorted(ready), ["1,new,big1", "4,in,big", "5,moved,big3"]);
-        assert_eq!(loader.next(), Some(Action::Done(vec![Uuid::nil()])));
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
         assert!(loader.is_idle());
     }
 
@@ -534,7 +552,38 @@ mod tests {
         let again = KeyRange { after: None, through: Some(vec!["5".to_owned()]) };
         let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
         assert_eq!(ready.range, again);
-        assert!(matches!(loader.next(), Some(Action::Done(_))));
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_row_that_was_left_out_and_moves_on_has_its_new_range_read_again_too() {
+        let mut loader = loader();
+        answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+        answer(&mut loader, 15, &[row(&["6", "a", "b"])], Some("8")).unwrap();
+        remember(&mut loader, 20, Op::Rekey { old: row(&["9", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        remember(&mut loader, 21, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["7", "moved", "big"]) });
+        answer(&mut loader, 30, &[], None).unwrap();
+        let again: Vec<KeyRange> = (0..2).map(|_| answer(&mut loader, 30, &[], None).unwrap().range).collect();
+        let range = |after: Option<&str>, through: &str| KeyRange {
+            after: after.map(|key| vec![key.to_owned()]),
+            through: Some(vec![through.to_owned()]),
+        };
+        assert_eq!(again, [range(None, "5"), range(Some("5"), "8")]);
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_late_answer_means_nothing() {
+        let mut loader = loader();
+        let first = read(&mut loader);
+        loader.failed(first.nonce);
+        let second = read(&mut loader);
+        loader.failed(first.nonce);
+        loader.fenced(first.nonce);
+        assert_eq!(loader.next_action(Uuid::new_v4()), None, "the second read is still on its way");
+        assert_eq!(loader.mark(first.nonce, |_| None).unwrap(), None);
+        loader.failed(second.nonce);
+        assert_eq!(read(&mut loader).range, second.range);
     }
 
     #[test]
@@ -559,8 +608,9 @@ mod tests {
             remember(&mut loader, 20 + i, Op::Insert(row(&["1", &big, ""])));
         }
         assert_eq!(loader.mark(first.nonce, |_| None).unwrap(), None);
-        assert_eq!(loader.next(), Some(Action::Fence));
-        loader.fenced();
+        let name = Uuid::new_v4();
+        assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
+        loader.fenced(name);
         assert!(read(&mut loader).rows_max < first.rows_max);
     }
 }

@@ -4,7 +4,7 @@
 //! a slot that has to decode what was written before its publication existed is stuck for good. Holding the slot is the lease;
 //! only its holder appends a claim, and only a claim that was read back makes an epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ use crate::status::{self, SourceReporter};
 /// How long one append to the ledger may take while nothing else flows.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How often the making of a slot says what it waits for.
+const CREATE_TELL: Duration = Duration::from_secs(3);
+
 /// How often a slot that another Lockstep holds is tried again.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -52,6 +55,8 @@ pub struct Started {
     pub closed: Lsn,
     /// Tables in the order of their foreign keys, parents first.
     pub order: Vec<TableName>,
+    /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
+    pub estimates: HashMap<TableName, u64>,
 }
 
 /// Starts a reader, or says why it can't be.
@@ -61,16 +66,28 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     first_of(preflight::check_source(&*session, &config.source.publication, &names, config.create).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
+    let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
+    if let Some(slot) = &found {
+        // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
+        slot::check_slot(slot, &config.source.database.dbname)?;
+    }
     let state = read_ledger(config, found.as_ref()).await?;
+    // A reader writes its topics down once their tables are published.
+    let published: Vec<TableName> =
+        config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone()).collect();
+    if !published.is_empty() {
+        publication::check_published(&*session, &config.source.publication, &names, &published).await?;
+    }
     let topics = ensure_topics(config, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
 
     let replication = Connection::open(&config.source, &application_name(config)).await?;
-    let identity = ensure_slot(config, &session, version, replication, found, &state, &mut appender).await?;
+    let identity =
+        ensure_slot(config, &session, version, replication, found, &state, (&mut appender, reporter)).await?;
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
@@ -88,7 +105,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let (state, assembler, tail) = read_back(config, epoch).await?;
     appender.base = state.base;
     let closed = check_confirmed(config, &session, &state).await?;
-    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order })
+    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates })
 }
 
 pub fn application_name(config: &Config) -> String {
@@ -179,7 +196,7 @@ async fn ensure_slot(
     mut replication: Connection,
     found: Option<SlotFacts>,
     state: &State,
-    appender: &mut Appender,
+    (appender, reporter): (&mut Appender, &SourceReporter),
 ) -> Result<SourceIdentity> {
     let system = replication.identify_system().await?;
     let (name, database) = (&config.source.slot, &system.dbname);
@@ -205,7 +222,7 @@ async fn ensure_slot(
             slot::check_slot(&slot, database)?;
             slot.confirmed_flush.ok_or_else(|| Error::retry_plain("the slot is still being made"))?
         }
-        None => slot::create_slot(&**session, name, version, config.source.failover).await?,
+        None => create_slot(config, session, version, reporter).await?,
     };
     let made = SourceIdentity {
         system_id: system.system_id,
@@ -217,6 +234,24 @@ async fn ensure_slot(
     let entry = SourceEntry { intent: None, made: Some(made.clone()) };
     appender.append_and_wait(Body::Source(entry), APPEND_TIMEOUT).await?;
     Ok(made)
+}
+
+/// Making a slot waits for every running transaction of the server to end: says for which one.
+async fn create_slot(config: &Config, session: &Session, version: i32, reporter: &SourceReporter) -> Result<Lsn> {
+    let watch = session::connect(&config.source.database, &application_name(config)).await?;
+    let create = slot::create_slot(&**session, &config.source.slot, version, config.source.failover);
+    let mut create = std::pin::pin!(create);
+    loop {
+        tokio::select! {
+            made = &mut create => return made,
+            () = tokio::time::sleep(CREATE_TELL) => {}
+        }
+        if let Some(oldest) = slot::blockers(&*watch).await?.into_iter().next() {
+            let what = format!("before the slot can be made, {oldest} must end");
+            tracing::info!("{what}");
+            reporter.update(|s| s.waiting_for = Some(what));
+        }
+    }
 }
 
 fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot: &str) -> Result<()> {

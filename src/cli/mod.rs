@@ -2,7 +2,7 @@
 //!
 //! | code | means |
 //! |---|---|
-//! | 0 | done; for `run`: asked to stop, and everything drained |
+//! | 0 | done; for `run`: asked to stop, and every role ended in order |
 //! | 1 | failed: something could not be reached, or did not stop in time, or a bug |
 //! | 2 | usage or configuration; nothing was started |
 //! | 3 | halted with a named code; `lockstep explain CODE` says what to do |

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
 use crate::ledger::entry::{Body, Request, RequestKind};
-use crate::ledger::topic::Appender;
+use crate::ledger::topic::{self, Appender};
 use crate::relation::TableName;
 
 const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -40,8 +40,11 @@ pub struct ResyncArgs {
 pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
     let config = super::load(&args.config.config)?;
     let requests = requests(&config, args)?;
+    let (_, high) = topic::bounds(&config.kafka)?;
+    let base = topic::fold(&config.kafka, topic::fold_start(&config.kafka, high)?, high)?.0.base;
     super::block_on(async {
         let mut appender = Appender::open(&config.kafka)?;
+        appender.base = base;
         for request in requests {
             let line = format!("sink {}: {} tables asked for", request.sink, request.tables.len());
             let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;

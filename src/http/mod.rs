@@ -238,4 +238,4 @@ async fn harden(mut response: Response) -> Response {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

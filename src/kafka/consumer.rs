@@ -25,7 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 pub use super::spans::{Part, Record, Spans};
 
@@ -40,7 +40,18 @@ const TAIL_QUEUE_BYTES: usize = 4 << 20;
 const TAIL_POLL: Duration = Duration::from_millis(50);
 
 /// librdkafka counts the bytes of records in a queue but not its own structures around them, some 350 bytes each.
+<<<<<<< HEAD
+const QUEUE_RECORDS: usize = 20_000;
+/// A partition that was silent for so long from its assignment on is asked about once: librdkafka says nothing when it may
+/// not even see the topic.
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long the first question about a topic may wait: without an answer the client finds out by itself within a second.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+
+=======
 const QUEUE_RECORDS: usize = 10_000;
+>>>>>>> bench
 /// For questions that a leader must answer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`Pieces`] gives up when nothing at all arrived for this long.
@@ -121,14 +132,30 @@ impl Reader {
     pub(super) fn open(kafka: &config::Kafka, settings: &ClientConfig) -> Result<Reader> {
         let access = Access::new(kafka);
         let health = Health::new(access.clone());
-        let consumer = settings.create_with_context(Events(health.clone())).map_err(unmade)?;
+        let consumer = settings.create_with_context(Events(health.clone())).map_err(unmade(kafka))?;
         Ok(Reader { consumer: Arc::new(consumer), access, health })
     }
 
     pub(super) fn watermarks(&self, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
-        self.consumer
-            .fetch_watermarks(topic, partition, timeout)
-            .map_err(|error| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
+        self.consumer.fetch_watermarks(topic, partition, timeout).map_err(|error| {
+            let refused = self.topic_refused(topic, timeout);
+            refused.unwrap_or_else(|| self.access.failed(error, "asking for the offsets of topic", topic, Right::Read))
+        })
+    }
+
+    /// Asking for offsets calls a topic that we may not see a missing partition; its metadata tells.
+    fn topic_refused(&self, topic: &str, timeout: Duration) -> Option<Error> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), timeout).ok()?;
+        let code = metadata.topics().first()?.error()?;
+        self.access.refusal(code.into(), topic, Right::Read)
+    }
+
+    /// Makes the client ask for the topic's leaders now. By itself it looks once a second for those of topics that it has not
+    /// met, so that the first record of each would come a second late.
+    pub(super) fn acquaint(&self, topic: &str) {
+        if let Err(error) = self.consumer.fetch_metadata(Some(topic), FIRST_ANSWER) {
+            debug!(topic, %error, "no broker has told the topic's leaders yet");
+        }
     }
 
     /// An error once waiting has become pointless.
@@ -141,6 +168,14 @@ impl Reader {
             return Err(Error::retry_plain(format!("reading topic {topic:?}: nothing arrives {why}")));
         }
         Ok(())
+    }
+
+    /// What is behind the silence of a partition, if it is something that waiting can't heal.
+    pub(super) fn ask_after_silence(&self, topic: &str, partition: i32) -> Result<()> {
+        match self.watermarks(topic, partition, SILENCE) {
+            Err(error @ Error::Halt(_)) => Err(error),
+            Err(Error::Retry(_)) | Ok(_) => Ok(()),
+        }
     }
 
     /// The one partition of a reader that has no others.
@@ -224,7 +259,6 @@ impl Tail {
     /// if it is.
     pub fn open(kafka: &config::Kafka, topic: &str, partition: i32, from: i64, gap: Code) -> Result<Tail> {
         let reader = Arc::new(Reader::open(kafka, &settings(kafka, "tail", TAIL_QUEUE_BYTES))?);
-        reader.assign(topic, partition, from)?;
         let (sender, entries) = mpsc::channel(TAIL_ENTRIES);
         let stop = Arc::new(AtomicBool::new(false));
         let follow = Follow {
@@ -232,6 +266,7 @@ impl Tail {
             topic: topic.to_owned(),
             partition,
             next: from,
+            silent_since: Some(Instant::now()),
             gap,
             stop: stop.clone(),
             sender,
@@ -297,6 +332,8 @@ struct Follow {
     topic: String,
     partition: i32,
     next: i64,
+    /// Until the first record came, or the silence was asked about.
+    silent_since: Option<Instant>,
     gap: Code,
     stop: Arc<AtomicBool>,
     sender: mpsc::Sender<Result<Entry>>,
@@ -304,6 +341,13 @@ struct Follow {
 
 impl Follow {
     fn run(mut self) {
+        // Here and not in `open`, which must not wait for a broker.
+        self.reader.acquaint(&self.topic);
+        if let Err(error) = self.reader.assign(&self.topic, self.partition, self.next) {
+            // Refused only if nobody is left to tell.
+            drop(self.sender.blocking_send(Err(error)));
+            return;
+        }
         while !self.stop.load(Ordering::Acquire) {
             let Some(outcome) = self.step().transpose() else { continue };
             let last = outcome.is_err();
@@ -315,11 +359,18 @@ impl Follow {
 
     fn step(&mut self) -> Result<Option<Entry>> {
         match self.reader.consumer.poll(TAIL_POLL) {
-            None => self.reader.health.verdict().map_or(Ok(None), Err),
+            None => {
+                if self.silent_since.is_some_and(|since| since.elapsed() > SILENCE) {
+                    self.silent_since = None;
+                    self.reader.ask_after_silence(&self.topic, self.partition)?;
+                }
+                self.reader.health.verdict().map_or(Ok(None), Err)
+            }
             // Read again after a change of leader.
             Some(Ok(message)) if message.offset() < self.next => Ok(None),
             Some(Ok(message)) => {
                 self.next = message.offset() + 1;
+                self.silent_since = None;
                 Ok(Some(Entry::of(&message)))
             }
             Some(Err(error)) => match self.reader.judge(error, &self.topic, self.partition, self.next, self.gap) {

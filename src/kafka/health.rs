@@ -133,14 +133,10 @@ impl Health {
         Some(statistics)
     }
 
-    /// librdkafka's own log lines. What matters in them also arrives as an error, so they are for reading along.
+    /// librdkafka's own log lines. What matters in them also arrives as an error, which is logged where it is handled, so all
+    /// of them are for reading along.
     pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                warn!(facility, "librdkafka: {message}");
-            }
-            _ => debug!(facility, "librdkafka: {message}"),
-        }
+        debug!(?level, facility, "librdkafka: {message}");
     }
 }
 

@@ -100,16 +100,26 @@ fn codec(compression: Compression) -> &'static str {
 }
 
 /// A client that could not even be made: a setting it refuses, or no more threads or file handles.
-fn unmade(error: KafkaError) -> Error {
-    match error {
+fn unmade(kafka: &config::Kafka) -> impl FnOnce(KafkaError) -> Error + '_ {
+    move |error| match error {
         KafkaError::ClientConfig(_, why, key, value) if !key.starts_with("sasl.password") => Error::halt(
             Code::KafkaRefused,
             format!("the Kafka client refuses {key} = {value:?}: {why}"),
             "lockstep check",
         ),
-        // Files of certificates are read here, so a wrong path ends here too.
+        KafkaError::ClientCreation(why) if why.contains("SASL mechanism") => Error::halt(
+            Code::KafkaRefused,
+            format!("the Kafka client can't sign in: {why}"),
+            "mechanism = \"SCRAM-SHA-512\", \"SCRAM-SHA-256\" or \"PLAIN\" under [kafka.sasl] in lockstep.toml",
+        ),
+        // The file of certificates is read here, so a wrong path ends here too.
         KafkaError::ClientCreation(why) if why.contains("ssl.") => {
-            Error::halt(Code::TlsFailed, format!("TLS to Kafka could not be set up: {why}"), "lockstep check")
+            let file = kafka.security.ca_file.as_ref().map_or("the system's".into(), |file| file.to_string_lossy());
+            Error::halt(
+                Code::TlsFailed,
+                format!("TLS to Kafka could not be set up with certificates from {file}: {why}"),
+                format!("openssl x509 -noout -subject -in {file}"),
+            )
         }
         error => Error::retry("making a Kafka client", error),
     }

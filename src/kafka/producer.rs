@@ -108,7 +108,8 @@ impl Producer {
     /// Makes the client; connecting goes on in the background.
     pub fn open(kafka: &config::Kafka, purpose: Purpose) -> Result<Producer> {
         let reports = Reports::new(Access::new(kafka));
-        let inner: BaseProducer<_> = settings(kafka, purpose).create_with_context(reports.clone()).map_err(unmade)?;
+        let inner: BaseProducer<_> =
+            settings(kafka, purpose).create_with_context(reports.clone()).map_err(unmade(kafka))?;
         let inner = Arc::new(inner);
         let polled = inner.clone();
         let ledger = kafka.ledger.clone();
@@ -277,6 +278,11 @@ fn poll(producer: &BaseProducer<Reports>, any_topic: &str) {
     let reports: &Reports = producer.client().context();
     while !reports.closing() {
         producer.poll(POLL);
+        if !reports.faulted()
+            && let Some((_, reason)) = producer.client().fatal_error()
+        {
+            reports.fatal(&reason);
+        }
     }
 }
 

@@ -85,6 +85,8 @@ struct State {
     round: u64,
     topics: Vec<Lane>,
     fault: Option<Fault>,
+    /// Records to this topic were thrown away, and nothing said why yet.
+    swept: Option<Arc<str>>,
     producer_id: Option<ProducerId>,
 }
 
@@ -304,17 +306,18 @@ impl Reports {
         let topic = self.lock().topics[route.index()].topic.clone();
         let access = &self.0.access;
         self.set_fault(match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(access, &topic, None).into(),
-            // Swept away with the record that failed, or by us.
+            // Swept away by what happened to another record; that one's words, which come a little later, say more.
             Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {
-                Fault::Broken(format!("records to topic {topic:?} were thrown away"))
+                self.lock().swept.get_or_insert(topic);
+                return;
             }
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => too_large(access, &topic, None).into(),
             _ => access.failed(error.clone(), "writing to topic", &topic, Right::Write).into(),
         });
     }
 
     /// librdkafka gave up for good. Its words name the reason, which can be one of those that waiting can't heal.
-    fn fatal(&self, reason: &str) {
+    pub(super) fn fatal(&self, reason: &str) {
         let access = &self.0.access;
         let names = |code: RDKafkaErrorCode| reason.contains(&words(code));
         // `ProduceRequest for TOPIC [0] with 1 message(s) failed: …`
@@ -349,10 +352,18 @@ impl ClientContext for Reports {
         if let Some(error) = self.0.health.verdict() {
             self.set_fault(error.into());
         }
+        let swept = self.lock().swept.clone();
+        if let Some(topic) = swept {
+            self.set_fault(Fault::Broken(format!("the Kafka client threw away records to topic {topic:?}")));
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+        // A fatal error comes under the code of its reason. These two are never anything else; the polling thread asks for
+        // the others.
+        if let Some(RDKafkaErrorCode::GaplessGuarantee | RDKafkaErrorCode::ClusterAuthorizationFailed) =
+            error.rdkafka_error_code()
+        {
             self.fatal(reason);
         }
         self.0.health.note(&error, reason);

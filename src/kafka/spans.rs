@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::Offset;
 
-use super::consumer::{Events, QUERY_TIMEOUT, Reader, Verdict, one_partition, settings, timestamp_ms};
+use super::consumer::{Events, QUERY_TIMEOUT, Reader, SILENCE, Verdict, one_partition, settings, timestamp_ms};
 use super::{Health, raw};
 use crate::config;
 use crate::error::{Code, Error, Result};
@@ -54,6 +54,8 @@ struct Lane {
     assigned: Cell<bool>,
     /// Whether the assignment is good. Not after an error.
     live: Cell<bool>,
+    /// From the assignment until the first record came, or the silence was asked about.
+    silent_since: Cell<Option<Instant>>,
 }
 
 /// One record, still in librdkafka's memory. Freed on drop.
@@ -118,6 +120,9 @@ impl Spans {
     }
 
     fn add(&mut self, topic: &str, partition: i32) -> Result<Part> {
+        if !self.lanes.iter().any(|lane| lane.topic == topic) {
+            self.reader.acquaint(topic);
+        }
         // Before the assignment: librdkafka keeps the split when it starts the partition, so no record takes the other way.
         let queue = self.reader.consumer.split_partition_queue(topic, partition).ok_or_else(|| {
             Error::retry_plain(format!("the Kafka client has no topic {topic:?} partition {partition}"))
@@ -129,6 +134,7 @@ impl Spans {
             next: Cell::new(0),
             assigned: Cell::new(false),
             live: Cell::new(false),
+            silent_since: Cell::new(None),
         };
         self.lanes.push(lane);
         Ok(Part(self.lanes.len() - 1))
@@ -150,6 +156,7 @@ impl Spans {
         self.reader.consumer.incremental_assign(&list).map_err(failed)?;
         lane.assigned.set(true);
         lane.live.set(true);
+        lane.silent_since.set(Some(Instant::now()));
         lane.next.set(from);
         Ok(())
     }
@@ -166,8 +173,8 @@ impl Spans {
         Ok(())
     }
 
-    /// The next record of the partition in offset order; `None` if none came within `timeout`. Records of several partitions
-    /// can be held at once.
+    /// The next record of the partition in offset order; `None` if none came within `timeout` (some seconds
+    /// more where no broker answers). Records of several partitions can be held at once.
     pub fn poll(&self, part: Part, timeout: Duration) -> Result<Option<Record<'_>>> {
         let lane = &self.lanes[part.0];
         if !lane.live.get() {
@@ -181,6 +188,7 @@ impl Spans {
                 Some(Ok(message)) if message.offset() < lane.next.get() => {}
                 Some(Ok(message)) => {
                     lane.next.set(message.offset() + 1);
+                    lane.silent_since.set(None);
                     self.unserved.set(self.unserved.get() + 1);
                     if self.unserved.get() >= SERVE_EVERY {
                         self.serve()?;
@@ -200,6 +208,10 @@ impl Spans {
                 }
                 None => {
                     self.serve()?;
+                    if lane.silent_since.get().is_some_and(|since| since.elapsed() > SILENCE) {
+                        lane.silent_since.set(None);
+                        self.reader.ask_after_silence(&lane.topic, lane.partition)?;
+                    }
                     if Instant::now() >= deadline {
                         return Ok(None);
                     }

@@ -242,7 +242,7 @@ impl<'a> Admin<'a> {
         let mut settings = client(kafka, "admin");
         // Nobody would look at them.
         settings.set("statistics.interval.ms", "0");
-        let client = settings.create::<AdminClient<_>>().map_err(unmade)?;
+        let client = settings.create::<AdminClient<_>>().map_err(unmade(kafka))?;
         Ok(Admin { kafka, client: Arc::new(client), access: Access::new(kafka) })
     }
 
@@ -470,8 +470,14 @@ impl<'a> Admin<'a> {
             for partition in 0..topic.partitions {
                 loop {
                     let name = topic.name.clone();
-                    let asked =
-                        self.ask(move |admin| admin.inner().fetch_watermarks(&name, partition, CALL_TIMEOUT)).await?;
+                    // The client remembers of its first look that the topic is unknown, and would ask for no leader before
+                    // somebody makes it look again.
+                    let asked = self
+                        .ask(move |admin| {
+                            admin.inner().fetch_metadata(Some(&name), CALL_TIMEOUT)?;
+                            admin.inner().fetch_watermarks(&name, partition, CALL_TIMEOUT)
+                        })
+                        .await?;
                     let Err(error) = asked else { break };
                     let waiting = !matches!(code_of(&error), Some(RDKafkaErrorCode::TopicAuthorizationFailed));
                     if !waiting || Instant::now() >= deadline {

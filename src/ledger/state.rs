@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::key::KeyRange;
 use crate::ledger::entry::{
     Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
 };
@@ -30,7 +31,8 @@ pub struct State {
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
-    /// The newest valid base and what it was preceded by.
+    /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
+    /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
 }
 
@@ -86,9 +88,7 @@ impl State {
                 if self.claim != Some(done.epoch) {
                     return Event::Superseded(done.epoch);
                 }
-                if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == done.id) {
-                    join.done = true;
-                }
+                self.finish(done.id);
                 Event::Done(done)
             }
         }
@@ -111,7 +111,7 @@ impl State {
                     None => chunk.is_for(&join.request.sink),
                 };
                 if answers && join.request.tables.contains(&chunk.table) {
-                    join.loaded.push((chunk.table.clone(), chunk.range.clone()));
+                    push_range(&mut join.loaded, &chunk.table, chunk.range.clone());
                 }
             }
         }
@@ -124,7 +124,9 @@ impl State {
             if self.claim != Some(base.epoch) {
                 return Event::Superseded(base.epoch);
             }
-            self.base = Some(offset);
+            if self.is_described_by(&base) {
+                self.base = Some(offset);
+            }
             self.topics = base.topics;
             return Event::Base;
         }
@@ -139,6 +141,22 @@ impl State {
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
         Event::Base
+    }
+
+    /// Whether a start at this base would know what is known here.
+    fn is_described_by(&self, base: &Base) -> bool {
+        let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
+            && self.joins == base.joins
+            && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
+    }
+
+    /// The request is answered: from here on nobody asks for its ranges.
+    pub fn finish(&mut self, request: uuid::Uuid) {
+        if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {
+            join.done = true;
+            join.loaded = Vec::new();
+        }
     }
 
     /// This state as a base entry of the epoch in force.
@@ -169,10 +187,20 @@ impl State {
     }
 }
 
+/// Adds a range, joined to the one before it where it goes on from there: a load that reads on needs one range, not
+/// thousands.
+pub fn push_range(ranges: &mut Vec<(TableName, KeyRange)>, table: &TableName, range: KeyRange) {
+    match ranges.last_mut() {
+        Some((last, before)) if last == table && before.through.is_some() && before.through == range.after => {
+            before.through = range.through;
+        }
+        _ => ranges.push((table.clone(), range)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::KeyRange;
     use crate::ledger::entry::{Chunk, Claim, RequestKind, SourceEntry};
     use crate::lsn::{Lsn, Position};
     use uuid::Uuid;
@@ -272,6 +300,12 @@ mod tests {
         let mut short = State::default();
         short.apply(3, base.clone());
         assert_eq!((short.claim, short.last, &short.source), (full.claim, full.last, &full.source));
+        // a base that something landed in front of is not to be named
+        let mut behind = full.clone();
+        assert!(matches!(behind.apply(4, Entry::new(None, checkpoint(a, 11, vec![]))), Event::Valid(_)));
+        assert_eq!((behind.apply(5, base.clone()), behind.base), (Event::Base, None));
+        let mut level = full.clone();
+        assert_eq!((level.apply(5, base.clone()), level.base), (Event::Base, Some(5)));
         // a zombie's base changes nothing
         let mut later = full.clone();
         later.apply(4, Entry::new(None, claim(9)));

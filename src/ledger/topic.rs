@@ -42,7 +42,8 @@ pub fn fold_start(kafka: &Kafka, needed: i64) -> Result<i64> {
             Some(base) if base < low => return Ok(low),
             Some(base) if base <= needed => return start_of(kafka, base, low),
             Some(base) if base < at => at = base,
-            _ => return Ok(low),
+            // An entry by somebody who knew of none: the one before it tells.
+            _ => at -= 1,
         }
     }
     Ok(low)

@@ -31,6 +31,7 @@ pub struct Scratch {
 /// One message. Rows are in [`Scratch`], as offsets into the decoded bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
+    /// Postgres 14 sends begin and commit of every transaction of the database, also of those without changes for us.
     Begin {
         /// The LSN of the commit record: the transaction's place in the only order there is.
         final_lsn: Lsn,

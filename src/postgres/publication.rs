@@ -179,6 +179,31 @@ pub async fn ensure_publication(
     }
 }
 
+/// Whether the tables that were published before still are, whole. One that was left out meanwhile is not simply added again:
+/// its changes in between are in no stream, and nothing would ever show that they are missing.
+pub async fn check_published(
+    client: &(impl GenericClient + Sync),
+    name: &str,
+    routed: &[TableName],
+    before: &[TableName],
+) -> Result<()> {
+    let facts = publication_facts(client, name).await?;
+    if let Some(facts) = &facts {
+        check_publication(facts, routed)?;
+    }
+    let is_in = |table: &&TableName| facts.as_ref().is_some_and(|facts| facts.table(table).is_some());
+    let gone: Vec<TableName> = before.iter().filter(|table| !is_in(table)).cloned().collect();
+    let Some(first) = gone.first() else { return Ok(()) };
+    let (message, sql) = match facts {
+        Some(_) => (format!("table {first} was taken out of publication {name:?}"), add_tables_sql(name, &gone)),
+        None => (format!("publication {name:?} was dropped"), create_sql(name, &gone)),
+    };
+    let resyncs: Vec<String> = gone.iter().map(|table| format!("lockstep resync {table}")).collect();
+    let hint = format!("{sql}; then {}", resyncs.join("; "));
+    Err(Error::halt(Code::PublicationChanged, message, hint)
+        .fact("changes that were committed meanwhile are in no stream; no sink was touched"))
+}
+
 /// Halts if the publication is not ours plus or minus missing tables. Pure.
 pub fn check_publication(facts: &PublicationFacts, tables: &[TableName]) -> Result<()> {
     let name = quote_identifier(&facts.name);

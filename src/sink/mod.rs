@@ -84,6 +84,8 @@ pub struct Counts {
     pub updated: u64,
     pub moved: u64,
     pub deleted: u64,
+    /// Tables emptied.
+    pub truncated: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -92,6 +94,7 @@ impl std::ops::AddAssign for Counts {
         self.updated += more.updated;
         self.moved += more.moved;
         self.deleted += more.deleted;
+        self.truncated += more.truncated;
     }
 }
 

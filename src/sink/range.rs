@@ -10,6 +10,7 @@ use super::sql::SinkTablePlan;
 use super::{Counts, Outcome};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
+use crate::relation::{TableName, quote_identifier};
 use crate::value::{Cell, RowBuf};
 
 /// A chunk that is being loaded. To be ended with [`PostgresSink::end_range`], or the transaction rolled back.
@@ -61,10 +62,17 @@ impl PostgresSink {
     }
 
     /// Makes the range hold exactly the rows pushed. Counts: phantoms as deleted, rows written as inserted.
-    pub async fn end_range(&mut self, load: RangeLoad<'_>) -> Outcome<Counts> {
+    ///
+    /// `blank` are tables under load of which nothing was loaded yet: rows there that reference a phantom go with it, since
+    /// their own ranges are still to be replaced and would otherwise hold the phantom for ever.
+    pub async fn end_range(&mut self, load: RangeLoad<'_>, blank: &[TableName]) -> Outcome<Counts> {
         let RangeLoad { plan, range, rows } = load;
         self.written = true;
         let doing = format!("replacing a range of {}", plan.table);
+        if let Err(error) = self.delete_references(plan, &range, blank).await {
+            self.fail();
+            return Err(failure(&doing, Some(plan), error));
+        }
         let deleted = self.client.execute(&plan.delete_phantoms(&range), &[]).await;
         let inserted = match (&deleted, rows) {
             (Ok(_), 1..) => self.client.execute(&plan.insert_differing(), &[]).await,
@@ -77,5 +85,99 @@ impl PostgresSink {
                 Err(failure(&doing, Some(plan), error))
             }
         }
+    }
+
+    /// Deletes the rows of blank tables that hold phantoms of the range, those at the end of a chain of references first.
+    async fn delete_references(
+        &self,
+        plan: &SinkTablePlan,
+        range: &KeyRange,
+        blank: &[TableName],
+    ) -> std::result::Result<(), tokio_postgres::Error> {
+        if blank.is_empty() {
+            return Ok(());
+        }
+        let (schemas, tables): (Vec<&str>, Vec<&str>) =
+            blank.iter().map(|t| (t.schema.as_str(), t.table.as_str())).unzip();
+        let mut references = Vec::new();
+        for row in self.client.query(REFERENCES, &[&schemas, &tables, &plan.oid]).await? {
+            references.push(Reference {
+                child: row.get(0),
+                parent: row.get(1),
+                table: TableName::new(row.get::<_, String>(2), row.get::<_, String>(3)),
+                columns: row.get(4),
+                referenced: row.get(5),
+            });
+        }
+        let mut statements = Vec::new();
+        follow(plan.oid, &references, &mut Vec::new(), &mut statements);
+        for (joined, table) in statements {
+            let phantoms = plan.phantoms(range);
+            let sql = format!(
+                "DELETE FROM {table} USING {} AS t{} WHERE {} AND {phantoms}",
+                plan.table.quoted(),
+                joined.0,
+                joined.1
+            );
+            self.client.batch_execute(&sql).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Foreign keys whose child is one of the tables, and whose parent is one of them or the table with the OID.
+const REFERENCES: &str = "
+WITH w AS (SELECT c.oid, n.nspname, c.relname FROM unnest($1::text[], $2::text[]) AS w(schema, tab)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab)
+SELECT k.conrelid, k.confrelid, w.nspname::text, w.relname::text,
+       ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS x(num, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = x.num ORDER BY x.place),
+       ARRAY(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS x(num, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = x.num ORDER BY x.place)
+  FROM pg_catalog.pg_constraint k JOIN w ON w.oid = k.conrelid
+ WHERE k.contype = 'f' AND k.conrelid <> k.confrelid AND (k.confrelid = $3::oid OR k.confrelid IN (SELECT oid FROM w))
+ ORDER BY k.oid";
+
+/// One foreign key between two tables of the sink.
+struct Reference {
+    child: u32,
+    parent: u32,
+    table: TableName,
+    columns: Vec<String>,
+    referenced: Vec<String>,
+}
+
+/// The phantom's table is `t`; those along a chain of references are `c1`, `c2`, …
+fn alias(place: usize) -> String {
+    if place == 0 { "t".to_owned() } else { format!("c{place}") }
+}
+
+/// Statements' middles for every chain of references that ends at `parent`, the far ends first: what is joined between, and
+/// how; and the table to delete from.
+fn follow<'a>(
+    parent: u32,
+    all: &'a [Reference],
+    chain: &mut Vec<&'a Reference>,
+    out: &mut Vec<((String, String), String)>,
+) {
+    for reference in all.iter().filter(|reference| reference.parent == parent) {
+        // A circle of references has no end; its rows are found as far as the chain does not meet itself.
+        if chain.iter().any(|before| before.child == reference.child) {
+            continue;
+        }
+        chain.push(reference);
+        follow(reference.child, all, chain, out);
+        let joins = chain.iter().enumerate().flat_map(|(i, link)| {
+            let pairs = link.columns.iter().zip(&link.referenced);
+            pairs.map(move |(child, parent)| {
+                format!("{}.{} = {}.{}", alias(i + 1), quote_identifier(child), alias(i), quote_identifier(parent))
+            })
+        });
+        let joins = joins.collect::<Vec<_>>().join(" AND ");
+        let between = chain[..chain.len() - 1].iter().enumerate();
+        let between: String =
+            between.map(|(i, link)| format!(", {} AS {}", link.table.quoted(), alias(i + 1))).collect();
+        out.push(((between, joins), format!("{} AS {}", reference.table.quoted(), alias(chain.len()))));
+        chain.pop();
     }
 }

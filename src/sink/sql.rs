@@ -222,6 +222,11 @@ impl SinkTablePlan {
 
     /// Rows of a range that are not in the stage.
     pub(super) fn delete_phantoms(&self, range: &KeyRange) -> String {
+        format!("DELETE FROM {} AS t WHERE {}", self.table.quoted(), self.phantoms(range))
+    }
+
+    /// Rows `t` of the table that are in the range and not among the staged ones.
+    pub(super) fn phantoms(&self, range: &KeyRange) -> String {
         let columns: Vec<KeyColumn> = self
             .key
             .iter()
@@ -234,8 +239,7 @@ impl SinkTablePlan {
             })
             .collect();
         format!(
-            "DELETE FROM {} AS t WHERE {} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
-            self.table.quoted(),
+            "{} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
             predicate(&columns, range),
             self.stage,
             self.same_key(|k| self.value(Rows::Stage, self.key[k]))

@@ -56,6 +56,8 @@ struct Step<'a> {
     /// Places in the plan's columns that the rows carry.
     present: Vec<usize>,
     rows: StepRows<'a>,
+    /// See [`NetEffect::loading`].
+    loading: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -160,7 +162,7 @@ impl Step<'_> {
             // An equal row that is already there is left alone.
             Verb::Insert => self.plan.has_only_key(),
             Verb::Move | Verb::Update => false,
-        };
+        } || self.loading;
         if affected > named || (affected < named && !may_fall_short) {
             return Err(self.diverged(named, affected));
         }
@@ -368,7 +370,13 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
         for &i in parents_first.iter().rev() {
             let (plan, net) = &batch[i];
             if plan.deletes_last == last && !net.deletes.is_empty() {
-                steps.push(Step { plan, verb: Verb::Delete, present: vec![], rows: StepRows::Keys(&net.deletes) });
+                steps.push(Step {
+                    plan,
+                    verb: Verb::Delete,
+                    present: vec![],
+                    rows: StepRows::Keys(&net.deletes),
+                    loading: net.loading,
+                });
             }
         }
     };
@@ -376,7 +384,7 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
     for &i in &parents_first {
         let (plan, net) = &batch[i];
         let moves = net.moves.iter().map(|moves| (plan.places(&moves.columns), StepRows::Moved(&moves.rows)));
-        steps.extend(moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows }));
+        steps.extend(moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows, loading: net.loading }));
     }
     for &i in &parents_first {
         let (plan, net) = &batch[i];
@@ -385,12 +393,14 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
             verb: Verb::Update,
             present: plan.places(&updates.columns),
             rows: StepRows::Full(&updates.rows),
+            loading: net.loading,
         });
         let inserts = (!net.inserts.is_empty()).then(|| Step {
             plan,
             verb: Verb::Insert,
             present: plan.all(),
             rows: StepRows::Full(&net.inserts),
+            loading: net.loading,
         });
         match plan.inserts_first() {
             true => steps.extend(inserts.into_iter().chain(updates)),

@@ -29,6 +29,8 @@ use super::services::{Database, Services, unique_name};
 
 /// Between two looks at a process or a row.
 const POLL: Duration = Duration::from_millis(20);
+/// A role that has halted never catches up, so who waits for it looks now and then.
+const HALT_POLL: Duration = Duration::from_secs(1);
 /// The status page is on this machine and answers from memory.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(15);
@@ -51,8 +53,13 @@ pub struct Pipeline {
     /// Text of each connector by file name.
     connectors: BTreeMap<String, String>,
     delete_topics: bool,
+    /// Each process listens on a port of its own.
+    several: bool,
     _temp: Option<TempDir>,
 }
+
+/// Names the port of a process where several share one configuration.
+const HTTP_PORT_ENV: &str = "LOCKSTEP_TEST_HTTP_PORT";
 
 impl Pipeline {
     /// A pipeline under a name that nobody else has, in a temporary folder. Its topics go when it is dropped.
@@ -88,12 +95,25 @@ impl Pipeline {
             settings: BTreeMap::new(),
             connectors: BTreeMap::new(),
             delete_topics: false,
+            several: false,
             _temp: None,
         }
     }
 
     pub fn sink(mut self, name: &str, database: &Database) -> Pipeline {
         self.sinks.insert(name.to_owned(), database.url());
+        self
+    }
+
+    /// Another way into the source than the role lockstep's.
+    pub fn source_url(mut self, url: String) -> Pipeline {
+        self.source_url = url;
+        self
+    }
+
+    /// Another way into a sink.
+    pub fn sink_url(mut self, name: &str, url: String) -> Pipeline {
+        self.sinks.insert(name.to_owned(), url);
         self
     }
 
@@ -115,17 +135,31 @@ impl Pipeline {
         self
     }
 
+    /// Takes back the lines that were added to a section.
+    pub fn unset(mut self, section: &str) -> Pipeline {
+        self.settings.remove(section);
+        self
+    }
+
+    /// Several processes will run with this configuration at the same time.
+    pub fn several(mut self) -> Pipeline {
+        self.several = true;
+        self
+    }
+
     /// Writes the configuration. Called by whoever changed it after a start; [`Pipeline::spawn`] writes it too.
     pub fn write(&self) -> Result<()> {
         let connectors = self.dir.join("connectors");
-        if connectors.exists() {
-            fs::remove_dir_all(&connectors).with_context(|| connectors.display().to_string())?;
-        }
         fs::create_dir_all(&connectors).with_context(|| connectors.display().to_string())?;
-        let text = self.process_toml();
-        fs::write(self.dir.join("lockstep.toml"), text).context("writing lockstep.toml")?;
+        for entry in fs::read_dir(&connectors)? {
+            let entry = entry?;
+            if !self.connectors.contains_key(&*entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        write_if_other(&self.dir.join("lockstep.toml"), &self.process_toml())?;
         for (file, text) in &self.connectors {
-            fs::write(connectors.join(file), text).with_context(|| format!("writing {file}"))?;
+            write_if_other(&connectors.join(file), text)?;
         }
         Ok(())
     }
@@ -136,7 +170,8 @@ impl Pipeline {
         add("", format!("name = \"{}\"", self.name));
         add("source", format!("url = \"{}\"", self.source_url));
         add("kafka", format!("brokers = \"{}\"", self.kafka));
-        add("http", format!("listen = \"127.0.0.1:{}\"", self.http_port));
+        let port = if self.several { format!("${{{HTTP_PORT_ENV}}}") } else { self.http_port.to_string() };
+        add("http", format!("listen = \"127.0.0.1:{port}\""));
         for (name, url) in &self.sinks {
             add(&format!("sinks.{name}"), format!("url = \"{url}\""));
         }
@@ -167,7 +202,9 @@ impl Pipeline {
     pub fn spawn_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
         self.write()?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).context("opening the log")?;
+        let http_port = if self.several { free_port() } else { self.http_port };
         let child = Command::new(&self.binary)
+            .env(HTTP_PORT_ENV, http_port.to_string())
             .args(["run", "--config"])
             .arg(&self.dir)
             .args(arguments)
@@ -177,7 +214,7 @@ impl Pipeline {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", self.binary.display()))?;
-        Ok(Process { child, started: Instant::now(), log: self.log_path(), http_port: self.http_port })
+        Ok(Process { child, started: Instant::now(), log: self.log_path(), http_port })
     }
 
     /// Runs another verb to its end: `command(&["status"])`. The configuration is given, stdout and stderr are returned.
@@ -218,6 +255,7 @@ impl Pipeline {
         let deadline = Instant::now() + patience;
         let client = database.connect().await?;
         let mut last = String::from("no row");
+        let mut looked = Instant::now();
         loop {
             if let Some((closed, phase)) = self.progress(&client, sink).await? {
                 if closed >= lsn && phase == "streaming" {
@@ -226,6 +264,10 @@ impl Pipeline {
                 last = format!("{phase} at {closed}");
             }
             process.ensure_running()?;
+            if Instant::now() >= looked + HALT_POLL {
+                looked = Instant::now();
+                process.ensure_not_halted().await?;
+            }
             if Instant::now() >= deadline {
                 let status = process.status().await.map_or_else(|e| format!("{e:#}"), |s| s.to_string());
                 bail!("sink {sink} has not reached {lsn} within {patience:?}: {last}\nstatus: {status}");
@@ -303,6 +345,14 @@ pub async fn delete_topics(brokers: &str, prefix: &str) -> Result<()> {
     Ok(())
 }
 
+/// Another process may be reading the file just now, so one that is right already is left alone.
+fn write_if_other(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
 /// A port that nobody listens on. Taken from the kernel and given back at once; another program could be quicker than ours.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
@@ -331,6 +381,16 @@ impl Process {
                 bail!("lockstep ended with {status} after {:?}\n{}", self.started.elapsed(), tail(&self.log))
             }
         }
+    }
+
+    /// Fails if a role of this process has halted. A process that does not answer has not said so.
+    async fn ensure_not_halted(&self) -> Result<()> {
+        let Ok(status) = self.status().await else { return Ok(()) };
+        let sinks = status.0["sinks"].as_object().into_iter().flatten();
+        let roles = sinks.map(|(name, sink)| (name.as_str(), sink)).chain([("source", &status.0["source"])]);
+        let halted: Vec<&str> = roles.filter(|(_, role)| !role["halt"].is_null()).map(|(name, _)| name).collect();
+        ensure!(halted.is_empty(), "halted: {}\nstatus: {status}\n{}", halted.join(", "), tail(&self.log));
+        Ok(())
     }
 
     /// SIGKILL: no word to anyone.

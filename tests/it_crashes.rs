@@ -1,0 +1,187 @@
+//! Servers and connections that die under load: nothing is lost, nothing doubled, and no hand is needed.
+//!
+//! The servers are shared, so these tests run one at a time; and they are in a file of their own, since cargo runs files one
+//! after the other and nobody else's test should lose its server.
+
+mod support;
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use support::Process;
+use support::scene::{AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, watch_whole};
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+const QUICK: Duration = Duration::from_millis(2);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+async fn scene(hint: &str) -> (Scene, Process) {
+    let scene = Scene::new(LOCKSTEP, hint, EVENTS_SCHEMA, &EVENTS).await;
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let process = scene.start().await;
+    (scene, process)
+}
+
+/// Load is running, and what was committed before `since` is through.
+async fn more(load: &Events, since: i64) {
+    let begun = std::time::Instant::now();
+    while load.committed() < since + 50 {
+        assert!(begun.elapsed() < PATIENCE, "the load stands still");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The sink's connection is cut at any moment, also between COMMIT and its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_at_any_moment() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("cut").await;
+    let load = Events::on(&scene, QUICK);
+    let (stop, watcher) = watch_whole(scene.orders());
+    let (sink, source) = (scene.orders().superuser().await.unwrap(), scene.source.superuser().await.unwrap());
+    let mut random = StdRng::seed_from_u64(17);
+    for round in 0..9 {
+        let server = if round % 3 == 2 { &source } else { &sink };
+        cut(server, "true").await;
+        sleep(Duration::from_millis(random.random_range(0..150))).await;
+    }
+    assert!(load.stop().await > 200);
+    scene.equal(&mut process).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    watcher.await.unwrap();
+    assert_once(scene.orders()).await;
+}
+
+/// Ends the pipeline's connections to a database as soon as there is one for which `when` holds. Pauses between attempts grow,
+/// so it is waited for.
+async fn cut(server: &tokio_postgres::Client, when: &str) {
+    let sql = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+          WHERE datname = current_database() AND application_name LIKE 'lockstep:%' AND {when}"
+    );
+    let begun = std::time::Instant::now();
+    while server.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "there is no connection with {when}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The worst moment of all: the transaction is committed, and the connection ends before its answer. A commit that waits for a
+/// standby that does not exist is in exactly that state when its backend is terminated.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_not_done_again() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("unknown").await;
+    let load = Events::on(&scene, QUICK);
+    let sink = scene.orders().superuser().await.unwrap();
+    sink.batch_execute("SET synchronous_commit = local").await.unwrap();
+    let standby = async |name: &str| {
+        sink.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
+        sink.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    for _ in 0..4 {
+        let rows: i64 = sink.query_one("SELECT count(*) FROM audit", &[]).await.unwrap().get(0);
+        standby("nobody").await;
+        cut(&sink, "wait_event = 'SyncRep'").await;
+        standby("").await;
+        let begun = std::time::Instant::now();
+        while sink.query_one("SELECT count(*) FROM audit", &[]).await.unwrap().get::<_, i64>(0) <= rows {
+            assert!(begun.elapsed() < PATIENCE, "the sink stands still");
+            sleep(Duration::from_millis(20)).await;
+        }
+        process.wait_until("the sink works again", PATIENCE, |s| s.sink_state("orders") == "streaming").await.unwrap();
+    }
+    sink.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    sink.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    load.stop().await;
+    scene.equal(&mut process).await;
+    assert!(scene.log().contains("committing at the sink"), "the outcome of a commit was unknown\n{}", scene.log());
+    assert_once(scene.orders()).await;
+}
+
+/// A frozen process loses source and sink to a second one, and what it still tries when it wakes up counts for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_process_wakes_up_as_a_standby() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let scene = Scene::new(LOCKSTEP, "frozen", EVENTS_SCHEMA, &EVENTS)
+        .await
+        .configure(|p| p.several().set("source", "sender_timeout = \"2s\""));
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let mut first = scene.start().await;
+    let load = Events::on(&scene, QUICK);
+    let mut second = scene.spawn(&[]);
+    second.wait_until("a standby", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
+    more(&load, load.committed()).await;
+    first.signal(rustix::process::Signal::STOP).unwrap();
+    second.wait_until("the standby reads", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
+    more(&load, load.committed()).await;
+    first.signal(rustix::process::Signal::CONT).unwrap();
+    more(&load, load.committed()).await;
+    load.stop().await;
+    first.wait_until("the reader that lost its slot waits", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
+    scene.equal(&mut second).await;
+    first.ensure_running().unwrap();
+    assert_once(scene.orders()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sinks_server_crashes() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("sink_crash").await;
+    let load = Events::on(&scene, QUICK);
+    for _ in 0..2 {
+        more(&load, load.committed()).await;
+        scene.services.orders.crash().unwrap();
+        more(&load, load.committed()).await;
+        scene.services.orders.start().unwrap();
+        process.wait_until("the sink works again", PATIENCE, |s| s.sink_state("orders") == "streaming").await.unwrap();
+    }
+    load.stop().await;
+    scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sources_server_crashes() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("source_crash").await;
+    let load = Events::on(&scene, QUICK);
+    for _ in 0..2 {
+        more(&load, load.committed()).await;
+        scene.services.catalog.crash().unwrap();
+        scene.services.catalog.start().unwrap();
+        process.wait_until("the source is read again", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
+        more(&load, load.committed()).await;
+    }
+    load.stop().await;
+    scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+    assert_eq!(text(&scene.source, "SELECT count(*) * 3 = (SELECT count(*) FROM events) FROM journal").await, "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_crashes() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("kafka_crash").await;
+    let load = Events::on(&scene, QUICK);
+    more(&load, load.committed()).await;
+    scene.services.crash_kafka().unwrap();
+    more(&load, load.committed()).await;
+    process.ensure_running().unwrap();
+    scene.services.start_kafka().unwrap();
+    process.wait_until("both ends work again", PATIENCE, |s| s.all_streaming()).await.unwrap();
+    more(&load, load.committed()).await;
+    // A process that dies while Kafka is away, and one that starts meanwhile.
+    scene.services.crash_kafka().unwrap();
+    process.kill9().unwrap();
+    let mut process = scene.spawn(&[]);
+    more(&load, load.committed()).await;
+    scene.services.start_kafka().unwrap();
+    load.stop().await;
+    scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+}
