@@ -296,10 +296,6 @@ impl Emitter {
         self.outlet.producer.acked().await;
     }
 
-<<<<<<< HEAD
-    /// Tells the machine what was acknowledged, and whether anything was.
-    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
-=======
     /// The same; while much is in flight it waits a little, because then acknowledgements come by the thousand and each would
     /// wake the reader for itself.
     pub async fn acked_soon(&self) {
@@ -309,9 +305,8 @@ impl Emitter {
         }
     }
 
-    /// Tells the machine what was acknowledged.
-    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<()> {
->>>>>>> bench
+    /// Tells the machine what was acknowledged, and whether anything was.
+    pub fn take_acks(&mut self, machine: &mut Machine) -> Result<bool> {
         self.outlet.take_acks(machine)
     }
 

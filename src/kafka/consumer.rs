@@ -40,8 +40,7 @@ const TAIL_QUEUE_BYTES: usize = 4 << 20;
 const TAIL_POLL: Duration = Duration::from_millis(50);
 
 /// librdkafka counts the bytes of records in a queue but not its own structures around them, some 350 bytes each.
-<<<<<<< HEAD
-const QUEUE_RECORDS: usize = 20_000;
+const QUEUE_RECORDS: usize = 10_000;
 /// A partition that was silent for so long from its assignment on is asked about once: librdkafka says nothing when it may
 /// not even see the topic.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
@@ -49,9 +48,6 @@ pub(super) const SILENCE: Duration = Duration::from_secs(2);
 /// How long the first question about a topic may wait: without an answer the client finds out by itself within a second.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
-=======
-const QUEUE_RECORDS: usize = 10_000;
->>>>>>> bench
 /// For questions that a leader must answer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`Pieces`] gives up when nothing at all arrived for this long.
