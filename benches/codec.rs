@@ -1,6 +1,7 @@
 //! Nanoseconds per record of the codec, on the ten-column row that the project's other figures use.
 //!
-//! `cargo bench --bench codec`. Prints medians over rounds, because the machines it runs on are noisy; it judges nothing.
+//! `cargo bench --bench codec`. Medians over rounds, because the machines it runs on are noisy; it judges nothing. A line for
+//! people on stderr, one of JSON on stdout, as benches/pipeline has them.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -62,7 +63,12 @@ fn measure(name: &str, bytes: usize, mut call: impl FnMut()) {
         })
         .collect();
     rounds.sort_by(f64::total_cmp);
-    println!("{name:<28} {:>7.0} ns/record (best {:.0}), {bytes} bytes", rounds[ROUNDS / 2], rounds[0]);
+    let median = rounds[ROUNDS / 2];
+    eprintln!("{name:<28} {median:>7.0} ns/record (best {:.0}), {bytes} bytes", rounds[0]);
+    println!(
+        "{}",
+        serde_json::json!({ "bench": "codec", "figure": name, "value": median.round(), "unit": "ns/record" })
+    );
 }
 
 fn main() {

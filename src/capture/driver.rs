@@ -102,7 +102,7 @@ struct Core {
     scratch: Scratch,
     transaction: Option<Transaction>,
     last_commit_end: Option<Lsn>,
-    /// When the last burst was read. All its records say so: a clock per record is a twentieth of their cost.
+    /// When the last burst was read. All its records say so: clocks were up to a twentieth of the reader's time.
     read_ns: i64,
     /// Number of the checkpoint's append in flight and when it was sent.
     appending: Option<(u64, Instant)>,
