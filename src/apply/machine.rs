@@ -4,7 +4,7 @@
 //! progress row, which is the only memory: after any failure a new machine starts from the row and the ledger, so nothing
 //! that was remembered can be wrong.
 //!
-//! Invariants (DESIGN section 2): only valid checkpoints are applied, only as an unbroken chain from what the progress row
+//! Invariants (docs/design.md section 2): only valid checkpoints are applied, only as an unbroken chain from what the progress row
 //! holds; a table under load takes changes only in ranges whose chunk was applied; a request counts from where it stands in
 //! the ledger.
 //!

@@ -5,7 +5,7 @@
 //! acknowledged. While one append is in flight the ripe intervals behind it wait and are merged into one checkpoint, so the
 //! rate of checkpoints adapts to what Kafka takes without a tuning knob.
 //!
-//! Invariants (DESIGN section 2): a cut lies where no transaction is open in the stream; checkpoints are contiguous and each
+//! Invariants (docs/design.md section 2): a cut lies where no transaction is open in the stream; checkpoints are contiguous and each
 //! names the one before; the slot is confirmed only up to the closed LSN of a checkpoint that was **read back** with no newer
 //! claim before it. The acknowledgement alone is not enough: two readers may claim in the other order than they took the slot
 //! (models/ledger.py, `confirm_on_ack`).

@@ -1,4 +1,4 @@
-//! Loading existing rows while the stream goes on: the visibility cut (DESIGN section 4), decided without IO.
+//! Loading existing rows while the stream goes on: the visibility cut (docs/design.md section 4), decided without IO.
 //!
 //! A commit reaches the stream before it is visible to new snapshots, so a chunk read at "the same place" can be older than
 //! the stream. Therefore every change of the tables under load is remembered from **before** a snapshot S is taken, and laid

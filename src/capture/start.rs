@@ -1,6 +1,6 @@
 //! The start of a reader: everything that must be true before the first record is written.
 //!
-//! Order matters (DESIGN section 2). What can't change while we wait is checked first. The publication is made before the slot:
+//! Order matters (docs/design.md section 2). What can't change while we wait is checked first. The publication is made before the slot:
 //! a slot that has to decode what was written before its publication existed is stuck for good. Holding the slot is the lease;
 //! only its holder appends a claim, and only a claim that was read back makes an epoch.
 

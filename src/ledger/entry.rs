@@ -1,4 +1,4 @@
-//! Ledger entries: JSON objects `{"v":1,"type":…}`, LSNs as `X/Y`, u64 as decimal strings. Fixed by PROTOCOL version 1.
+//! Ledger entries: JSON objects `{"v":1,"type":…}`, LSNs as `X/Y`, u64 as decimal strings. Fixed by docs/protocol.md, version 1.
 //!
 //! Unknown fields are ignored; an unknown type or a higher `v` is refused, never guessed. Entries over 512 KiB are split into
 //! parts; an entry stands at its last part.
