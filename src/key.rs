@@ -73,10 +73,6 @@ pub struct KeyRange {
 impl KeyRange {
     pub const ALL: KeyRange = KeyRange { after: None, through: None };
 
-    pub fn is_all(&self) -> bool {
-        *self == KeyRange::ALL
-    }
-
     /// Whether the key lies in the range. `orders` and `key` are in key order.
     pub fn contains<K: AsRef<[u8]>>(&self, orders: &[KeyOrder], key: &[K]) -> Result<bool, KeyError> {
         if let Some(after) = &self.after

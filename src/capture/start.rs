@@ -40,7 +40,6 @@ const FOREIGN_HOLDER_WAIT: Duration = Duration::from_secs(15);
 /// A reader that holds the slot and whose claim was read back.
 pub struct Started {
     pub session: Session,
-    pub version: i32,
     pub stream: Stream,
     pub appender: Appender,
     pub tail: Tail,
@@ -102,7 +101,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let (state, assembler, tail) = read_back(config, epoch).await?;
     appender.base = state.base;
     let closed = check_confirmed(config, &session, &state).await?;
-    Ok(Started { session, version, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates })
+    Ok(Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates })
 }
 
 pub fn application_name(config: &Config) -> String {
