@@ -73,13 +73,15 @@ pub struct Emitter {
 /// The producer and what it has acknowledged.
 struct Outlet {
     producer: Producer,
+    /// Of the records being written: when their change was read.
+    timestamp_ms: i64,
     acks: Vec<Ack>,
 }
 
 impl Emitter {
     pub fn new(producer: Producer, prefix: &str, database: &str, metrics: SourceMetrics) -> Emitter {
         Emitter {
-            outlet: Outlet { producer, acks: Vec::new() },
+            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new() },
             topics: Vec::new(),
             versions: HashMap::new(),
             prefix: prefix.to_owned(),
@@ -119,6 +121,7 @@ impl Emitter {
         change: Streamed<'_>,
         keep: bool,
     ) -> Result<Option<Op>> {
+        self.outlet.read_at(event);
         match change {
             Streamed::Insert(new) => {
                 if new.has_absent() {
@@ -192,6 +195,7 @@ impl Emitter {
 
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
     pub async fn truncate(&mut self, machine: &mut Machine, version: &Version, event: &Event) -> Result<()> {
+        self.outlet.read_at(event);
         version.encoder.truncate(event, &mut self.record)?;
         let (position, token) = machine.record();
         let draft = Draft {
@@ -220,6 +224,7 @@ impl Emitter {
         event: &Event,
         row: Row<'_>,
     ) -> Result<()> {
+        self.outlet.read_at(event);
         version.encoder.key(row, &mut self.record)?;
         version.encoder.read(event, row, &mut self.record)?;
         let (position, token) = machine.chunk_record();
@@ -332,6 +337,10 @@ struct Draft<'a> {
 }
 
 impl Outlet {
+    fn read_at(&mut self, event: &Event) {
+        self.timestamp_ms = event.now_ns.div_euclid(1_000_000);
+    }
+
     async fn send(&mut self, machine: &mut Machine, version: &Version, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
         let mut headers: [(&str, &[u8]); 4] = [(HEADER, &header), ("", &[]), ("", &[]), ("", &[])];
@@ -355,6 +364,7 @@ impl Outlet {
             key: draft.key,
             value: draft.value,
             headers: &headers[..count],
+            timestamp_ms: Some(self.timestamp_ms),
             token: draft.token,
         };
         while let Sent::Full = self.producer.send(&message)? {
