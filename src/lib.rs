@@ -17,6 +17,7 @@ pub mod kafka;
 pub mod key;
 pub mod ledger;
 pub mod lsn;
+mod malloc;
 pub mod pgtext;
 pub mod postgres;
 pub mod record;
