@@ -345,6 +345,7 @@ mod tests {
             commit_time: 0,
             spans: vec![],
             chunks: vec![],
+            again: vec![],
             prev: prev.map(|(offset, epoch)| Anchor { offset, epoch, to: at(from) }),
         })
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::snapshot::{Action, Job, Loader, Ready};
+use crate::capture::snapshot::{Action, Job, Loader, Ready, unread};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::{Event, Snapshot};
@@ -23,6 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
+use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, TopicIdentity};
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
@@ -110,6 +111,8 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
+    /// Tables that the next reader reads from their beginning, should this one end before they are loaded.
+    again: Vec<TableName>,
     /// Of the base that is on its way.
     base_number: Option<u64>,
     /// When Kafka acknowledged something last, or had nothing to.
@@ -183,6 +186,7 @@ impl Reader {
             sent_at: std::collections::VecDeque::new(),
             done: Vec::new(),
             joins_seen: None,
+            again: Vec::new(),
             base_number: None,
             progressed: now,
             entries_since_base: 0,
@@ -197,6 +201,7 @@ impl Reader {
             rows_done: HashMap::new(),
         };
         core.write_base()?;
+        core.go_on_loading();
         core.report();
         Ok(Reader { stream, core })
     }
@@ -376,7 +381,7 @@ impl Core {
 
     fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
         let relation = &version.relation;
-        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key, op)
+        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key_orders, op)
     }
 
     async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
@@ -549,10 +554,11 @@ impl Core {
         if !flush {
             self.base_if_due()?;
         }
+        self.note_again();
         let now = self.now();
         if !self.is_writing_base()
             && (flush || !self.is_base_due())
-            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush)
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &self.again, flush)
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));
@@ -604,9 +610,42 @@ impl Core {
             }
         }
         let job = plan(&self.config, &self.order, &self.state);
-        tracing::info!(tables = job.tables.len(), requests = job.requests.len(), "loading existing rows");
+        // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
+        self.again
+            .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
+        self.start_job(job);
+    }
+
+    /// Goes on where the reader before this one was, before anything is streamed.
+    fn go_on_loading(&mut self) {
+        self.again.clone_from(&self.state.again);
+        if !answerable(&self.order, &self.state).any(|join| !join.loaded.is_empty()) {
+            return;
+        }
+        let mut job = plan(&self.config, &self.order, &self.state);
+        job.loaded = loaded(&job, &self.state);
+        // Nobody watches what is loaded for others meanwhile.
+        self.again
+            .extend(begun(&self.state).filter(|join| !job.requests.contains(&join.request.id)).flat_map(tables_of));
+        self.start_job(job);
+    }
+
+    fn start_job(&mut self, job: Job) {
+        let (tables, requests, loaded) = (job.tables.len(), job.requests.len(), job.loaded.len());
+        tracing::info!(tables, requests, loaded, "loading existing rows");
         self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
         self.loader.start(job);
+    }
+
+    /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
+    fn note_again(&mut self) {
+        self.again.extend(self.loader.again().cloned());
+        if !self.again.is_empty() {
+            self.again.sort();
+            self.again.dedup();
+            let state = &self.state;
+            self.again.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
+        }
     }
 
     fn base_if_due(&mut self) -> Result<()> {
@@ -715,7 +754,49 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
         (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
     };
     let tables = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    Job { requests, only, tables }
+    Job { requests, only, tables, loaded: Vec::new() }
+}
+
+/// Requests of which something is loaded.
+fn begun(state: &State) -> impl Iterator<Item = &Join> {
+    state.open_joins().filter(|join| !join.loaded.is_empty())
+}
+
+fn tables_of(join: &Join) -> Vec<TableName> {
+    join.request.tables.clone()
+}
+
+/// What need not be read again for a job: the beginning of each table that all its requests have alike.
+fn loaded(job: &Job, state: &State) -> Vec<(TableName, KeyRange)> {
+    let joins: Vec<&Join> = state.joins.iter().filter(|join| job.requests.contains(&join.request.id)).collect();
+    let beginning = |table: &TableName| {
+        if state.again.contains(table) || !has_one_key(table, state) {
+            return None;
+        }
+        let mut left = joins.iter().map(|join| unread(table, &join.loaded));
+        let first = left.next()?;
+        if !left.all(|other| other == first) {
+            return None;
+        }
+        match first {
+            Some(KeyRange { after: None, .. }) => None,
+            Some(KeyRange { after, .. }) => Some((table.clone(), KeyRange { after: None, through: after })),
+            None => Some((table.clone(), KeyRange::ALL)),
+        }
+    };
+    job.tables.iter().filter_map(beginning).collect()
+}
+
+/// Whether ranges of a table mean the same in every version of it: in another table or under another key they do not.
+fn has_one_key(table: &TableName, state: &State) -> bool {
+    let key = |relation: &Relation| {
+        let columns = relation.key_columns();
+        let column = |i: usize| (relation.columns[i].name.clone(), relation.columns[i].type_oid);
+        (relation.oid, columns.into_iter().map(column).collect::<Vec<_>>())
+    };
+    let mut keys = state.relations.values().filter(|relation| relation.name == *table).map(|relation| key(relation));
+    let first = keys.next();
+    keys.all(|other| Some(other) == first)
 }
 
 /// A RELATION message in the catalog's words.

@@ -14,6 +14,7 @@ use crate::codec::{Encoder, Event, HEADER_NEW_KEY, HEADER_OLD_KEY, RecordBuf};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
+use crate::key::KeyOrder;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::{Fingerprint, Relation};
@@ -32,6 +33,8 @@ const ACKED_NAP: Duration = Duration::from_millis(1);
 pub struct Version {
     pub relation: Arc<Relation>,
     pub key: Vec<usize>,
+    /// The key columns and how ranges of them are ordered.
+    pub key_orders: Vec<(usize, KeyOrder)>,
     encoder: Encoder,
     route: Route,
     records: metrics::Counter,
@@ -104,10 +107,11 @@ impl Emitter {
         }
         assert_eq!(self.topics[index], relation.topic, "routes are numbered in the order of their first use");
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
+        let key_orders = key.iter().map(|&i| (i, KeyOrder::of(relation.columns[i].type_oid))).collect();
         let relation = Arc::new(relation);
         let encoder = Encoder::new(relation.clone(), &self.prefix, &self.database);
         let records = self.metrics.records(&relation.name);
-        let version = Arc::new(Version { relation, key, encoder, route, records });
+        let version = Arc::new(Version { relation, key, key_orders, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
         (version, true)
     }

@@ -9,10 +9,11 @@
 //! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
 //! without a base, too much to remember) makes the loader read the chunk again, never guess.
 //!
-//! A new incarnation starts an unfinished job again from its first table: ranges that must be read a second time are known to
-//! the incarnation that saw why, and only to it.
+//! A new incarnation goes on behind what the ledger says is loaded ([`unread`]). Only ranges that must be read a second time
+//! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
+//! and the next one reads those from their beginning.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -43,6 +44,18 @@ pub struct Job {
     pub only: Option<(String, Uuid)>,
     /// Parents first.
     pub tables: Vec<TableName>,
+    /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
+    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    pub loaded: Vec<(TableName, KeyRange)>,
+}
+
+/// What is still to be read of a table when these ranges are loaded, which a load reads in rising order; `None`: nothing.
+pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
+    let mut after = None;
+    while let Some((_, range)) = loaded.iter().find(|(name, range)| name == table && range.after == after) {
+        after = Some(range.through.clone()?);
+    }
+    Some(KeyRange { after, through: None })
 }
 
 /// What the driver is to do next. Nothing else is asked before it has been answered.
@@ -99,15 +112,14 @@ struct Remembered {
 
 struct Running {
     job: Job,
-    /// Tables not finished; the first is being read.
-    tables: VecDeque<TableName>,
-    /// Ranges of the first table still to be read, the first from its beginning.
-    ranges: VecDeque<KeyRange>,
-    /// Ranges that were emitted, for finding the one that a key lies in.
+    /// What is still to be read; the first is being read, from its beginning.
+    left: VecDeque<(TableName, KeyRange)>,
+    /// Ranges that are loaded, for finding the one that a key lies in.
     emitted: Vec<(TableName, KeyRange)>,
-    /// Ranges of finished tables to be read again, and the key columns' orders.
+    /// Ranges to be read again before the next table.
     again: VecDeque<(TableName, KeyRange)>,
-    orders: HashMap<TableName, Vec<KeyOrder>>,
+    /// Tables that ever had such a range.
+    torn: BTreeSet<TableName>,
     mismatch: Option<Fingerprint>,
     fenced: bool,
     /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
@@ -147,18 +159,23 @@ impl<V: Visibility> Loader<V> {
 
     /// The table being read, for status.
     pub fn table(&self) -> Option<&TableName> {
-        self.running.as_ref().and_then(|running| running.tables.front())
+        self.running.as_ref().and_then(|running| running.left.front()).map(|(table, _)| table)
+    }
+
+    /// Tables of which this incarnation knows a range to be read again, or knew one.
+    pub fn again(&self) -> impl Iterator<Item = &TableName> {
+        self.running.iter().flat_map(|running| &running.torn)
     }
 
     /// Begins a job; remembering starts here, so the fence that follows covers everything streamed before.
     pub fn start(&mut self, job: Job) {
         assert!(self.running.is_none() && self.remembered.is_empty(), "one job at a time");
+        let left = job.tables.iter().filter_map(|table| Some((table.clone(), unread(table, &job.loaded)?)));
         self.running = Some(Running {
-            tables: job.tables.iter().cloned().collect(),
-            ranges: VecDeque::from([KeyRange::ALL]),
-            emitted: Vec::new(),
+            left: left.collect(),
+            emitted: job.loaded.clone(),
             again: VecDeque::new(),
-            orders: HashMap::new(),
+            torn: BTreeSet::new(),
             mismatch: None,
             fenced: false,
             asked: None,
@@ -172,18 +189,18 @@ impl<V: Visibility> Loader<V> {
         self.running.as_ref().is_some_and(|running| running.job.tables.contains(table))
     }
 
-    /// A change streamed while the job runs. `key_columns` in key order.
+    /// A change streamed while the job runs. `key`: the columns in key order.
     pub fn remember(
         &mut self,
         xid: u32,
         table: &TableName,
         relation: Fingerprint,
-        key_columns: &[usize],
+        key: &[(usize, KeyOrder)],
         op: Op,
     ) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         if let Op::Rekey { old, new } = &op {
-            running.read_again(table, key_columns, old, new)?;
+            running.read_again(table, key, old, new)?;
         }
         let bytes = match &op {
             Op::Insert(row) | Op::Update(row) | Op::Delete(row) => row.bytes(),
@@ -224,7 +241,7 @@ impl<V: Visibility> Loader<V> {
         if running.asked.is_some() {
             return None;
         }
-        if running.tables.is_empty() {
+        if running.left.is_empty() {
             let running = self.running.take()?;
             self.remembered.clear();
             self.remembered_bytes = 0;
@@ -234,8 +251,7 @@ impl<V: Visibility> Loader<V> {
         if !running.fenced {
             return Some(Action::Fence(nonce));
         }
-        let table = running.tables[0].clone();
-        let range = running.ranges.front().expect("a table under load has a range left").clone();
+        let (table, range) = running.left[0].clone();
         Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce }))
     }
 
@@ -270,7 +286,7 @@ impl<V: Visibility> Loader<V> {
         }
         let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
         running.asked = None;
-        let table = running.tables[0].clone();
+        let table = running.left[0].0.clone();
         assert_eq!(table, chunk.table, "a chunk is of the table that was asked for");
         if let Some(known) = streamed(&table)
             && known != chunk.relation
@@ -293,7 +309,6 @@ impl<V: Visibility> Loader<V> {
         };
         running.mismatch = None;
         running.emitted.push((table.clone(), chunk.range.clone()));
-        running.orders.insert(table.clone(), chunk.key_orders);
         running.advance(&chunk.range);
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
@@ -314,40 +329,32 @@ impl<V: Visibility> Loader<V> {
 }
 
 impl Running {
-    /// The first table's first range was read as far as `read` says.
+    /// The first range was read as far as `read` says.
     fn advance(&mut self, read: &KeyRange) {
-        let asked = self.ranges.pop_front().expect("a range was asked for");
+        let (table, asked) = self.left.pop_front().expect("a range was asked for");
         if read.through != asked.through {
-            self.ranges.push_front(KeyRange { after: read.through.clone(), through: asked.through });
-        }
-        while self.ranges.is_empty() {
-            let finished = self.tables.pop_front();
-            if let Some((table, range)) = self.again.pop_front() {
-                self.tables.push_front(table);
-                self.ranges.push_back(range);
-            } else if !self.tables.is_empty() {
-                self.ranges.push_back(KeyRange::ALL);
-            } else if finished.is_some() {
-                return;
-            }
+            self.left.push_front((table, KeyRange { after: read.through.clone(), through: asked.through }));
+        } else if let Some(again) = self.again.pop_front() {
+            self.left.push_front(again);
         }
     }
 
     /// A row moved to a key whose range is loaded. If the sinks can't have it, because its old key was not loaded yet and a
     /// column was not sent, or because they had to leave it out before, they leave it out: its new range is read again.
-    fn read_again(&mut self, table: &TableName, key_columns: &[usize], old: &RowBuf, new: &RowBuf) -> Result<()> {
-        let Some(orders) = self.orders.get(table) else { return Ok(()) };
-        let (from, to) = (key_texts(old, key_columns)?, key_texts(new, key_columns)?);
+    fn read_again(&mut self, table: &TableName, key: &[(usize, KeyOrder)], old: &RowBuf, new: &RowBuf) -> Result<()> {
+        let (columns, orders): (Vec<usize>, Vec<KeyOrder>) = key.iter().copied().unzip();
+        let (from, to) = (key_texts(old, &columns)?, key_texts(new, &columns)?);
         let (mut had, mut loaded) = (false, None);
         for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
-            had |= contains(range, orders, &from)?;
-            if loaded.is_none() && contains(range, orders, &to)? {
+            had |= contains(range, &orders, &from)?;
+            if loaded.is_none() && contains(range, &orders, &to)? {
                 loaded = Some(range.clone());
             }
         }
         let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
         if let Some(range) = loaded.filter(|_| missing) {
             self.left_out.insert((table.clone(), to));
+            self.torn.insert(table.clone());
             let again = (table.clone(), range);
             if !self.again.contains(&again) {
                 self.again.push_back(again);
@@ -452,12 +459,25 @@ mod tests {
 
     fn loader() -> Loader<Below> {
         let mut loader = Loader::new(1000, 1 << 20);
-        loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()] });
+        loader.start(job(&[]));
+        fence(&mut loader);
+        loader
+    }
+
+    fn job(loaded: &[KeyRange]) -> Job {
+        let loaded = loaded.iter().map(|range| (table(), range.clone())).collect();
+        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded }
+    }
+
+    fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
+        KeyRange { after: after.map(|key| vec![key.to_owned()]), through: through.map(|key| vec![key.to_owned()]) }
+    }
+
+    fn fence(loader: &mut Loader<Below>) {
         let name = Uuid::new_v4();
         assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
         assert_eq!(loader.next_action(Uuid::new_v4()), None);
         loader.fenced(name);
-        loader
     }
 
     fn read(loader: &mut Loader<Below>) -> Read {
@@ -496,7 +516,7 @@ mod tests {
     }
 
     fn remember(loader: &mut Loader<Below>, xid: u32, op: Op) {
-        loader.remember(xid, &table(), VERSION, &[0], op).unwrap();
+        loader.remember(xid, &table(), VERSION, &[(0, KeyOrder::Integer)], op).unwrap();
     }
 
     fn sorted(ready: Option<Ready>) -> Vec<String> {
@@ -549,7 +569,7 @@ mod tests {
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
         remember(&mut loader, 20, Op::Rekey { old: row(&["7", "~", "~"]), new: row(&["3", "moved", "~"]) });
         answer(&mut loader, 30, &[], None).unwrap();
-        let again = KeyRange { after: None, through: Some(vec!["5".to_owned()]) };
+        let again = range(None, Some("5"));
         let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
         assert_eq!(ready.range, again);
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
@@ -564,12 +584,32 @@ mod tests {
         remember(&mut loader, 21, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["7", "moved", "big"]) });
         answer(&mut loader, 30, &[], None).unwrap();
         let again: Vec<KeyRange> = (0..2).map(|_| answer(&mut loader, 30, &[], None).unwrap().range).collect();
-        let range = |after: Option<&str>, through: &str| KeyRange {
-            after: after.map(|key| vec![key.to_owned()]),
-            through: Some(vec![through.to_owned()]),
-        };
-        assert_eq!(again, [range(None, "5"), range(Some("5"), "8")]);
+        assert_eq!(again, [range(None, Some("5")), range(Some("5"), Some("8"))]);
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_load_goes_on_behind_what_is_loaded_and_still_knows_it() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
+        fence(&mut loader);
+        assert_eq!(unread(&table(), &[]), Some(KeyRange::ALL));
+        // A row that nobody has moves into a range that an earlier incarnation loaded.
+        remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);
+        assert_eq!(read(&mut loader).range, range(Some("7"), None));
+        loader.forget();
+        fence(&mut loader);
+        answer(&mut loader, 30, &[], None).unwrap();
+        assert_eq!(answer(&mut loader, 30, &[], None).unwrap().range, range(None, Some("5")));
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn nothing_is_read_of_a_table_that_is_loaded_whole() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        loader.start(job(&[range(None, Some("5")), range(Some("5"), None)]));
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
     }
 
     #[test]

@@ -90,6 +90,10 @@ pub struct Checkpoint {
     pub spans: Vec<Span>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chunks: Vec<Chunk>,
+    /// Tables under load of which a range that was loaded must be read again. Which one it is only this reader knows: the next
+    /// one reads such a table from its beginning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub again: Vec<TableName>,
     /// The valid checkpoint before this one; `None` after the origin.
     pub prev: Option<Anchor>,
 }
@@ -148,6 +152,9 @@ pub struct Base {
     pub relations: Vec<Relation>,
     pub topics: BTreeMap<String, TopicIdentity>,
     pub joins: Vec<Join>,
+    /// Of the last valid checkpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub again: Vec<TableName>,
     /// Of the claim in force.
     pub timeline: u32,
 }
@@ -369,6 +376,7 @@ mod tests {
                 commit_time: 5,
                 spans: vec![Span { topic: "t".into(), partition: 0, first: 0, last: 2, count: 3 }],
                 chunks: vec![],
+                again: vec![],
                 prev: None,
             }),
         );

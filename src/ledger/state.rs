@@ -31,6 +31,8 @@ pub struct State {
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
+    /// Tables that a new reader reads from their beginning, whatever was loaded of them.
+    pub again: Vec<TableName>,
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
     /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
@@ -104,6 +106,7 @@ impl State {
             closed: checkpoint.closed,
             commit_time: if checkpoint.commit_time == 0 { before } else { checkpoint.commit_time },
         });
+        self.again.clone_from(&checkpoint.again);
         for chunk in &checkpoint.chunks {
             for join in self.joins.iter_mut().filter(|join| !join.done) {
                 let answers = match chunk.request {
@@ -137,6 +140,7 @@ impl State {
         self.source = base.source;
         self.topics = base.topics;
         self.joins = base.joins;
+        self.again = base.again;
         for relation in base.relations {
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
@@ -148,6 +152,7 @@ impl State {
         let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
+            && self.again == base.again
             && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
     }
 
@@ -171,6 +176,7 @@ impl State {
             relations,
             topics,
             joins: self.joins.clone(),
+            again: self.again.clone(),
             timeline,
         }
     }
@@ -219,6 +225,7 @@ mod tests {
             commit_time: 0,
             spans: vec![],
             chunks,
+            again: vec![],
             prev: None,
         })
     }
@@ -293,13 +300,16 @@ mod tests {
             consistent_point: Lsn(1),
         };
         let source = Body::Source(SourceEntry { intent: None, made: Some(identity) });
-        let (full, _) = fold(&[source, claim(5), checkpoint(a, 10, vec![])]);
+        let Body::Checkpoint(plain) = checkpoint(a, 10, vec![]) else { unreachable!("just made") };
+        let torn = Checkpoint { again: vec![TableName::new("public", "t")], ..plain };
+        let (full, _) = fold(&[source, claim(5), Body::Checkpoint(torn)]);
         let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new()))));
         let bytes = base.encode(a, 0).remove(0);
         let crate::ledger::entry::Piece::Whole(base) = Entry::decode(3, &bytes).unwrap() else { panic!("one part") };
         let mut short = State::default();
         short.apply(3, base.clone());
         assert_eq!((short.claim, short.last, &short.source), (full.claim, full.last, &full.source));
+        assert_eq!((short.again.len(), &short.again), (1, &full.again));
         // a base that something landed in front of is not to be named
         let mut behind = full.clone();
         assert!(matches!(behind.apply(4, Entry::new(None, checkpoint(a, 11, vec![]))), Event::Valid(_)));
