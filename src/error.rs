@@ -160,7 +160,7 @@ codes! {
     TableMissing = "TABLE_MISSING",
     /// A routed relation is of a kind whose changes can't be read: a partitioned root, a view, an unlogged table.
     TableUnsupported = "TABLE_UNSUPPORTED",
-    /// A routed table has no usable key.
+    /// A routed table has no usable key and no other replica identity, or none and too many rows.
     TableWithoutKey = "TABLE_WITHOUT_KEY",
     /// The replica identity would make the application's own updates fail, or does not carry the key.
     ReplicaIdentity = "REPLICA_IDENTITY",

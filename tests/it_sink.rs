@@ -182,7 +182,7 @@ impl Owned {
         let to = self.begin().await;
         for (table, op) in ops {
             let plan = plans[*table];
-            let mut net = plan.net();
+            let mut net = plan.fold();
             assert_eq!(net.fold(op.clone()).unwrap(), Folded::Done);
             if let Err(failure) = self.sink.apply(&[(plan, net.drain())]).await {
                 self.sink.rollback().await.unwrap();
@@ -283,7 +283,7 @@ fn op(text: &str) -> Op {
 }
 
 fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
-    let mut net = plan.net();
+    let mut net = plan.fold();
     for text in ops {
         assert_eq!(net.fold(op(text)).unwrap(), Folded::Done, "{text}");
     }
@@ -862,7 +862,7 @@ async fn one_case(world: &World, a: &mut Owned, plan: &SinkTablePlan, intervals:
     world.run("TRUNCATE items, model").await;
     let mut there = Vec::new();
     for changes in intervals {
-        let (to, mut net) = (a.begin().await, plan.net());
+        let (to, mut net) = (a.begin().await, plan.fold());
         for change in changes {
             let Some(op) = possible(&there, change) else { continue };
             follow(&mut there, &op);

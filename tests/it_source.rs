@@ -20,6 +20,10 @@ fn environment(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: eval \"$(scripts/services env)\" first"))
 }
 
+fn wanted(tables: &[TableName]) -> preflight::Wanted<'_> {
+    preflight::Wanted { publication: "p", tables, insert_only: &[], create: true }
+}
+
 /// A session with the settings that every session with values pins.
 async fn connect(role: &str, database: &str) -> Client {
     let mut config = tokio_postgres::Config::new();
@@ -81,7 +85,13 @@ fn public(table: &str) -> TableName {
 }
 
 fn shape() -> RelationShape<'static> {
-    RelationShape { topic: "shop.public.t", partitions: 1, modes: Modes::default(), exact: |oid| oid != 701 }
+    RelationShape {
+        topic: "shop.public.t",
+        partitions: 1,
+        modes: Modes::default(),
+        exact: |oid| oid != 701,
+        insert_only: false,
+    }
 }
 
 /// Runs a test in a database of its own, and removes database, slots and roles of that name whatever happens.
@@ -409,7 +419,7 @@ async fn preflight_names_every_table_that_can_not_be_read() {
             "elsewhere",
         ];
         let tables = names.map(public);
-        let found = preflight::check_source(&db.ours, "p", &tables, true).await.unwrap();
+        let found = preflight::check_source(&db.ours, wanted(&tables)).await.unwrap();
         let text: Vec<String> = found.iter().map(|h| h.to_string().replace(&db.name, "DATABASE")).collect();
         insta::assert_snapshot!(text.join("\n"));
     })
@@ -429,7 +439,7 @@ async fn preflight_names_every_right_that_is_missing() {
         .await;
         let stranger = connect(&db.name, &db.name).await;
         let tables = [TableName::new("hidden", "t"), public("guarded")];
-        let check = async |tables| preflight::check_source(&stranger, "p", tables, true).await.unwrap();
+        let check = async |tables| preflight::check_source(&stranger, wanted(tables)).await.unwrap();
         let (owner_grants, superuser_helps) = (check(&tables[..1]).await, check(&tables).await);
         let found: Vec<_> = owner_grants.iter().chain(&superuser_helps).collect();
         assert!(found.iter().all(|h| h.code == Code::NoRight), "{found:?}");
@@ -456,7 +466,7 @@ async fn preflight_names_a_server_that_can_not_be_read() {
     with_database(async |db| {
         let mut source = catalog::source_facts(&db.ours).await.unwrap();
         let codes = |source: &catalog::SourceFacts| -> Vec<Code> {
-            preflight::findings(source, "p", None, &[], &[], &[], true).iter().map(|h| h.code).collect()
+            preflight::findings(source, wanted(&[]), None, &[], &[]).iter().map(|h| h.code).collect()
         };
         assert_eq!(codes(&source), []);
         assert_eq!((source.database.as_str(), source.role.as_str()), (db.name.as_str(), "lockstep"));
@@ -608,7 +618,15 @@ async fn snapshots_see_what_has_ended() {
 
 fn request(relation: &Relation, extent: Extent, rows_max: usize) -> ChunkRequest<'_> {
     let lock_timeout = Duration::from_millis(200);
-    ChunkRequest { relation, extent, rows_max, bytes_max: 1 << 20, row_bytes: None, lock_timeout }
+    ChunkRequest {
+        relation,
+        extent,
+        rows_max,
+        bytes_max: 1 << 20,
+        keyless_bytes_max: 1 << 20,
+        row_bytes: None,
+        lock_timeout,
+    }
 }
 
 fn texts(chunk: &ChunkRead) -> Vec<Vec<Option<String>>> {
@@ -728,7 +746,7 @@ async fn a_chunk_says_why_it_can_not_be_read() {
         db.admin("ALTER TABLE public.t DISABLE ROW LEVEL SECURITY; REVOKE SELECT ON public.t FROM lockstep").await;
         assert_eq!(read().await.unwrap_err().code(), Some(Code::NoRight));
         db.admin("ALTER TABLE public.t OWNER TO lockstep; ALTER TABLE public.t DROP CONSTRAINT t_pkey").await;
-        assert_eq!(read().await.unwrap_err().code(), Some(Code::TableWithoutKey));
+        assert_eq!(read().await.unwrap_err().code(), Some(Code::RelationChanged));
         db.admin("ALTER TABLE public.t ADD PRIMARY KEY (v)").await;
         assert_eq!(read().await.unwrap_err().code(), Some(Code::RelationChanged));
         db.admin("DROP TABLE public.t").await;

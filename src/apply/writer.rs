@@ -8,9 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::merge::Head;
-use crate::apply::net::{Folded, Net};
+use crate::apply::net::Folded;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
 use crate::config;
@@ -40,7 +41,7 @@ struct Version {
 /// Changes of one table that are not written yet.
 struct Pending {
     version: Arc<Version>,
-    net: Net,
+    fold: Fold,
 }
 
 /// A chunk whose place in the merged stream was reached and whose rows are coming.
@@ -264,6 +265,9 @@ impl Writer {
     }
 
     fn decode(&mut self, version: &Version, head: &Head<'_>) -> Result<Op> {
+        if version.key.is_empty() {
+            return decode_whole(version, head);
+        }
         let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
         let value = head.record.value().ok_or_else(|| half(&version.table))?;
         let op = version.decoder.row(value, Side::After, absent, text, &mut self.row)?;
@@ -284,7 +288,7 @@ impl Writer {
         let mut op = op;
         loop {
             let index = self.pending_of(version).await?;
-            match self.pending[index].net.fold(op)? {
+            match self.pending[index].fold.fold(op)? {
                 Folded::Done => break,
                 Folded::FlushFirst(again) => {
                     self.flush().await?;
@@ -292,8 +296,8 @@ impl Writer {
                 }
             }
         }
-        let rows: usize = self.pending.iter().map(|pending| pending.net.rows()).sum();
-        let bytes: usize = self.pending.iter().map(|pending| pending.net.bytes()).sum();
+        let rows: usize = self.pending.iter().map(|pending| pending.fold.rows()).sum();
+        let bytes: usize = self.pending.iter().map(|pending| pending.fold.bytes()).sum();
         if self.strict || rows >= self.rows_max || bytes >= self.bytes_max {
             self.flush().await?;
         }
@@ -332,7 +336,7 @@ impl Writer {
         if self.pending.iter().any(|pending| pending.version.table == version.table) {
             self.flush().await?;
         }
-        self.pending.push(Pending { version: version.clone(), net: version.plan.net() });
+        self.pending.push(Pending { version: version.clone(), fold: version.plan.fold() });
         Ok(self.pending.len() - 1)
     }
 
@@ -340,7 +344,7 @@ impl Writer {
     pub async fn flush(&mut self) -> Outcome<()> {
         let pending = std::mem::take(&mut self.pending);
         let mut batch = Vec::with_capacity(pending.len());
-        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
+        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.fold.drain())).collect();
         nets.retain(|(_, net)| !net.is_empty());
         for (version, net) in &mut nets {
             net.loading = self.loads.is_loading(&version.table);
@@ -365,6 +369,22 @@ impl Writer {
         self.sink.truncate(&plans).await?;
         self.counts.truncated += plans.len() as u64;
         Ok(())
+    }
+}
+
+/// A change of a table without a key: its old row is named by all it held.
+fn decode_whole(version: &Version, head: &Head<'_>) -> Result<Op> {
+    let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
+    let value = head.record.value().ok_or_else(|| half(&version.table))?;
+    let (mut old, mut new) = (RowBuf::new(), RowBuf::new());
+    let op = version.decoder.row(value, Side::After, absent, text, &mut new)?;
+    version.decoder.row(value, Side::Before, absent, text, &mut old)?;
+    let (held, holds) = (!old.row().is_empty(), !new.row().is_empty());
+    match op {
+        codec::Op::Create | codec::Op::Read if holds => Ok(Op::Insert(new)),
+        codec::Op::Update if held && holds => Ok(Op::Rekey { old, new }),
+        codec::Op::Delete if held => Ok(Op::Delete(old)),
+        _ => Err(half(&version.table)),
     }
 }
 

@@ -69,7 +69,13 @@ impl Visibility for PgSnapshot {
 
 /// The relation version's shape that a configured table asks for.
 pub fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: table.modes, exact: mapping::exact }
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        modes: table.modes,
+        exact: mapping::exact,
+        insert_only: table.insert_only,
+    }
 }
 
 /// The thread and the ways to it. Dropping stops it.
@@ -235,6 +241,7 @@ impl Worker {
             extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,
+            keyless_bytes_max: config.source.snapshot_keyless_bytes,
             row_bytes: None,
             lock_timeout: LOCK_TIMEOUT,
         };

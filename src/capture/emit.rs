@@ -40,6 +40,18 @@ pub struct Version {
     records: metrics::Counter,
 }
 
+impl Version {
+    /// Its rows are told apart by all they hold; its records have no key.
+    pub fn is_keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// Where records go: by their key, or into partition 0 without one.
+    fn partition(&self) -> Option<i32> {
+        self.is_keyless().then_some(0)
+    }
+}
+
 /// A change as the stream sends it.
 #[derive(Clone, Copy)]
 pub enum Streamed<'a> {
@@ -174,7 +186,10 @@ impl Emitter {
         version.encoder.key(new, &mut self.record)?;
         version.encoder.update(event, before, new, &mut self.record)?;
         self.put(machine, version, Kind::Change, Some(new), None).await?;
-        Ok(keep.then(|| Op::Update(new.to_owned())))
+        Ok(keep.then(|| match before {
+            Some(old) if version.is_keyless() => Op::Rekey { old: old.to_owned(), new: new.to_owned() },
+            _ => Op::Update(new.to_owned()),
+        }))
     }
 
     /// A key change is one change to our sinks and Debezium's delete, tombstone and create to everybody else.
@@ -239,8 +254,8 @@ impl Emitter {
                 position,
                 relation: version.relation.fingerprint,
             },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: Some(&self.record.value),
             absent: None,
             text: &self.record.text,
@@ -263,8 +278,8 @@ impl Emitter {
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header { kind, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: Some(&self.record.value),
             absent: absent.as_deref(),
             text: &self.record.text,
@@ -289,8 +304,8 @@ impl Emitter {
                 position,
                 relation: version.relation.fingerprint,
             },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: None,
             absent: None,
             text: &[],

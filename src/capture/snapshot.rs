@@ -391,6 +391,9 @@ fn overlay(
     if changes.is_empty() {
         return Ok(Some(rows));
     }
+    if key_columns.is_empty() {
+        return Ok(overlay_keyless(rows, changes));
+    }
     let key = |row: &RowBuf| Key::of(row.row(), key_columns).ok_or_else(key_incomplete);
     let inside = |row: &RowBuf| contains(range, orders, &key_texts(row, key_columns)?);
     let mut held: HashMap<Key, RowBuf> = HashMap::with_capacity(rows.len());
@@ -431,6 +434,28 @@ fn overlay(
         }
     }
     Ok(Some(held.into_values().collect()))
+}
+
+/// The same for a table without a key, where a change names its row by all that the row held. Every row that such a change
+/// touched is in the snapshot as it was before: whoever changed it before was seen, or is among the changes.
+fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered]) -> Option<Vec<RowBuf>> {
+    let image = |row: &RowBuf| Key::whole(row.row(), &(0..row.row().len()).collect::<Vec<_>>());
+    let mut held: HashMap<Key, Vec<RowBuf>> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        held.entry(image(&row)?).or_default().push(row);
+    }
+    for change in changes {
+        if let Op::Delete(old) | Op::Rekey { old, .. } = &change.op {
+            held.get_mut(&image(old)?)?.pop()?;
+        }
+        match &change.op {
+            Op::Insert(new) | Op::Rekey { new, .. } => held.entry(image(new)?).or_default().push(new.clone()),
+            Op::Truncate => held.clear(),
+            Op::Delete(_) => {}
+            Op::Update(_) => return None,
+        }
+    }
+    Some(held.into_values().flatten().collect())
 }
 
 #[cfg(test)]
@@ -545,6 +570,28 @@ mod tests {
         assert_eq!(sorted(ready), ["1,new,big1", "4,in,big", "5,moved,big3"]);
         assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
         assert!(loader.is_idle());
+    }
+
+    #[test]
+    fn rows_without_a_key_are_told_apart_by_all_they_hold() {
+        let rows = ["a", "a", "b", "c"].map(|text| row(&["1", text]));
+        let change = |op| Remembered { xid: 20, table: table(), relation: VERSION, op, bytes: 0 };
+        let changes = [
+            change(Op::Delete(row(&["1", "a"]))),
+            change(Op::Rekey { old: row(&["1", "b"]), new: row(&["1", "a"]) }),
+            change(Op::Insert(row(&["2", "c"]))),
+        ];
+        let held = |changes: &[&Remembered]| {
+            let rows = overlay(rows.to_vec(), changes, &KeyRange::ALL, &[], &[]).unwrap();
+            sorted(rows.map(|rows| Ready { table: table(), relation: VERSION, range: KeyRange::ALL, rows, only: None }))
+        };
+        let changes: Vec<&Remembered> = changes.iter().collect();
+        assert_eq!(held(&changes), ["1,a", "1,a", "1,c", "2,c"]);
+        let truncate = change(Op::Truncate);
+        assert_eq!(held(&[&truncate, changes[2]]), ["2,c"]);
+        // A row that is not there: the chunk is read again.
+        let gone = change(Op::Delete(row(&["9", "a"])));
+        assert_eq!(overlay(rows.to_vec(), &[&gone], &KeyRange::ALL, &[], &[]).unwrap(), None);
     }
 
     #[test]

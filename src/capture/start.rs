@@ -59,7 +59,14 @@ pub struct Started {
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    first_of(preflight::check_source(&*session, &config.source.publication, &names, config.create).await?)?;
+    let insert_only = config.insert_only();
+    let wanted = preflight::Wanted {
+        publication: &config.source.publication,
+        tables: &names,
+        insert_only: &insert_only,
+        create: config.create,
+    };
+    first_of(preflight::check_source(&*session, wanted).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();

@@ -16,7 +16,7 @@ use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
-use crate::postgres::preflight::check_source;
+use crate::postgres::preflight;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
 use crate::session;
@@ -82,7 +82,14 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     let source = &config.source;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let session = session::connect(&source.database, &format!("lockstep:{}:check", config.name)).await?;
-    let halts = check_source(&*session, &source.publication, &names, config.create).await?;
+    let insert_only = config.insert_only();
+    let wanted = preflight::Wanted {
+        publication: &config.source.publication,
+        tables: &names,
+        insert_only: &insert_only,
+        create: config.create,
+    };
+    let halts = preflight::check_source(&*session, wanted).await?;
     let too_old = halts.iter().any(|halt| halt.code == Code::ServerVersion);
     findings.extend(halts.into_iter().map(Finding::Halt));
     if too_old {
@@ -125,7 +132,13 @@ fn standby_warning(facts: &SourceFacts, slot: &str) -> Option<String> {
 }
 
 fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: table.modes, exact: mapping::exact }
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        modes: table.modes,
+        exact: mapping::exact,
+        insert_only: table.insert_only,
+    }
 }
 
 async fn check_kafka(config: &Config) -> Part {

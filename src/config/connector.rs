@@ -21,6 +21,7 @@ pub(super) struct Connector {
     pub table: Option<(TableName, At)>,
     pub topic: Option<Text>,
     pub partitions: i32,
+    pub insert_only: bool,
     /// In order of sink name.
     pub sinks: Vec<ConnectorSink>,
 }
@@ -43,6 +44,7 @@ pub(super) fn connector(top: &mut Section<'_>) -> Connector {
         table,
         topic,
         partitions: i32::try_from(partitions).expect("at most a thousand"),
+        insert_only: top.boolean("insert_only", false),
         sinks: top.each("sinks", sink),
     }
 }

@@ -39,6 +39,7 @@ fn source(out: &mut String, config: &Config) {
     out.push_str("\n[source.snapshot]\n");
     pair(out, "chunk_rows", source.snapshot_chunk_rows.to_string());
     pair(out, "chunk_bytes", text(&show_size(source.snapshot_chunk_bytes)));
+    pair(out, "keyless_bytes", text(&show_size(source.snapshot_keyless_bytes)));
 }
 
 fn kafka(out: &mut String, config: &Config) {
@@ -106,6 +107,7 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "table", text(&table.name.quoted()));
     pair(out, "topic", text(&table.topic));
     pair(out, "partitions", table.partitions.to_string());
+    pair(out, "insert_only", table.insert_only.to_string());
     for sink in &table.sinks {
         let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
         pair(out, "table", text(&sink.table.quoted()));

@@ -179,7 +179,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
@@ -190,7 +190,12 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
         (SinkTable { sink: sink.value, table, columns }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    Some(Routed { table: Table { topic, partitions, modes: Modes::default(), sinks, name }, at, topic_at, sinks_at })
+    Some(Routed {
+        table: Table { topic, partitions, modes: Modes::default(), insert_only, sinks, name },
+        at,
+        topic_at,
+        sinks_at,
+    })
 }
 
 /// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics).

@@ -48,6 +48,13 @@ pub struct Config {
     pub tables: Vec<Table>,
 }
 
+impl Config {
+    /// Tables that nothing but INSERT and TRUNCATE happens to.
+    pub fn insert_only(&self) -> Vec<TableName> {
+        self.tables.iter().filter(|table| table.insert_only).map(|table| table.name.clone()).collect()
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Source {
     pub database: Database,
@@ -64,6 +71,8 @@ pub struct Source {
     /// A chunk is held in memory; it ends at this many rows or bytes, whichever come first.
     pub snapshot_chunk_rows: usize,
     pub snapshot_chunk_bytes: usize,
+    /// A table without a key is one chunk; one of more bytes is refused.
+    pub snapshot_keyless_bytes: usize,
 }
 
 /// Where a Postgres is and how to get in.
@@ -165,6 +174,8 @@ pub struct Table {
     pub topic: String,
     pub partitions: i32,
     pub modes: Modes,
+    /// The application only inserts and truncates, so no replica identity is needed.
+    pub insert_only: bool,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
 }

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, quote_identifier};
 
 /// The server and the role that we are there.
@@ -381,39 +381,12 @@ pub async fn type_names(client: &(impl GenericClient + Sync), oids: &[u32]) -> R
         .map_err(|e| unreadable("pg_type", e))
 }
 
-/// Which columns name a row: indexes into [`TableFacts::columns`] in key order.
-///
-/// The stream carries the old key only as the replica identity says, and a publication makes the application's own UPDATE
-/// and DELETE fail where there is none: hence halts before anything is published.
+/// Which columns name a row: indexes into [`TableFacts::columns`] in key order; empty where only the whole row does.
 pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
     let name = table.name.quoted();
-    let breaks_updates = |what: String, hint: String| {
-        Error::halt(Code::ReplicaIdentity, what, hint)
-            .fact("published like this, the application's own UPDATE and DELETE on it would fail")
-    };
-    let without_key = || {
-        Error::halt(
-            Code::TableWithoutKey,
-            format!("table {} has no primary key; tables without one are not supported in this version", table.name),
-            format!("ALTER TABLE {name} ADD PRIMARY KEY (…)"),
-        )
-    };
     let index = match (table.identity, &table.primary_key, &table.identity_index) {
-        (Identity::Nothing, _, _) => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
-            return Err(breaks_updates(format!("table {} has REPLICA IDENTITY NOTHING", table.name), hint));
-        }
-        (Identity::Index, _, None) => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
-            return Err(breaks_updates(format!("the replica identity index of table {} is gone", table.name), hint));
-        }
-        (Identity::Default, Some(index), _) if !index.immediate => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
-            let what = format!("the primary key of table {} is deferrable, which is no replica identity", table.name);
-            return Err(breaks_updates(what, hint));
-        }
-        (Identity::Default | Identity::Full, None, _) => return Err(without_key()),
-        (Identity::Default | Identity::Full, Some(index), _) | (Identity::Index, _, Some(index)) => index,
+        (Identity::Index, _, Some(index)) | (_, Some(index), _) => index,
+        (_, None, _) => return Ok(Vec::new()),
     };
     let position = |column: &String| {
         table.position(column).ok_or_else(|| {
@@ -430,6 +403,51 @@ pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
     index.columns.iter().map(position).collect()
 }
 
+/// Why the application could not change rows of the table any more, once it is published: the stream carries the old row
+/// only as the replica identity says, and Postgres refuses an UPDATE or DELETE that it can't tell of. A table that is only
+/// ever inserted into may be published all the same.
+pub fn identity_finding(table: &TableFacts) -> Option<Halt> {
+    let name = table.name.quoted();
+    match (table.identity, &table.primary_key) {
+        (Identity::Nothing, _) => Some(breaks_updates(
+            format!("table {} has REPLICA IDENTITY NOTHING", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+        )),
+        (Identity::Index, _) if table.identity_index.is_none() => Some(breaks_updates(
+            format!("the replica identity index of table {} is gone", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+        )),
+        (Identity::Default, Some(index)) if !index.immediate => Some(breaks_updates(
+            format!("the primary key of table {} is deferrable, which is no replica identity", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY FULL"),
+        )),
+        (Identity::Default, None) => Some(without_identity(&table.name)),
+        (Identity::Default | Identity::Full | Identity::Index, _) => None,
+    }
+}
+
+fn breaks_updates(message: String, hint: String) -> Halt {
+    Halt { code: Code::ReplicaIdentity, message, facts: vec![BREAKS_UPDATES.into(), INSERT_ONLY.into()], hint }
+}
+
+fn without_identity(name: &TableName) -> Halt {
+    let facts = vec![
+        BREAKS_UPDATES.into(),
+        format!("or, without a key: ALTER TABLE {} REPLICA IDENTITY FULL", name.quoted()),
+        INSERT_ONLY.into(),
+    ];
+    Halt {
+        code: Code::TableWithoutKey,
+        message: format!("table {name} has no primary key and no other replica identity"),
+        facts,
+        hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…)", name.quoted()),
+    }
+}
+
+const BREAKS_UPDATES: &str = "published like this, the application's own UPDATE and DELETE on it would fail";
+const INSERT_ONLY: &str =
+    "or, if nothing but INSERT and TRUNCATE ever happens to it: insert_only = true in its connector";
+
 /// What shapes a relation version besides the table itself.
 #[derive(Clone, Copy, Debug)]
 pub struct RelationShape<'a> {
@@ -438,10 +456,15 @@ pub struct RelationShape<'a> {
     pub modes: Modes,
     /// Whether the format carries every value of a type exactly, by OID.
     pub exact: fn(u32) -> bool,
+    /// The application only inserts: a table without a replica identity will do.
+    pub insert_only: bool,
 }
 
 /// The relation version of a table as the catalog has it.
 pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Relation> {
+    if let Some(halt) = identity_finding(table).filter(|_| !shape.insert_only) {
+        return Err(halt.into());
+    }
     let key = key_of(table)?;
     let columns = table
         .columns
@@ -487,7 +510,7 @@ pub fn build_streamed_relation(
     types: &HashMap<u32, String>,
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
-    let key = streamed_key(message, table)?;
+    let key = streamed_key(message, table, shape.insert_only)?;
     let changed = |what: String| {
         Error::halt(
             Code::RelationChanged,
@@ -521,30 +544,28 @@ pub fn build_streamed_relation(
 /// The key of a RELATION message: indexes into its columns in key order.
 ///
 /// DEFAULT and USING INDEX flag the key's columns, but in table order: the catalog knows the index's order, and is believed
-/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key.
-fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>) -> Result<Vec<usize>> {
+/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key, if there is one.
+fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>, insert_only: bool) -> Result<Vec<usize>> {
     let position = |name: &String| message.columns.iter().position(|c| c.name == *name);
     let flagged: Vec<usize> = (0..message.columns.len()).filter(|&i| message.columns[i].key).collect();
     let index = match message.identity {
         Identity::Index => table.and_then(|t| t.identity_index.as_ref()),
-        Identity::Default | Identity::Full => table.and_then(|t| t.primary_key.as_ref()),
-        Identity::Nothing => None,
+        Identity::Default | Identity::Full | Identity::Nothing => table.and_then(|t| t.primary_key.as_ref()),
     };
     let catalog: Option<Vec<usize>> = index.and_then(|index| index.columns.iter().map(position).collect());
+    let keyless = table.is_some_and(|table| table.primary_key.is_none());
     match (message.identity, catalog) {
         (Identity::Full, Some(key)) => Ok(key),
         (Identity::Default | Identity::Index, Some(key)) if same_members(&key, &flagged) => Ok(key),
         (Identity::Default | Identity::Index, _) if !flagged.is_empty() => Ok(flagged),
-        (Identity::Nothing, _) => Err(Error::halt(
-            Code::ReplicaIdentity,
+        (Identity::Full, None) if keyless => Ok(Vec::new()),
+        (Identity::Default | Identity::Nothing, key) if insert_only => Ok(key.unwrap_or_default()),
+        (Identity::Nothing, _) => Err(breaks_updates(
             format!("table {} was published with REPLICA IDENTITY NOTHING", message.name),
             format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", message.name.quoted()),
-        )),
-        (Identity::Default | Identity::Index | Identity::Full, _) => Err(Error::halt(
-            Code::TableWithoutKey,
-            format!("table {} has no primary key; tables without one are not supported in this version", message.name),
-            format!("ALTER TABLE {} ADD PRIMARY KEY (…)", message.name.quoted()),
-        )),
+        )
+        .into()),
+        (Identity::Default | Identity::Index | Identity::Full, _) => Err(without_identity(&message.name).into()),
     }
 }
 

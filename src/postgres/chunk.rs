@@ -9,6 +9,7 @@
 //! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
+//! - A table without a key has one range, all of it, and nothing to cut it by.
 //! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream.
 //! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
 //!   one step's misjudgement at most.
@@ -38,6 +39,9 @@ const PROBE_ROWS: usize = 64;
 /// A step asks for at most this many times the rows already seen: their average says little about many more.
 const STEP_GROWTH: usize = 32;
 
+/// Of a table without a key, 2 MiB are read at a time, and what they hold out of line.
+const STEP_BLOCKS: i64 = 256;
+
 /// What part of the table to read.
 #[derive(Clone, Debug)]
 pub enum Extent {
@@ -55,6 +59,8 @@ pub struct ChunkRequest<'a> {
     pub extent: Extent,
     pub rows_max: usize,
     pub bytes_max: usize,
+    /// A table without a key is read whole whatever the limits, up to here.
+    pub keyless_bytes_max: usize,
     /// Average of an earlier chunk; makes the first step fit.
     pub row_bytes: Option<usize>,
     pub lock_timeout: Duration,
@@ -82,7 +88,8 @@ pub struct ChunkRead {
 ///
 /// # Errors
 /// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, `RELATION_CHANGED`
-/// if its key is no longer the one that the extent speaks of, and what [`key_of`] says.
+/// if its key is no longer the one that the extent speaks of, `TABLE_WITHOUT_KEY` if it has none and is too large to be read
+/// whole, and what [`key_of`] says.
 pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
     assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
     let relation = request.relation;
@@ -132,6 +139,13 @@ async fn not_locked(client: &Client, relation: &Relation, timeout: Duration, err
     }
 }
 
+fn too_large(name: &TableName, bytes_max: usize) -> Error {
+    let found =
+        format!("table {name} has no key, so its rows are read and held in one piece; they are too many for that");
+    Error::halt(Code::TableWithoutKey, found, format!("ALTER TABLE {} ADD PRIMARY KEY (…)", name.quoted()))
+        .fact(format!("source.snapshot.keyless_bytes allows {bytes_max} bytes"))
+}
+
 fn table_missing(name: &TableName) -> Error {
     let hint = "lockstep check, after making it again or removing its connector";
     Error::halt(Code::TableMissing, format!("table {name} is gone from the source"), hint)
@@ -159,6 +173,7 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     same_key(request.relation, &facts, &key)?;
     let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
     let (rows, range, full) = match &request.extent {
+        _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
         Extent::Range(range) => reader.range(request, range).await?,
         Extent::Key(wanted) => reader.key(wanted).await?,
     };
@@ -237,6 +252,27 @@ impl Reader<'_> {
         Ok((rows, KeyRange { after: asked.after.clone(), through }, full))
     }
 
+    /// All rows, in no order: by the blocks that they lie in, so that a limit is seen before too much is held. Rows that the
+    /// snapshot sees lie in blocks that were there when it was taken.
+    async fn whole(&self, bytes_max: usize) -> Result<Vec<RowBuf>> {
+        let name = &self.facts.name;
+        let size = "SELECT pg_catalog.pg_relation_size($1::oid) / pg_catalog.current_setting('block_size')::int8";
+        let row = self.transaction.query_one(size, &[&self.facts.oid]).await;
+        let row = row.map_err(|e| failed(format!("reading the size of {name}"), e))?;
+        let blocks: i64 = row.try_get(0).map_err(|e| unreadable("pg_relation_size", e))?;
+        let (mut rows, mut bytes, mut from) = (Vec::new(), 0, 0);
+        while from < blocks {
+            let (before, to) = (rows.len(), from + STEP_BLOCKS);
+            self.copy(&self.select_blocks(from, to), &mut rows).await?;
+            bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
+            if bytes > bytes_max {
+                return Err(too_large(name, bytes_max));
+            }
+            from = to;
+        }
+        Ok(rows)
+    }
+
     /// The key alone has no range of its own, since borders below are exclusive; but between the key before it and itself
     /// there is nothing else in this snapshot.
     async fn key(&self, wanted: &[String]) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
@@ -255,9 +291,17 @@ impl Reader<'_> {
         Ok((rows, KeyRange { after, through: Some(wanted.to_vec()) }, false))
     }
 
+    fn list(&self) -> String {
+        quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()))
+    }
+
+    fn select_blocks(&self, from: i64, to: i64) -> String {
+        let (list, table) = (self.list(), self.facts.name.quoted());
+        format!("COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT")
+    }
+
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
-        let list = quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()));
-        let table = self.facts.name.quoted();
+        let (list, table) = (self.list(), self.facts.name.quoted());
         format!("COPY (SELECT {list} FROM ONLY {table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
     }
 
@@ -330,6 +374,7 @@ mod tests {
             extent: Extent::Range(KeyRange::ALL),
             rows_max: 10_000,
             bytes_max: 1_000_000,
+            keyless_bytes_max: 1_000_000,
             row_bytes: None,
             lock_timeout: Duration::from_secs(1),
         };

@@ -42,6 +42,8 @@ pub struct ColumnFacts {
     pub base_oid: u32,
     pub typmod: i32,
     pub base_sql: String,
+    /// How SQL names the declared type, with its modifier.
+    pub declared_sql: String,
     pub not_null: bool,
     pub has_default: bool,
     pub identity_always: bool,
@@ -110,7 +112,8 @@ SELECT a.attrelid, a.attname::text,
        t.oid, b.typmod, tn.nspname::text, t.typname::text,
        a.attnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type x WHERE x.oid = a.atttypid AND x.typnotnull),
        a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL,
-       a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true)
+       a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true),
+       pg_catalog.format_type(a.atttypid, a.atttypmod)
   FROM base b
   JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
   JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
@@ -206,6 +209,7 @@ fn column(row: &tokio_postgres::Row) -> ColumnFacts {
         identity_always: row.get(10),
         generated: row.get(11),
         deterministic: row.get(12),
+        declared_sql: row.get(13),
     }
 }
 

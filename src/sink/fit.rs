@@ -79,7 +79,9 @@ fn create_table(wanted: &WantedTable) -> String {
         format!("{} {}{null}", quote_identifier(&wanted.column.name), declaration(&wanted.column))
     };
     let mut parts: Vec<String> = wanted.columns.iter().map(column).collect();
-    parts.push(format!("PRIMARY KEY ({})", key_list(wanted)));
+    if !wanted.is_keyless() {
+        parts.push(format!("PRIMARY KEY ({})", key_list(wanted)));
+    }
     format!("CREATE TABLE {} ({})", wanted.table.quoted(), parts.join(", "))
 }
 
@@ -148,7 +150,7 @@ fn columns_left_empty(wanted: &WantedTable, facts: &TableFacts) -> Vec<Halt> {
 }
 
 fn judge_key(wanted: &WantedTable, facts: &TableFacts) -> Option<Halt> {
-    if arbiter(wanted, facts).is_some() {
+    if wanted.is_keyless() || arbiter(wanted, facts).is_some() {
         return None;
     }
     let (table, list) = (wanted.table.quoted(), key_list(wanted));
@@ -302,6 +304,7 @@ mod tests {
             base_oid: 25,
             typmod,
             base_sql: String::new(),
+            declared_sql: String::new(),
             not_null: false,
             has_default: false,
             identity_always: false,

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::pin::Pin;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use lockstep::session::settings::startup_options;
 use tokio_postgres::{Row, RowStream};
@@ -28,7 +28,7 @@ pub struct TablePair {
     /// `schema.table`, quoted as SQL wants it.
     pub source: String,
     pub sink: String,
-    /// Columns of the key, in the copy too.
+    /// Columns of the key, in the copy too; empty: rows are told apart by all they hold, and equal ones are counted.
     pub key: Vec<String>,
     /// What is compared; empty: every column of the source's table.
     pub columns: Vec<String>,
@@ -126,14 +126,17 @@ fn shown(value: &Option<String>) -> String {
 
 /// Compares one table.
 pub async fn compare(source: &Database, sink: &Database, table: &TablePair) -> Result<Comparison> {
-    ensure!(!table.key.is_empty(), "{}: rows are found by their key, and none is given", table.source);
     let columns = match table.columns.is_empty() {
         true => columns(source, &table.source).await?,
         false => table.columns.clone(),
     };
+    let key = match table.key.is_empty() {
+        true => vec![format!("ROW({})", columns.join(", "))],
+        false => table.key.clone(),
+    };
     let (mut left, mut right) = tokio::try_join!(
-        Rows::open(source, &table.source, &table.key, &columns),
-        Rows::open(sink, &table.sink, &table.key, &columns),
+        Rows::open(source, &table.source, &key, &columns),
+        Rows::open(sink, &table.sink, &key, &columns),
     )?;
     let mut found = Comparison { table: table.source.clone(), rows: 0, differences_count: 0, differences: Vec::new() };
     loop {
