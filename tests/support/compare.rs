@@ -200,7 +200,11 @@ struct Rows {
 impl Rows {
     async fn open(database: &Database, table: &str, key: &[String], columns: &[String]) -> Result<Rows> {
         let client = database.connect_with(&startup_options(&[])).await?;
-        let texts = key.iter().chain(columns).map(|column| format!("{column}::text"));
+        let keys = key.iter().map(|column| format!("{column}::text"));
+        // What the type's output function prints, which is what travels. A cast can be something else: `true` for `t`, char(n)
+        // without its padding, xml with a declaration that Postgres never prints. IS NULL is true of a row of NULLs.
+        let values = columns.iter().map(|column| format!("CASE num_nulls({column}) WHEN 0 THEN concat({column}) END"));
+        let texts = keys.chain(values);
         let order = key.iter().map(|column| format!("{column}::text COLLATE \"C\""));
         let sql = format!(
             "SELECT {} FROM {table} ORDER BY {}",
