@@ -182,6 +182,8 @@ codes! {
     TopicSettings = "TOPIC_SETTINGS",
     /// Records that the ledger counts are not in the topic, or are others than counted.
     TopicGap = "TOPIC_GAP",
+    /// A text of the source is none in its own encoding, so it can't be written as UTF-8.
+    SourceEncoding = "SOURCE_ENCODING",
     /// A record can't be read: no known header, another version, or values that do not fit its relation.
     RecordInvalid = "RECORD_INVALID",
     /// There is a slot but no ledger, or the ledger lost its end.

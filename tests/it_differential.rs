@@ -102,9 +102,8 @@ async fn run(cases: &[Case]) -> Result<()> {
     }
     let scene = scene.configure(|pipeline| {
         let connectors = cases.iter().flat_map(|case| &case.connectors);
-        let route = connectors.fold(pipeline, |p, (table, settings)| {
-            p.connector(table, &format!("{settings}[sinks.orders]\n"))
-        });
+        let route = connectors
+            .fold(pipeline, |p, (table, settings)| p.connector(table, &format!("{settings}[sinks.orders]\n")));
         route.set("source.snapshot", "chunk_rows = 10").set("sinks.orders", "batch_rows_max = 50")
     });
     try_join_all(cases.iter().map(|case| execute(&scene.source, &case.before))).await?;

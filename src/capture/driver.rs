@@ -31,6 +31,7 @@ use crate::lsn::{Lsn, Position};
 use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
 use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
+use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
 use crate::relation::{Fingerprint, Relation, TableName};
@@ -43,6 +44,9 @@ const GATHER_JOINS: Duration = Duration::from_millis(300);
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a commit may stand in the stream and not be visible yet; beyond it the epoch ends and the next one waits again.
+const VISIBLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time left to a producer at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -407,6 +411,10 @@ impl Core {
         let Some(table) = config.tables.iter().find(|table| table.name == name) else {
             return Err(unrouted(&name, self.streamed.get(&body.oid)));
         };
+        if let Some(transaction) = self.transaction.filter(|transaction| transaction.take) {
+            // It may have made the very types of its rows.
+            slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
+        }
         let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
         // A table of that name that was made since is not the one whose rows are in the stream.
         let facts = facts.filter(|facts| facts.oid == body.oid);

@@ -98,6 +98,11 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     if source.failover {
         findings.extend(standby_warning(&source_facts(&*session).await?, &source.slot).map(Finding::Warning));
     }
+    if source_facts(&*session).await?.encoding == "SQL_ASCII" {
+        let what = "the database's encoding is SQL_ASCII: it takes any bytes for text, and one value that is not UTF-8 halts the source \
+                    as SOURCE_ENCODING";
+        findings.push(Finding::Warning(what.to_owned()));
+    }
     match slot_facts(&*session, &source.slot).await? {
         Some(slot) => findings.extend(check_slot(&slot, &source.database.dbname).err().map(Finding::from)),
         None if config.create => {}

@@ -34,7 +34,7 @@ pub struct SourceFacts {
     pub may_create: bool,
     pub in_recovery: bool,
     pub wal_level: String,
-    /// The database's own encoding; text orders are those of UTF-8 only where this is UTF8 or LATIN1.
+    /// The database's own encoding.
     pub encoding: String,
     pub max_replication_slots: i64,
     pub replication_slots: i64,
@@ -166,6 +166,8 @@ pub struct TableFacts {
     pub kind: Kind,
     pub persistence: Persistence,
     pub identity: Identity,
+    /// The database's, as `server_encoding` names it.
+    pub encoding: String,
     /// A leaf, or an inner node, of a partitioned table.
     pub is_partition: bool,
     /// Tables that inherit from it directly, partitions included.
@@ -203,7 +205,8 @@ pub async fn table_facts(
         SELECT w.ord, c.oid, o.rolname::text, c.relkind, c.relpersistence, c.relreplident, c.relispartition,
                (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid), c.reltuples::float8,
                c.relpages::int8 * current_setting('block_size')::int8,
-               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper
+               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper,
+               current_setting('server_encoding')
         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
         JOIN pg_namespace n ON n.nspname = w.nsp
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
@@ -253,6 +256,7 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
                 _ => Persistence::Permanent,
             },
             identity: Identity::Nothing,
+            encoding: row.try_get(15)?,
             is_partition: row.try_get(6)?,
             children: row.try_get(7)?,
             columns: Vec::new(),

@@ -185,7 +185,7 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
 pub fn key_columns(facts: &TableFacts, key: &[usize]) -> Vec<KeyColumn> {
     let column = |&i: &usize| {
         let column = &facts.columns[i];
-        KeyColumn::new(&column.name, KeyOrder::of(column.type_oid), &column.type_name)
+        KeyColumn::new(&column.name, KeyOrder::of(column.type_oid), &column.type_name).in_encoding(&facts.encoding)
     };
     key.iter().map(column).collect()
 }

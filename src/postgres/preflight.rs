@@ -403,6 +403,7 @@ mod tests {
             kind: Kind::Table,
             persistence: Persistence::Permanent,
             identity: Identity::Default,
+            encoding: "UTF8".into(),
             is_partition: false,
             children: 0,
             columns: vec![],

@@ -15,6 +15,8 @@ pub struct TableFacts {
     pub oid: u32,
     /// `pg_class.relkind`: only r and p hold rows that we may write.
     pub kind: String,
+    /// The database's, as `server_encoding` names it.
+    pub encoding: String,
     /// Emptied by a crash of the server, while the progress row stays.
     pub unlogged: bool,
     pub columns: Vec<ColumnFacts>,
@@ -92,7 +94,7 @@ SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
            CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL),
        ARRAY(SELECT t.tgname::text FROM pg_catalog.pg_trigger t
               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY 1),
-       c.relpersistence = 'u'
+       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding')
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, tab, ordinal)
   JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
@@ -169,6 +171,7 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
             rights_missing: row.get(4),
             triggers: row.get(5),
             unlogged: row.get(6),
+            encoding: row.get(7),
             columns: Vec::new(),
             uniques: Vec::new(),
             foreign_keys: Vec::new(),

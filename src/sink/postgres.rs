@@ -183,7 +183,7 @@ impl PostgresSink {
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
     pub async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
         assert_eq!(self.transaction, Transaction::None, "one transaction at a time");
-        let move_row = self.prepared(&progress::cas_sql()).await?;
+        let move_row = self.prepared(&progress::cas_sql(), None).await?;
         let cas = Cas::new(&self.name, from, to);
         let params = cas.params();
         self.transaction = Transaction::Failed;
@@ -270,13 +270,13 @@ impl PostgresSink {
         self.transaction = Transaction::Failed;
     }
 
-    pub(super) async fn prepared(&mut self, sql: &str) -> Outcome<Statement> {
+    pub(super) async fn prepared(&mut self, sql: &str, plan: Option<&SinkTablePlan>) -> Outcome<Statement> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
         let statement = match self.client.prepare(sql).await {
             Ok(statement) => statement,
-            Err(error) => return Err(failure("preparing a statement at the sink", None, error)),
+            Err(error) => return Err(failure("preparing a statement at the sink", plan, error)),
         };
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();

@@ -38,6 +38,8 @@ pub struct SinkTablePlan {
     /// Places in `columns`, in key order; all of them in a table without a key.
     pub(super) key: Vec<usize>,
     pub(super) keyless: bool,
+    /// The sink database's.
+    encoding: String,
     /// The key index's equality, by key column.
     equals: Vec<String>,
     /// Tables that this one references, itself excluded.
@@ -51,6 +53,8 @@ pub struct SinkTablePlan {
     exact_key: bool,
     pub(super) deferrable: bool,
     pub(super) constraints: Vec<ConstraintFacts>,
+    /// Names of columns that the sink generates always, and so allows no UPDATE of.
+    pub(super) generated_always: Vec<String>,
     /// Quoted, with its schema.
     pub(super) stage: String,
 }
@@ -126,10 +130,12 @@ impl SinkTablePlan {
             exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
             constraints: facts.constraints.clone(),
+            generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             stage: stage_name(facts.oid, &columns, &key),
             columns,
             key,
             keyless,
+            encoding: facts.encoding.clone(),
         }
     }
 
@@ -237,7 +243,7 @@ impl SinkTablePlan {
             .map(|&k| {
                 let column = &self.columns[k];
                 let order = KeyOrder::of(column.source_oid);
-                let mut key = KeyColumn::new(&column.name, order, &column.base);
+                let mut key = KeyColumn::new(&column.name, order, &column.base).in_encoding(&self.encoding);
                 key.sql = format!("t.{}", key.sql);
                 key
             })
@@ -389,6 +395,7 @@ mod tests {
             columns: vec![column(0, "a", "ta"), column(2, "k", "tk"), column(3, "b\"", "tb")],
             key: vec![1],
             keyless: false,
+            encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
             parents: parents.iter().copied().collect(),
             references_itself: false,
@@ -397,6 +404,7 @@ mod tests {
             exact_key: true,
             deferrable: false,
             constraints: vec![],
+            generated_always: vec![],
             stage: "pg_temp.\"st\"".into(),
         }
     }

@@ -239,7 +239,7 @@ impl PostgresSink {
     async fn parameter_steps(&mut self, steps: &[Step<'_>]) -> Outcome<Counts> {
         let mut statements = Vec::with_capacity(steps.len());
         for step in steps {
-            let statement = self.prepared(&step.sql(Rows::Parameters)).await;
+            let statement = self.prepared(&step.sql(Rows::Parameters), Some(step.plan)).await;
             statements.push(statement.inspect_err(|_| self.fail())?);
         }
         let arrays: Vec<Vec<TextArray>> = steps.iter().map(Step::parameters).collect();

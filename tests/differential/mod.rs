@@ -227,8 +227,7 @@ impl Table {
             }
         }
         for column in self.columns.iter().filter(|column| column.of.big) {
-            let _ =
-                writeln!(sql, "ALTER TABLE {name} ALTER {} SET STORAGE EXTERNAL;", quote_identifier(&column.name));
+            let _ = writeln!(sql, "ALTER TABLE {name} ALTER {} SET STORAGE EXTERNAL;", quote_identifier(&column.name));
         }
         sql
     }

@@ -205,7 +205,8 @@ impl Rows {
         // without its padding, xml with a declaration that Postgres never prints. IS NULL is true of a row of NULLs.
         let values = columns.iter().map(|column| format!("CASE num_nulls({column}) WHEN 0 THEN concat({column}) END"));
         let texts = keys.chain(values);
-        let order = key.iter().map(|column| format!("{column}::text COLLATE \"C\""));
+        // By bytes in UTF-8, whatever the database's encoding.
+        let order = key.iter().map(|column| format!("convert_to({column}::text, 'UTF8')"));
         let sql = format!(
             "SELECT {} FROM {table} ORDER BY {}",
             texts.collect::<Vec<_>>().join(", "),
