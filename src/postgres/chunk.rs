@@ -9,7 +9,8 @@
 //! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
-//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream.
+//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream. A partitioned table
+//!   has no rows of its own: it is read, and locked, with its partitions.
 //! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
 //!   one step's misjudgement at most.
 //!
@@ -22,7 +23,7 @@ use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
-use super::catalog::{TableFacts, key_of, quoted_list, table_facts};
+use super::catalog::{Kind, TableFacts, key_of, quoted_list, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, unreadable};
 use super::slot::{holder, snapshot_now};
@@ -81,8 +82,8 @@ pub struct ChunkRead {
 /// Reads one chunk. Leaves the connection outside any transaction, on errors too.
 ///
 /// # Errors
-/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, `RELATION_CHANGED`
-/// if its key is no longer the one that the extent speaks of, and what [`key_of`] says.
+/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, a
+/// retry if its key is no longer the one that the extent speaks of, and what [`key_of`] says.
 pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
     assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
     let relation = request.relation;
@@ -115,7 +116,7 @@ async fn lock(transaction: &Transaction<'_>, name: &TableName, timeout: Duration
     // 0 would wait for ever.
     let milliseconds = timeout.as_millis().clamp(1, 2_147_483_647);
     let sql = format!(
-        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE {} IN ACCESS SHARE MODE",
         name.quoted()
     );
     transaction.batch_execute(&sql).await
@@ -186,12 +187,8 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     if same {
         return Ok(());
     }
-    Err(Error::halt(
-        Code::RelationChanged,
-        format!("the key of table {} changed while its rows were being read", relation.name),
-        // A new reader reads under the new key.
-        "lockstep run",
-    ))
+    // What the next look at the table shows has all of it read again.
+    Err(Error::retry_plain(format!("the key of table {} changed while its rows were being read", relation.name)))
 }
 
 /// How many rows to ask for next. Pure.
@@ -258,7 +255,8 @@ impl Reader<'_> {
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
         let list = quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()));
         let table = self.facts.name.quoted();
-        format!("COPY (SELECT {list} FROM ONLY {table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+        let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
+        format!("COPY (SELECT {list} FROM {only}{table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
