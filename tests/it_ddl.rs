@@ -196,6 +196,177 @@ async fn a_table_renamed_is_followed_by_either_name() {
     wait_text(scene.orders(), &format!("{count} items"), &wanted, &mut process).await;
 }
 
+// ---- What sinks make of it ----
+
+/// `items` with more of its connector's text for the sink, 200 rows, streaming.
+async fn evolving(hint: &str, evolve: &str) -> (Scene, Process) {
+    let scene = Scene::bare(LOCKSTEP, hint, ITEMS, 1).await;
+    let text = format!("[sinks.orders]\nevolve = '{evolve}'\n");
+    let scene = scene.configure(|p| p.connector("public.items", &text));
+    let scene = Scene { tables: vec![support::TablePair::same("public.items", &["id"])], ..scene };
+    scene.sql(FILL).await;
+    let process = scene.start().await;
+    (scene, process)
+}
+
+const COLUMNS: &str = "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attname)
+    FROM pg_attribute WHERE attrelid = 'public.items'::regclass AND attnum > 0 AND NOT attisdropped";
+
+/// The source waits for its sink's halt, with its code and hint.
+async fn halted(process: &mut Process, code: &'static str) -> (String, String) {
+    let halted = |s: &Status| s.halt_code(Some("orders")) == Some(code);
+    let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+    let halt = &status.0["sinks"]["orders"]["halt"];
+    (halt["message"].as_str().unwrap().to_owned(), halt["hint"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_adds_columns() {
+    let (scene, mut process) = evolving("ddl_add", "add").await;
+    scene
+        .sql(
+            "BEGIN; INSERT INTO items VALUES (301, 'before', 0);
+             ALTER TABLE items ADD COLUMN price numeric(10,2) NOT NULL DEFAULT 9.50, ADD COLUMN \"odd \"\"name\" text[];
+             INSERT INTO items VALUES (302, 'after', 0, 1.25, '{a,NULL}'); UPDATE items SET n = 7 WHERE id < 10; COMMIT",
+        )
+        .await;
+    scene.equal(&mut process).await;
+    assert_eq!(text(scene.orders(), COLUMNS).await, text(&scene.source, COLUMNS).await);
+    // With nothing behind it in the stream, and a death before anybody can look.
+    drop(process);
+    scene.sql("ALTER TABLE items ADD COLUMN volatile double precision DEFAULT random()").await;
+    let process = scene.spawn(&[]);
+    let mut process = kill(&scene, process).await;
+    wait_text(scene.orders(), COLUMNS, &text(&scene.source, COLUMNS).await, &mut process).await;
+    scene.equal(&mut process).await;
+    // What is dropped at the source stays as it is, and takes no part any more.
+    scene.sql("ALTER TABLE items DROP COLUMN n; INSERT INTO items VALUES (303, 'without n')").await;
+    scene.equal(&mut process).await;
+    assert_eq!(text(scene.orders(), "SELECT n FROM items WHERE id = 5").await, "7");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_follows_in_everything() {
+    let (scene, mut process) = evolving("ddl_full", "full").await;
+    scene
+        .orders()
+        .execute("ALTER TABLE items ADD COLUMN own text DEFAULT 'ours'; CREATE INDEX ON items (v)")
+        .await
+        .unwrap();
+    scene
+        .sql(
+            "BEGIN; INSERT INTO items VALUES (301, 'a', 0);
+             ALTER TABLE items RENAME COLUMN v TO title; INSERT INTO items VALUES (302, 'b', 0);
+             ALTER TABLE items ALTER COLUMN n TYPE text USING 'n' || n; INSERT INTO items VALUES (303, 'c', 'text');
+             ALTER TABLE items ALTER COLUMN title DROP NOT NULL; INSERT INTO items VALUES (304, NULL, 'null');
+             ALTER TABLE items ADD COLUMN more int DEFAULT 5; INSERT INTO items VALUES (305, 'd', 'more');
+             ALTER TABLE items DROP COLUMN n; INSERT INTO items VALUES (306, 'e'); UPDATE items SET more = 6 WHERE id < 5;
+             COMMIT",
+        )
+        .await;
+    scene.equal(&mut process).await;
+    let columns = text(scene.orders(), COLUMNS).await;
+    assert_eq!(columns, "id integer, more integer, own text, title text", "its own column stays");
+    let index = "SELECT count(*) FROM pg_index WHERE indrelid = 'public.items'::regclass";
+    assert_eq!(text(scene.orders(), index).await, "2", "a renamed column keeps its index");
+    assert_eq!(text(scene.orders(), "SELECT own FROM items WHERE id = 5").await, "ours");
+    // There and back while the sink is away: each row is read as it was written.
+    drop(process);
+    let mut source = scene.spawn(&["source"]);
+    scene.sql("ALTER TABLE items ADD COLUMN brief text; INSERT INTO items VALUES (310, 'x', 1, 'brief')").await;
+    scene.sql("ALTER TABLE items DROP COLUMN brief; INSERT INTO items VALUES (311, 'y', 2)").await;
+    scene.sql("ALTER TABLE items RENAME COLUMN title TO v; UPDATE items SET v = upper(v)").await;
+    let end = scene.source.wal_lsn().await.unwrap();
+    let passed = |s: &Status| {
+        s.0["source"]["position"].as_str().is_some_and(|p| p.parse::<lockstep::lsn::Lsn>().unwrap() >= end)
+    };
+    source.wait_until("everything is published", PATIENCE, passed).await.unwrap();
+    drop(source);
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    let columns = text(scene.orders(), COLUMNS).await;
+    assert_eq!(columns, "id integer, more integer, own text, v text");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_columns_are_its_own_halts_and_takes_the_hint() {
+    let (scene, mut process) = flowing("ddl_off").await;
+    scene.sql("ALTER TABLE items ADD COLUMN price int DEFAULT 3; INSERT INTO items VALUES (301, 'x', 1, 4)").await;
+    let (message, hint) = halted(&mut process, "SINK_TABLE").await;
+    assert!(message.contains("price"), "{message}");
+    drop(process);
+    scene.orders().execute(&hint).await.unwrap();
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    // One that was there before with other ideas about old rows.
+    scene.orders().execute("ALTER TABLE items ADD COLUMN stock int DEFAULT 99").await.unwrap();
+    scene.sql("ALTER TABLE items ADD COLUMN stock int").await;
+    wait_text(scene.orders(), "SELECT count(stock) FROM items", "0", &mut process).await;
+    scene.equal(&mut process).await;
+    scene.sql("ALTER TABLE items DROP COLUMN n; INSERT INTO items VALUES (302, 'y', 5, 6)").await;
+    scene.equal(&mut process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_can_not_follow_halts_and_the_other_goes_on() {
+    let scene = Scene::bare(LOCKSTEP, "ddl_refused", ITEMS, 2).await;
+    let evolve = "[sinks.orders]\nevolve = 'full'\n[sinks.inventory]\nevolve = 'full'\n";
+    let scene = scene.configure(|p| p.connector("public.items", evolve));
+    let scene = Scene { tables: vec![support::TablePair::same("public.items", &["id"])], ..scene };
+    scene.sql(FILL).await;
+    let mut process = scene.start().await;
+    scene.orders().execute("CREATE VIEW names AS SELECT v FROM items").await.unwrap();
+    let before = scene.fingerprint("public.items").await;
+    scene.sql("BEGIN; INSERT INTO items VALUES (301, 'x', 1); ALTER TABLE items DROP COLUMN v; INSERT INTO items VALUES (302, 1); COMMIT").await;
+    let (message, hint) = halted(&mut process, "SINK_TABLE").await;
+    assert!(hint.contains("DROP COLUMN \"v\""), "{message} {hint}");
+    let rows = |fingerprint: &str| fingerprint.split(" at ").next().unwrap().to_owned();
+    assert_eq!(rows(&scene.fingerprint("public.items").await), rows(&before), "nothing of the transaction is there");
+    let inventory = &scene.sinks[1].1;
+    wait_text(inventory, "SELECT max(id) FROM items", "302", &mut process).await;
+    drop(process);
+    scene.orders().execute("DROP VIEW names").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    // The right to alter is the owner's.
+    let superuser = scene.orders().superuser().await.unwrap();
+    superuser
+        .batch_execute("ALTER TABLE public.items OWNER TO postgres; GRANT ALL ON public.items TO lockstep")
+        .await
+        .unwrap();
+    scene.sql("ALTER TABLE items ADD COLUMN extra int; INSERT INTO items VALUES (303, 1, 2)").await;
+    let (message, hint) = halted(&mut process, "NO_RIGHT").await;
+    assert!(message.contains("evolve") && hint.contains("OWNER TO"), "{message} {hint}");
+    drop(process);
+    superuser.batch_execute("ALTER TABLE public.items OWNER TO lockstep").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key() {
+    let (scene, mut process) = flowing("ddl_key").await;
+    scene.orders().execute("ALTER TABLE items ADD UNIQUE (v)").await.unwrap();
+    let rekey = "ALTER TABLE items DROP CONSTRAINT items_pkey, ADD PRIMARY KEY (v)";
+    scene
+        .sql(&format!(
+            "BEGIN; UPDATE items SET n = 1 WHERE id = 1; {rekey}; UPDATE items SET n = 2 WHERE id = 2;
+             UPDATE items SET v = 'moved' WHERE id = 3; DELETE FROM items WHERE id = 4; INSERT INTO items VALUES (301, 'x', 0); COMMIT"
+        ))
+        .await;
+    scene.equal(&mut process).await;
+    // While rows are being read, and without anybody there.
+    drop(process);
+    scene.sql("ALTER TABLE items DROP CONSTRAINT items_pkey, ADD PRIMARY KEY (id); UPDATE items SET n = n + 1 WHERE id < 50").await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 10"));
+    scene.pipeline.write().unwrap();
+    assert!(scene.pipeline.command(&["resync", "--all"]).unwrap().status.success());
+    let mut process = scene.spawn(&[]);
+    scene.sql(rekey).await;
+    scene.sql("UPDATE items SET n = n + 1 WHERE id > 50; DELETE FROM items WHERE id = 60").await;
+    converge(&scene, &mut process, SUM).await;
+}
+
 // ---- Truncates, partitions, generated and identity columns, subtransactions, origins ----
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,4 +542,84 @@ async fn subtransactions_and_rows_of_another_origin() {
         ))
         .await
         .unwrap();
+}
+
+// ---- All of it together ----
+
+/// Statements in random order over a table that changes its shape, with deaths in between: in the end the sink has the
+/// source's columns and rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_shapes_with_deaths() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    let seed: u64 = std::env::var("LOCKSTEP_TEST_SEED").map_or(5, |seed| seed.parse().unwrap());
+    let mut random = StdRng::seed_from_u64(seed);
+    let (scene, mut process) = evolving("ddl_storm", "full").await;
+    let mut next = 1000;
+    let mut extras: Vec<String> = Vec::new();
+    for round in 0..40 {
+        let mut sql = String::from("BEGIN;");
+        for _ in 0..random.random_range(1..6) {
+            next += 1;
+            let pick = random.random_range(0..14);
+            sql += &match (pick, extras.is_empty()) {
+                (0, _) | (1..=3, true) => {
+                    let name = format!("c{next}");
+                    let kind = [
+                        "int DEFAULT 7",
+                        "text",
+                        "numeric NOT NULL DEFAULT 1.5",
+                        "text DEFAULT clock_timestamp()::text",
+                    ];
+                    let column =
+                        format!("ALTER TABLE items ADD COLUMN {name} {};", kind[random.random_range(0..kind.len())]);
+                    extras.push(name);
+                    column
+                }
+                (1, _) => format!(
+                    "ALTER TABLE items DROP COLUMN {};",
+                    extras.swap_remove(random.random_range(0..extras.len()))
+                ),
+                (2, _) => {
+                    let place = random.random_range(0..extras.len());
+                    let old = std::mem::replace(&mut extras[place], format!("r{next}"));
+                    format!("ALTER TABLE items RENAME COLUMN {old} TO r{next};")
+                }
+                (3, _) => {
+                    let name = &extras[random.random_range(0..extras.len())];
+                    format!(
+                        "ALTER TABLE items ALTER COLUMN {name} DROP DEFAULT, ALTER COLUMN {name} TYPE text USING {name}::text || '~';"
+                    )
+                }
+                (4, _) => format!("DELETE FROM items WHERE id % 50 = {};", next % 50),
+                (5, _) => format!("UPDATE items SET id = {next} + 100000 WHERE id = (SELECT min(id) FROM items);"),
+                (6, _) => "UPDATE items SET n = n + 1 WHERE id % 7 = 0;".to_owned(),
+                (7, _) if random.random_bool(0.2) => "TRUNCATE items;".to_owned(),
+                _ => format!("INSERT INTO items (id, v, n) VALUES ({next}, 'row {next}', {round});"),
+            };
+        }
+        // A column that lost its default and is not null refuses rows; then nothing of the transaction was.
+        let client = scene.source.connect().await.unwrap();
+        if client.batch_execute(&format!("{sql} COMMIT")).await.is_err() {
+            let there = "SELECT coalesce(string_agg(attname, ','), '') FROM pg_attribute
+                          WHERE attrelid = 'public.items'::regclass AND attnum > 3 AND NOT attisdropped";
+            let names = text(&scene.source, there).await;
+            extras = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        }
+        if random.random_bool(0.2) {
+            process = kill(&scene, process).await;
+        }
+    }
+    eprintln!("seed {seed}");
+    wait_columns(&scene, &mut process).await;
+    scene.equal(&mut process).await;
+}
+
+/// The sink has the source's columns, in whatever order.
+async fn wait_columns(scene: &Scene, process: &mut Process) {
+    let names = "SELECT string_agg(attname, ',' ORDER BY attname) FROM pg_attribute
+                  WHERE attrelid = 'public.items'::regclass AND attnum > 0 AND NOT attisdropped";
+    // A shape shows with the first row behind it.
+    scene.sql("INSERT INTO items (id, v, n) VALUES (-1, 'last', 0)").await;
+    wait_text(scene.orders(), names, &text(&scene.source, names).await, process).await;
 }

@@ -28,6 +28,7 @@
 
 pub mod catalog;
 mod encode;
+pub mod evolve;
 pub mod fit;
 pub mod postgres;
 pub mod progress;
