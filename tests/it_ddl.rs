@@ -135,6 +135,23 @@ async fn a_label_of_an_enum_is_renamed() {
     converge(&scene, &mut process, SUM).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_table_is_read_again_the_sink_says_so() {
+    let (scene, mut process) = flowing("ddl_phase").await;
+    // Whoever wrote before must have ended, so the reading waits for this one.
+    let older = scene.source.connect().await.unwrap();
+    older.batch_execute("BEGIN; CREATE TABLE elsewhere (); SELECT pg_current_xact_id()").await.unwrap();
+    scene.sql("ALTER TABLE items ALTER COLUMN v TYPE text USING upper(v)").await;
+    let phase = "SELECT phase FROM lockstep.progress";
+    wait_text(scene.orders(), phase, "reread", &mut process).await;
+    let shown = |s: &Status| s.0["tables"]["public.items"]["orders"]["phase"] == "reread";
+    process.wait_until("the table's phase", PATIENCE, shown).await.unwrap();
+    let mut process = kill(&scene, process).await;
+    wait_text(scene.orders(), phase, "reread", &mut process).await;
+    older.batch_execute("COMMIT").await.unwrap();
+    converge(&scene, &mut process, SUM).await;
+}
+
 // ---- Tables ----
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,6 +175,27 @@ async fn a_table_dropped_and_made_again() {
     let mut process = scene.spawn(&[]);
     converge(&scene, &mut process, SUM).await;
     assert_eq!(text(scene.orders(), "SELECT string_agg(v, ',' ORDER BY id) FROM items").await, "a!,b!");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_put_in_the_place_of_another() {
+    let (scene, mut process) = flowing("ddl_swapped").await;
+    scene
+        .sql(
+            "CREATE TABLE items_new (LIKE items INCLUDING ALL); INSERT INTO items_new SELECT id, 'new ' || v, n FROM items WHERE id > 9;
+             BEGIN; ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items; COMMIT;
+             INSERT INTO items_old VALUES (500, 'nobody wants this', 0); INSERT INTO items VALUES (501, 'not published yet', 0)",
+        )
+        .await;
+    let halted = |s: &Status| s.halt_code(None) == Some("PUBLICATION_CHANGED");
+    let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+    let halt = &status.0["source"]["halt"];
+    assert!(halt["message"].as_str().unwrap().contains("is not the one"), "{status}");
+    drop(process);
+    scene.sql(halt["hint"].as_str().unwrap()).await;
+    scene.sql("UPDATE items SET n = -1 WHERE id < 20").await;
+    let mut process = scene.spawn(&[]);
+    converge(&scene, &mut process, SUM).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,6 +379,31 @@ async fn a_sink_that_can_not_follow_halts_and_the_other_goes_on() {
     superuser.batch_execute("ALTER TABLE public.items OWNER TO lockstep").await.unwrap();
     let mut process = scene.spawn(&[]);
     scene.equal(&mut process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_that_are_pending_do_not_stand_in_the_way() {
+    let schema = "CREATE TABLE public.a (id int PRIMARY KEY);
+                  CREATE TABLE public.b (id int PRIMARY KEY, x int, y int, a int REFERENCES public.a DEFERRABLE)";
+    let scene = Scene::bare(LOCKSTEP, "ddl_pending", schema, 1).await;
+    let follow = "[sinks.orders]\nevolve = 'full'\n";
+    let scene = scene.configure(|p| p.connector("public.a", follow).connector("public.b", follow));
+    let tables = ["public.a", "public.b"].map(|table| support::TablePair::same(table, &["id"]));
+    let scene = Scene { tables: tables.to_vec(), ..scene };
+    let mut process = scene.start().await;
+    // A dropped column is nothing to read again for: all of it goes through one transaction of the sink.
+    scene
+        .sql(
+            "BEGIN; INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, 1, 1, 1); ALTER TABLE b DROP COLUMN x;
+             INSERT INTO b VALUES (2, 2, 2); UPDATE b SET y = 3 WHERE id = 1; ALTER TABLE b DROP COLUMN y;
+             INSERT INTO b VALUES (3, 2); COMMIT",
+        )
+        .await;
+    scene.equal(&mut process).await;
+    assert_eq!(rereads(&scene), 0);
+    let columns = "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
+                    WHERE attrelid = 'public.b'::regclass AND attnum > 0 AND NOT attisdropped";
+    assert_eq!(text(scene.orders(), columns).await, "id,a");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -555,6 +618,8 @@ async fn a_storm_of_shapes_with_deaths() {
     let seed: u64 = std::env::var("LOCKSTEP_TEST_SEED").map_or(5, |seed| seed.parse().unwrap());
     let mut random = StdRng::seed_from_u64(seed);
     let (scene, mut process) = evolving("ddl_storm", "full").await;
+    // Loads of several chunks, so that shapes change between them.
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 20"));
     let mut next = 1000;
     let mut extras: Vec<String> = Vec::new();
     for round in 0..40 {
@@ -588,7 +653,7 @@ async fn a_storm_of_shapes_with_deaths() {
                 (3, _) => {
                     let name = &extras[random.random_range(0..extras.len())];
                     format!(
-                        "ALTER TABLE items ALTER COLUMN {name} DROP DEFAULT, ALTER COLUMN {name} TYPE text USING {name}::text || '~';"
+                        "ALTER TABLE items ALTER COLUMN {name} DROP DEFAULT, ALTER COLUMN {name} DROP NOT NULL, ALTER COLUMN {name} TYPE text USING {name}::text || '~';"
                     )
                 }
                 (4, _) => format!("DELETE FROM items WHERE id % 50 = {};", next % 50),
@@ -606,7 +671,7 @@ async fn a_storm_of_shapes_with_deaths() {
             let names = text(&scene.source, there).await;
             extras = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         }
-        if random.random_bool(0.2) {
+        if random.random_bool(0.3) {
             process = kill(&scene, process).await;
         }
     }

@@ -792,15 +792,23 @@ impl Core {
         let lag = self.source_end.max(self.received).bytes_since(closed);
         let loading = self.loader.table().cloned();
         let busy = !self.loader.is_idle();
+        // Asked for by nobody who has yet to get it for the first time.
+        let again = |name: &TableName| {
+            let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
+            joins.all(|join| join.request.kind == RequestKind::Resync)
+        };
         let tables = self.config.tables.iter().map(|table| {
             let phase = match &loading {
+                Some(name) if *name == table.name && again(name) => Phase::Reread,
                 Some(name) if *name == table.name => Phase::Snapshot,
                 _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
                     Phase::Waiting
                 }
                 _ => Phase::Streaming,
             };
-            let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
+            let rows_done = matches!(phase, Phase::Snapshot | Phase::Reread)
+                .then(|| self.rows_done.get(&table.name).copied())
+                .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
         });
