@@ -158,7 +158,7 @@ codes! {
     Diverged = "DIVERGED",
     /// A routed table does not exist at the source.
     TableMissing = "TABLE_MISSING",
-    /// A routed relation is of a kind whose changes can't be read: a partitioned root, a view, an unlogged table.
+    /// A routed relation is of a kind whose changes can't be read: a view, an unlogged table, a partition of a routed root.
     TableUnsupported = "TABLE_UNSUPPORTED",
     /// A routed table has no usable key and no other replica identity, or none and too many rows.
     TableWithoutKey = "TABLE_WITHOUT_KEY",
@@ -166,7 +166,7 @@ codes! {
     ReplicaIdentity = "REPLICA_IDENTITY",
     /// The publication is not the one that was made: tables, columns, filters or operations differ.
     PublicationChanged = "PUBLICATION_CHANGED",
-    /// A table changed its shape in a way that this version can't follow without a re-read.
+    /// A routed table has another name now.
     RelationChanged = "RELATION_CHANGED",
     /// The server sent something that the protocol does not allow.
     SourceProtocol = "SOURCE_PROTOCOL",

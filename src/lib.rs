@@ -16,6 +16,7 @@ pub mod http;
 pub mod kafka;
 pub mod key;
 pub mod ledger;
+pub mod look;
 pub mod lsn;
 mod malloc;
 pub mod pgtext;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Host, SinkTable, Tls};
+use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls};
 use lockstep::error::{Code, Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -247,7 +247,8 @@ fn relation(table: &str, columns: &str) -> Relation {
 }
 
 fn wanted(table: &str, columns: &str) -> WantedTable {
-    let target = SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None };
+    let target =
+        SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None, evolve: Evolve::Off };
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 

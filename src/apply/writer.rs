@@ -14,13 +14,13 @@ use crate::apply::merge::Head;
 use crate::apply::net::Folded;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
-use crate::config;
+use crate::config::{self, Evolve};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::Chunk;
 use crate::ledger::state::State;
 use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
-use crate::relation::{Fingerprint, TableName};
+use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::postgres::PostgresSink;
 use crate::sink::sql::SinkTablePlan;
 use crate::sink::{Counts, Outcome, WantedTable};
@@ -110,13 +110,15 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
+        // They may have been made for tables that follow no more.
+        self.versions.clear();
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
     /// the sink is named before anything is written.
     pub async fn prepare(&mut self, state: &State) -> Result<()> {
         let known: Vec<Fingerprint> =
-            state.relations.values().filter(|r| self.tables.contains_key(&r.name)).map(|r| r.fingerprint).collect();
+            state.relations.values().filter(|r| self.is_own_business(&r.name)).map(|r| r.fingerprint).collect();
         // Of several versions of a table only the newest must fit, and which it is shows when its records come.
         let single = |f: &&Fingerprint| {
             let name = &state.relations[*f].name;
@@ -126,6 +128,11 @@ impl Writer {
             self.version(*fingerprint, state).await?;
         }
         Ok(())
+    }
+
+    /// A table that we take and never alter.
+    fn is_own_business(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_some_and(|target| target.evolve == Evolve::Off)
     }
 
     /// The chunks of the interval that follows.
@@ -245,7 +252,7 @@ impl Writer {
     }
 
     /// The version at this sink; `None` for a table that the sink does not take.
-    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Result<Option<Arc<Version>>> {
+    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Outcome<Option<Arc<Version>>> {
         if let Some(version) = self.versions.get(&fingerprint) {
             return Ok(Some(version.clone()));
         }
@@ -253,8 +260,11 @@ impl Writer {
             let message = format!("a record names relation version {fingerprint}, which the ledger does not hold");
             Error::halt(Code::LedgerLost, message, format!("lockstep resync --all --sink {}", self.name))
         })?;
-        let Some(target) = self.tables.get(&relation.name) else { return Ok(None) };
-        let wanted = WantedTable::of(&relation, target)?;
+        let Some(target) = self.tables.get(&relation.name).cloned() else { return Ok(None) };
+        let wanted = WantedTable::of(&relation, &target)?;
+        if target.evolve != Evolve::Off {
+            self.follow(&relation, &wanted, &target, state).await?;
+        }
         let plan = self.sink.plan(&[wanted]).await?.remove(0);
         let key = relation.key_columns();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
@@ -262,6 +272,28 @@ impl Writer {
         let version = Arc::new(Version { table, decoder, plan, key, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))
+    }
+
+    /// Lets the sink's table follow to this version, after everything that was written by another one.
+    async fn follow(
+        &mut self,
+        relation: &Relation,
+        wanted: &WantedTable,
+        target: &config::SinkTable,
+        state: &State,
+    ) -> Outcome<()> {
+        self.write_truncates().await?;
+        self.flush().await?;
+        // What the ledger tells of only behind this interval is to come.
+        let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
+        let others =
+            state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
+        let earlier: Vec<WantedTable> =
+            others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of(r, target).ok()).collect();
+        self.sink.evolve(wanted, &earlier, target.evolve).await?;
+        // Should one of them come back, it is looked at again.
+        self.versions.retain(|_, version| version.table != relation.name);
+        Ok(())
     }
 
     fn decode(&mut self, version: &Version, head: &Head<'_>) -> Result<Op> {

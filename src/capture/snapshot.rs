@@ -87,6 +87,8 @@ pub struct ChunkRead<V> {
     pub relation: Fingerprint,
     pub key_columns: Vec<usize>,
     pub key_orders: Vec<KeyOrder>,
+    /// Names of the key's columns: ranges of one key say nothing under another.
+    pub key_names: Vec<String>,
     pub rows: Vec<RowBuf>,
     /// What was read of the range asked for.
     pub range: KeyRange,
@@ -121,6 +123,7 @@ struct Running {
     /// Tables that ever had such a range.
     torn: BTreeSet<TableName>,
     mismatch: Option<Fingerprint>,
+    key_names: HashMap<TableName, Vec<String>>,
     fenced: bool,
     /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
     /// put two questions on their way, and a chunk in the place of another.
@@ -177,11 +180,20 @@ impl<V: Visibility> Loader<V> {
             again: VecDeque::new(),
             torn: BTreeSet::new(),
             mismatch: None,
+            key_names: HashMap::new(),
             fenced: false,
             asked: None,
             left_out: HashSet::new(),
             job,
         });
+    }
+
+    /// Gives the job up, as a new incarnation would: what it was for is still asked for.
+    pub fn cancel(&mut self) {
+        self.running = None;
+        self.remembered.clear();
+        self.remembered_bytes = 0;
+        self.pending = None;
     }
 
     /// Whether changes of the table must be given to [`Loader::remember`].
@@ -271,6 +283,12 @@ impl<V: Visibility> Loader<V> {
         }
     }
 
+    /// Whether the chunk was read under another key than those of its table before.
+    pub fn is_of_another_key(&self, chunk: &ChunkRead<V>) -> bool {
+        let before = self.running.as_ref().and_then(|running| running.key_names.get(&chunk.table));
+        before.is_some_and(|before| *before != chunk.key_names)
+    }
+
     /// A chunk was read; its message is still to come in the stream.
     pub fn chunk(&mut self, chunk: ChunkRead<V>) {
         if self.running.as_ref().is_some_and(|running| running.asked == Some(chunk.nonce)) {
@@ -283,6 +301,9 @@ impl<V: Visibility> Loader<V> {
     pub fn mark(&mut self, nonce: Uuid, streamed: impl Fn(&TableName) -> Option<Fingerprint>) -> Result<Option<Ready>> {
         if self.pending.as_ref().is_none_or(|chunk| chunk.nonce != nonce) {
             return Ok(None);
+        }
+        if self.pending.as_ref().is_some_and(|chunk| self.is_of_another_key(chunk)) {
+            self.cancel();
         }
         let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
         running.asked = None;
@@ -309,6 +330,7 @@ impl<V: Visibility> Loader<V> {
         };
         running.mismatch = None;
         running.emitted.push((table.clone(), chunk.range.clone()));
+        running.key_names.insert(table.clone(), chunk.key_names);
         running.advance(&chunk.range);
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
@@ -533,6 +555,7 @@ mod tests {
             relation,
             key_columns: vec![0],
             key_orders: vec![KeyOrder::Integer],
+            key_names: vec![if below == 0 { "other" } else { "id" }.to_owned()],
             rows: rows.to_vec(),
             range,
         };
@@ -684,6 +707,15 @@ mod tests {
         assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None);
         assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None, "a change of the old shape is not visible yet");
         assert!(answer_as(&mut loader, 21, &[], None, newer).is_some());
+    }
+
+    #[test]
+    fn ranges_of_one_key_are_not_gone_on_with_under_another() {
+        let mut loader = loader();
+        answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+        // The test's snapshot 0 stands for a chunk under another key.
+        assert_eq!(answer(&mut loader, 0, &[], None), None);
+        assert!(loader.is_idle(), "what was asked for is begun again from its first table");
     }
 
     #[test]

@@ -195,7 +195,15 @@ async fn sink_findings(
         let Some(target) = table.sinks.iter().find(|target| target.sink == sink.name) else { continue };
         match relations.iter().find(|relation| relation.name == table.name) {
             Some(relation) => match WantedTable::of(relation, target) {
-                Ok(table) => wanted.push(table),
+                Ok(table) => {
+                    let steps = database.steps(&table, target.evolve).await?;
+                    if steps.is_empty() {
+                        wanted.push(table);
+                    } else {
+                        let what = format!("table {} would follow the source's: {}", target.table, steps.join("; "));
+                        findings.push(Finding::Warning(what));
+                    }
+                }
                 Err(halt) => findings.push(Finding::Halt(halt)),
             },
             None => findings.push(Finding::Unknown(format!(

@@ -6,6 +6,7 @@
 //! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
 //! with both spellings as the hint.
 
+use super::Evolve;
 use super::findings::At;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
 use super::reader::{Section, Text};
@@ -32,6 +33,7 @@ pub(super) struct ConnectorSink {
     /// The table there, if it has another name, and where that stands.
     pub table: Option<(TableName, At)>,
     pub columns: Option<Vec<String>>,
+    pub evolve: Evolve,
 }
 
 pub(super) fn connector(top: &mut Section<'_>) -> Connector {
@@ -51,7 +53,9 @@ pub(super) fn connector(top: &mut Section<'_>) -> Connector {
 
 fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let table = section.text("table").and_then(|table| table_name(section, "table", table));
-    ConnectorSink { name, table, columns: columns(section) }
+    let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
+    let evolve = section.choice("evolve", &words).unwrap_or_default();
+    ConnectorSink { name, table, columns: columns(section), evolve }
 }
 
 fn columns(section: &mut Section<'_>) -> Option<Vec<String>> {

@@ -114,6 +114,7 @@ fn table(out: &mut String, table: &Table) {
         if let Some(columns) = &sink.columns {
             pair(out, "columns", toml::Value::from(columns.clone()).to_string());
         }
+        pair(out, "evolve", text(sink.evolve.as_str()));
     }
 }
 

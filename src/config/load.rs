@@ -185,9 +185,9 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
         Some(topic) => (topic.value, topic.at),
         None => (default_topic(prefix, &name), at.clone()),
     };
-    let resolve_sink = |ConnectorSink { name: sink, table, columns }: ConnectorSink| {
+    let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
         let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
-        (SinkTable { sink: sink.value, table, columns }, at)
+        (SinkTable { sink: sink.value, table, columns, evolve }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
     Some(Routed {

@@ -187,4 +187,27 @@ pub struct SinkTable {
     pub table: TableName,
     /// `None`: every column.
     pub columns: Option<Vec<String>>,
+    pub evolve: Evolve,
+}
+
+/// What a sink's table does when the source's changes its columns. Columns that only the sink has are never touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Evolve {
+    /// The table is its owner's business; what no longer fits halts by name.
+    #[default]
+    Off,
+    /// New columns are added.
+    Add,
+    /// Columns are added, renamed, dropped and given another type as at the source.
+    Full,
+}
+
+impl Evolve {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evolve::Off => "off",
+            Evolve::Add => "add",
+            Evolve::Full => "full",
+        }
+    }
 }

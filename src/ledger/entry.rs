@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
+use crate::look::Look;
 use crate::lsn::{Lsn, Position, decimal};
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
@@ -155,6 +156,9 @@ pub struct Base {
     /// Of the last valid checkpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub again: Vec<TableName>,
+    /// The source's tables as the writer last saw them; what differed by then was asked for before this entry.
+    #[serde(default)]
+    pub catalog: Vec<(TableName, Look)>,
     /// Of the claim in force.
     pub timeline: u32,
 }

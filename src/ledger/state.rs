@@ -11,6 +11,7 @@ use crate::key::KeyRange;
 use crate::ledger::entry::{
     Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
 };
+use crate::look::Look;
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
 
@@ -28,11 +29,15 @@ pub struct State {
     pub source: Option<SourceIdentity>,
     pub last: Option<LastCheckpoint>,
     pub relations: HashMap<Fingerprint, Arc<Relation>>,
+    /// Where each relation was told of last, or the base that the fold began at.
+    pub relations_at: HashMap<Fingerprint, i64>,
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
     /// Tables that a new reader reads from their beginning, whatever was loaded of them.
     pub again: Vec<TableName>,
+    /// The source's tables as the newest valid base knows them.
+    pub catalog: BTreeMap<TableName, Look>,
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
     /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
@@ -77,6 +82,7 @@ impl State {
             Body::Relation(entry) => {
                 let fingerprint = entry.relation.fingerprint;
                 self.relations.insert(fingerprint, Arc::new(entry.relation));
+                self.relations_at.insert(fingerprint, offset);
                 Event::Relation(fingerprint)
             }
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
@@ -131,6 +137,7 @@ impl State {
                 self.base = Some(offset);
             }
             self.topics = base.topics;
+            self.catalog = base.catalog.into_iter().collect();
             return Event::Base;
         }
         self.base = Some(offset);
@@ -141,7 +148,9 @@ impl State {
         self.topics = base.topics;
         self.joins = base.joins;
         self.again = base.again;
+        self.catalog = base.catalog.into_iter().collect();
         for relation in base.relations {
+            self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
         Event::Base
@@ -165,7 +174,12 @@ impl State {
     }
 
     /// This state as a base entry of the epoch in force.
-    pub fn as_base(&self, epoch: Epoch, topics: BTreeMap<String, TopicIdentity>) -> Base {
+    pub fn as_base(
+        &self,
+        epoch: Epoch,
+        topics: BTreeMap<String, TopicIdentity>,
+        catalog: BTreeMap<TableName, Look>,
+    ) -> Base {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
         relations.sort_by_key(|relation| relation.fingerprint);
         let timeline = self.timeline.unwrap_or_default();
@@ -177,8 +191,22 @@ impl State {
             topics,
             joins: self.joins.clone(),
             again: self.again.clone(),
+            catalog: catalog.into_iter().collect(),
             timeline,
         }
+    }
+
+    /// Sinks that have asked for one of these tables so far, each with those that it asked for.
+    pub fn sinks_of(&self, tables: &[TableName]) -> BTreeMap<String, Vec<TableName>> {
+        let mut sinks: BTreeMap<String, Vec<TableName>> = BTreeMap::new();
+        for sink in self.joins.iter().map(|join| &join.request.sink) {
+            let joined = self.joined(sink);
+            let of_sink: Vec<TableName> = tables.iter().filter(|table| joined.contains(table)).cloned().collect();
+            if !of_sink.is_empty() {
+                sinks.insert(sink.clone(), of_sink);
+            }
+        }
+        sinks
     }
 
     /// Tables that the sink has asked for so far.
@@ -303,7 +331,7 @@ mod tests {
         let Body::Checkpoint(plain) = checkpoint(a, 10, vec![]) else { unreachable!("just made") };
         let torn = Checkpoint { again: vec![TableName::new("public", "t")], ..plain };
         let (full, _) = fold(&[source, claim(5), Body::Checkpoint(torn)]);
-        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new()))));
+        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new(), BTreeMap::new()))));
         let bytes = base.encode(a, 0).remove(0);
         let crate::ledger::entry::Piece::Whole(base) = Entry::decode(3, &bytes).unwrap() else { panic!("one part") };
         let mut short = State::default();

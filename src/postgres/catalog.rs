@@ -90,12 +90,35 @@ pub enum Kind {
     Other,
 }
 
+impl Kind {
+    fn from_letter(letter: u8) -> Kind {
+        match letter {
+            b'r' => Kind::Table,
+            b'p' => Kind::Partitioned,
+            b'v' => Kind::View,
+            b'm' => Kind::MaterializedView,
+            b'f' => Kind::Foreign,
+            _ => Kind::Other,
+        }
+    }
+}
+
 /// `pg_class.relpersistence`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Persistence {
     Permanent,
     Unlogged,
     Temporary,
+}
+
+impl Persistence {
+    fn from_letter(letter: u8) -> Persistence {
+        match letter {
+            b'u' => Persistence::Unlogged,
+            b't' => Persistence::Temporary,
+            _ => Persistence::Permanent,
+        }
+    }
 }
 
 /// `pg_class.relreplident`: what the stream says of the old row of an UPDATE or DELETE.
@@ -155,6 +178,15 @@ pub struct ForeignKey {
     pub deferrable: bool,
 }
 
+/// A partition that holds rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeafFacts {
+    pub name: TableName,
+    pub kind: Kind,
+    pub persistence: Persistence,
+    pub identity: Identity,
+}
+
 /// One table as the catalog has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableFacts {
@@ -172,6 +204,10 @@ pub struct TableFacts {
     pub is_partition: bool,
     /// Tables that inherit from it directly, partitions included.
     pub children: i64,
+    /// Of a partition: every partitioned table above it.
+    pub ancestors: Vec<u32>,
+    /// Of a partitioned table: what holds its rows, at any depth.
+    pub leaves: Vec<LeafFacts>,
     pub columns: Vec<ColumnFacts>,
     pub primary_key: Option<KeyIndex>,
     pub identity_index: Option<KeyIndex>,
@@ -225,6 +261,14 @@ pub async fn table_facts(
     let mut keys = keys_of(client, &oids).await?;
     let mut foreign_keys = foreign_keys_of(client, &oids).await?;
     for table in facts.iter_mut().flatten() {
+        if table.kind == Kind::Partitioned {
+            table.leaves = leaves_of(client, table.oid).await?;
+        }
+        if table.is_partition {
+            table.ancestors = ancestors_of(client, table.oid).await?;
+        }
+    }
+    for table in facts.iter_mut().flatten() {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         (table.primary_key, table.identity_index) = keys.remove(&table.oid).unwrap_or_default();
         table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
@@ -242,23 +286,14 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             oid: row.try_get(1)?,
             name: TableName::new("", ""),
             owner: row.try_get(2)?,
-            kind: match letter(3)? {
-                b'r' => Kind::Table,
-                b'p' => Kind::Partitioned,
-                b'v' => Kind::View,
-                b'm' => Kind::MaterializedView,
-                b'f' => Kind::Foreign,
-                _ => Kind::Other,
-            },
-            persistence: match letter(4)? {
-                b'u' => Persistence::Unlogged,
-                b't' => Persistence::Temporary,
-                _ => Persistence::Permanent,
-            },
+            kind: Kind::from_letter(letter(3)?),
+            persistence: Persistence::from_letter(letter(4)?),
             identity: Identity::Nothing,
             encoding: row.try_get(15)?,
             is_partition: row.try_get(6)?,
             children: row.try_get(7)?,
+            ancestors: Vec::new(),
+            leaves: Vec::new(),
             columns: Vec::new(),
             primary_key: None,
             identity_index: None,
@@ -286,6 +321,47 @@ fn rows_estimate(tuples: f64) -> Option<u64> {
     // Estimates far above 2^53 do not exist; saturating is right for one.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     (tuples >= 0.0).then_some(tuples as u64)
+}
+
+/// Without locks on the partitions, unlike `pg_partition_tree`.
+async fn leaves_of(client: &(impl GenericClient + Sync), root: u32) -> Result<Vec<LeafFacts>> {
+    const SQL: &str = "
+        WITH RECURSIVE below AS (
+          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
+          UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid)
+        SELECT n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident
+        FROM below b JOIN pg_class c ON c.oid = b.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind <> 'p' ORDER BY 1, 2";
+    let rows =
+        client.query(SQL, &[&root]).await.map_err(|e| failed("reading partitions from the source's catalog", e))?;
+    let mut leaves = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            let letter = |i: usize| Ok(row.try_get::<_, i8>(i)?.cast_unsigned());
+            let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+            Ok((name, letter(2)?, letter(3)?, letter(4)?))
+        };
+        let (name, kind, persistence, identity) = read().map_err(|e| unreadable("pg_inherits", e))?;
+        leaves.push(LeafFacts {
+            name,
+            kind: Kind::from_letter(kind),
+            persistence: Persistence::from_letter(persistence),
+            identity: Identity::from_letter(identity)
+                .ok_or_else(|| unreadable("relreplident", char::from(identity)))?,
+        });
+    }
+    Ok(leaves)
+}
+
+async fn ancestors_of(client: &(impl GenericClient + Sync), partition: u32) -> Result<Vec<u32>> {
+    const SQL: &str = "
+        WITH RECURSIVE above AS (
+          SELECT inhparent FROM pg_inherits WHERE inhrelid = $1
+          UNION ALL SELECT i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.inhparent)
+        SELECT inhparent FROM above";
+    let doing = "reading partitions from the source's catalog";
+    let rows = client.query(SQL, &[&partition]).await.map_err(|e| failed(doing, e))?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|e| unreadable("pg_inherits", e))
 }
 
 async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ColumnFacts>>> {
@@ -496,6 +572,28 @@ pub struct StreamedRelation {
     pub columns: Vec<StreamedColumn>,
 }
 
+impl StreamedRelation {
+    /// Whether the catalog still has every column of the message.
+    pub fn is_within(&self, table: &TableFacts) -> bool {
+        let has =
+            |ours: &StreamedColumn| table.columns.iter().any(|c| (&c.name, c.type_oid) == (&ours.name, ours.type_oid));
+        self.columns.iter().all(has)
+    }
+
+    /// Whether `known` is this message's version, as far as the message speaks of it.
+    pub fn is_of(&self, known: &Relation, shape: RelationShape<'_>) -> bool {
+        let same = |(ours, known): (&StreamedColumn, &Column)| {
+            let keyed = self.identity == Identity::Full || ours.key == known.key.is_some();
+            ours.name == known.name && ours.type_oid == known.type_oid && ours.typmod == known.typmod && keyed
+        };
+        let shaped = (shape.topic, shape.partitions, shape.modes) == (&*known.topic, known.partitions, known.modes);
+        (self.oid, &self.name) == (known.oid, &known.name)
+            && shaped
+            && self.columns.len() == known.columns.len()
+            && self.columns.iter().zip(&known.columns).all(same)
+    }
+}
+
 /// A column of a RELATION message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StreamedColumn {
@@ -515,13 +613,6 @@ pub fn build_streamed_relation(
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
     let key = streamed_key(message, table, shape.insert_only)?;
-    let changed = |what: String| {
-        Error::halt(
-            Code::RelationChanged,
-            format!("{what}, so rows of {} that were written before can't be read", message.name),
-            "begin anew under another `name` in lockstep.toml",
-        )
-    };
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
@@ -529,13 +620,12 @@ pub fn build_streamed_relation(
             .filter(|c| c.type_oid == column.type_oid)
             .map(|c| &c.type_name)
             .or_else(|| types.get(&column.type_oid))
-            .ok_or_else(|| {
-                changed(format!("the type of column {:?} (OID {}) was dropped", column.name, column.type_oid))
-            })?;
+            // Dropped, and the column with it. What is left of it are texts, and nothing but text is known to hold them.
+            .map_or("text", String::as_str);
         columns.push(Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
-            type_name: type_name.clone(),
+            type_name: type_name.to_owned(),
             typmod: column.typmod,
             nullable: known.is_none_or(|c| !c.not_null),
             key: ordinal(key.iter().position(|k| *k == i)),

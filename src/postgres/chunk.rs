@@ -10,7 +10,8 @@
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
 //! - A table without a key has one range, all of it, and nothing to cut it by.
-//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream.
+//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream. A partitioned table
+//!   has no rows of its own: it is read, and locked, with its partitions.
 //! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
 //!   one step's misjudgement at most.
 //!
@@ -23,7 +24,7 @@ use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
-use super::catalog::{TableFacts, key_of, quoted_list, table_facts};
+use super::catalog::{Kind, TableFacts, key_of, quoted_list, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, unreadable};
 use super::slot::{holder, snapshot_now};
@@ -87,9 +88,9 @@ pub struct ChunkRead {
 /// Reads one chunk. Leaves the connection outside any transaction, on errors too.
 ///
 /// # Errors
-/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, `RELATION_CHANGED`
-/// if its key is no longer the one that the extent speaks of, `TABLE_WITHOUT_KEY` if it has none and is too large to be read
-/// whole, and what [`key_of`] says.
+/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, a retry if its key
+/// is no longer the one that the extent speaks of, `TABLE_WITHOUT_KEY` if it has none and is too large to be read whole, and
+/// what [`key_of`] says.
 pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
     assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
     let relation = request.relation;
@@ -122,7 +123,7 @@ async fn lock(transaction: &Transaction<'_>, name: &TableName, timeout: Duration
     // 0 would wait for ever.
     let milliseconds = timeout.as_millis().clamp(1, 2_147_483_647);
     let sql = format!(
-        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE {} IN ACCESS SHARE MODE",
         name.quoted()
     );
     transaction.batch_execute(&sql).await
@@ -201,12 +202,8 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     if same {
         return Ok(());
     }
-    Err(Error::halt(
-        Code::RelationChanged,
-        format!("the key of table {} changed while its rows were being read", relation.name),
-        // A new reader reads under the new key.
-        "lockstep run",
-    ))
+    // What the next look at the table shows has all of it read again.
+    Err(Error::retry_plain(format!("the key of table {} changed while its rows were being read", relation.name)))
 }
 
 /// How many rows to ask for next. Pure.
@@ -255,22 +252,33 @@ impl Reader<'_> {
     /// All rows, in no order: by the blocks that they lie in, so that a limit is seen before too much is held. Rows that the
     /// snapshot sees lie in blocks that were there when it was taken.
     async fn whole(&self, bytes_max: usize) -> Result<Vec<RowBuf>> {
-        let name = &self.facts.name;
-        let size = "SELECT pg_catalog.pg_relation_size($1::oid) / pg_catalog.current_setting('block_size')::int8";
-        let row = self.transaction.query_one(size, &[&self.facts.oid]).await;
-        let row = row.map_err(|e| failed(format!("reading the size of {name}"), e))?;
-        let blocks: i64 = row.try_get(0).map_err(|e| unreadable("pg_relation_size", e))?;
-        let (mut rows, mut bytes, mut from) = (Vec::new(), 0, 0);
-        while from < blocks {
-            let (before, to) = (rows.len(), from + STEP_BLOCKS);
-            self.copy(&self.select_blocks(from, to), &mut rows).await?;
-            bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
-            if bytes > bytes_max {
-                return Err(too_large(name, bytes_max));
+        let size =
+            "SELECT pg_catalog.pg_relation_size($1::text::regclass) / pg_catalog.current_setting('block_size')::int8";
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for holder in self.holders() {
+            let row = self.transaction.query_one(size, &[&holder.quoted()]).await;
+            let row = row.map_err(|e| failed(format!("reading the size of {holder}"), e))?;
+            let blocks: i64 = row.try_get(0).map_err(|e| unreadable("pg_relation_size", e))?;
+            let mut from = 0;
+            while from < blocks {
+                let (before, to) = (rows.len(), from + STEP_BLOCKS);
+                self.copy(&self.select_blocks(holder, from, to), &mut rows).await?;
+                bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
+                if bytes > bytes_max {
+                    return Err(too_large(&self.facts.name, bytes_max));
+                }
+                from = to;
             }
-            from = to;
         }
         Ok(rows)
+    }
+
+    /// What the rows lie in: the table, or its partitions.
+    fn holders(&self) -> Vec<&TableName> {
+        match self.facts.kind {
+            Kind::Partitioned => self.facts.leaves.iter().map(|leaf| &leaf.name).collect(),
+            _ => vec![&self.facts.name],
+        }
     }
 
     /// The key alone has no range of its own, since borders below are exclusive; but between the key before it and itself
@@ -295,14 +303,15 @@ impl Reader<'_> {
         quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()))
     }
 
-    fn select_blocks(&self, from: i64, to: i64) -> String {
-        let (list, table) = (self.list(), self.facts.name.quoted());
+    fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
+        let (list, table) = (self.list(), holder.quoted());
         format!("COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT")
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
         let (list, table) = (self.list(), self.facts.name.quoted());
-        format!("COPY (SELECT {list} FROM ONLY {table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+        let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
+        format!("COPY (SELECT {list} FROM {only}{table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {

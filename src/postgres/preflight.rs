@@ -11,7 +11,8 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::GenericClient;
 
 use super::catalog::{
-    Kind, Persistence, SourceFacts, TableFacts, identity_finding, key_of, quoted_list, source_facts, table_facts,
+    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, identity_finding, key_of, quoted_list,
+    source_facts, table_facts,
 };
 use super::failure::{failed, unreadable};
 use super::publication::{self, PublicationFacts};
@@ -53,7 +54,7 @@ pub async fn check_source(client: &(impl GenericClient + Sync), wanted: Wanted<'
 
 async fn known_tables(client: &(impl GenericClient + Sync)) -> Result<Vec<TableName>> {
     const SQL: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg_toast%'
+        WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg_toast%'
         ORDER BY 1, 2 LIMIT $1";
     let rows = client
         .query(SQL, &[&SUGGESTION_TABLES_MAX])
@@ -79,6 +80,15 @@ pub fn findings(
         match facts {
             None => found.push(missing(name, &source.database, known)),
             Some(table) => table_findings(source, table, wanted.insert_only, &mut found),
+        }
+    }
+    for leaf in facts.iter().flatten() {
+        if let Some(root) = facts.iter().flatten().find(|root| leaf.ancestors.contains(&root.oid)) {
+            found.push(halt(
+                Code::TableUnsupported,
+                format!("{} is a partition of {}: its changes come under that name and no other", leaf.name, root.name),
+                format!("delete the connector of {} or that of {}", leaf.name, root.name),
+            ));
         }
     }
     // A command to publish never names a table whose own UPDATEs it would break.
@@ -189,10 +199,7 @@ fn unsupported(table: &TableFacts) -> Option<Halt> {
     let finding = |what: &str, hint: String| Some(halt(Code::TableUnsupported, format!("{name} is {what}"), hint));
     let instead = |what: &str| format!("lockstep check, after routing {what} instead of {name} in connectors/");
     match (table.kind, table.persistence) {
-        (Kind::Partitioned, _) => finding(
-            "a partitioned table; its root can't be routed in this version, its partitions can, one by one",
-            instead("its partitions"),
-        ),
+        (Kind::Partitioned, _) => table.leaves.iter().find_map(|leaf| unfit_leaf(table, leaf)),
         (Kind::View, _) => finding("a view, which has no changes of its own", instead("the tables below it")),
         (Kind::MaterializedView, _) => {
             finding("a materialized view, whose refreshes are not in the stream", instead("the tables below it"))
@@ -209,6 +216,30 @@ fn unsupported(table: &TableFacts) -> Option<Halt> {
         ),
         (Kind::Table, Persistence::Permanent) => None,
     }
+}
+
+/// A partition whose changes would not come with its root's.
+fn unfit_leaf(root: &TableFacts, leaf: &LeafFacts) -> Option<Halt> {
+    let name = leaf.name.quoted();
+    let unfit = |code: Code, what: &str, hint: String| {
+        Some(halt(code, format!("partition {} of {} {what}", leaf.name, root.name), hint))
+    };
+    if leaf.kind != Kind::Table {
+        let hint = format!("ALTER TABLE {} DETACH PARTITION {name}", root.name.quoted());
+        return unfit(Code::TableUnsupported, "is no table: its changes happen elsewhere", hint);
+    }
+    if leaf.persistence != Persistence::Permanent {
+        return unfit(Code::TableUnsupported, "is not in the log", format!("ALTER TABLE {name} SET LOGGED"));
+    }
+    // The stream names old rows as the partition says, and we look for the key that the root has.
+    let fits = match leaf.identity {
+        Identity::Full => true,
+        Identity::Nothing => false,
+        Identity::Default => root.identity != Identity::Index,
+        Identity::Index => root.identity == Identity::Index,
+    };
+    let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
+    if fits { None } else { unfit(Code::ReplicaIdentity, "has another replica identity than it", hint) }
 }
 
 /// The rights to make the publication, or to add tables to it.
@@ -392,7 +423,7 @@ impl<'a> Components<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::catalog::{ForeignKey, Identity};
+    use crate::postgres::catalog::ForeignKey;
 
     fn table(name: &str, references: &[&str]) -> TableFacts {
         TableFacts {
@@ -406,6 +437,8 @@ mod tests {
             encoding: "UTF8".into(),
             is_partition: false,
             children: 0,
+            ancestors: vec![],
+            leaves: vec![],
             columns: vec![],
             primary_key: None,
             identity_index: None,

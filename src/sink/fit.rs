@@ -261,7 +261,7 @@ fn digits(typmod: i32) -> (i32, i32) {
 }
 
 /// A column's type as CREATE TABLE takes it.
-fn declaration(column: &Column) -> String {
+pub fn declaration(column: &Column) -> String {
     modified(&column.type_name, column.typmod)
 }
 
@@ -279,6 +279,8 @@ fn modified(type_name: &str, typmod: i32) -> String {
     };
     let name = match element.split_once('.') {
         Some((schema, name)) => format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
+        // Without quotes it would be another type.
+        None if element == "char" => quote_identifier(element),
         None => element.to_owned(),
     };
     format!("{name}{modifier}{array}")

@@ -28,6 +28,7 @@
 
 pub mod catalog;
 mod encode;
+pub mod evolve;
 pub mod fit;
 mod keyless;
 pub mod postgres;
