@@ -32,6 +32,7 @@ use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
+use crate::postgres::types;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
@@ -407,7 +408,7 @@ impl Core {
         let facts = facts.filter(|facts| facts.oid == body.oid);
         let streamed = announced(&body, &name);
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
-        let types = catalog::type_names(&*self.session, &oids).await?;
+        let types = types::types(&*self.session, &oids).await?;
         let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, chunks::shape(table))?;
         let oid = body.oid;
         let version = self.version(relation)?;

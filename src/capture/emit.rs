@@ -67,7 +67,8 @@ pub struct Emitter {
     database: String,
     metrics: SourceMetrics,
     record: RecordBuf,
-    other_key: RecordBuf,
+    /// The other half's key, for a header.
+    other_key: Vec<u8>,
 }
 
 /// The producer and what it has acknowledged.
@@ -86,7 +87,7 @@ impl Emitter {
             database: database.to_owned(),
             metrics,
             record: RecordBuf::default(),
-            other_key: RecordBuf::default(),
+            other_key: Vec::new(),
         }
     }
 
@@ -179,13 +180,13 @@ impl Emitter {
         old: Row<'_>,
         new: Row<'_>,
     ) -> Result<()> {
-        version.encoder.key(new, &mut self.other_key)?;
+        version.encoder.key_json(new, &mut self.other_key)?;
         version.encoder.key(old, &mut self.record)?;
         version.encoder.delete(event, old, &mut self.record)?;
         self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
         self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
-        std::mem::swap(&mut self.record, &mut self.other_key);
-        version.encoder.key(old, &mut self.other_key)?;
+        version.encoder.key(new, &mut self.record)?;
+        version.encoder.key_json(old, &mut self.other_key)?;
         version.encoder.create(event, new, &mut self.record)?;
         self.put(machine, version, Kind::KeyChangeCreate, Some(new), Some(HEADER_OLD_KEY)).await
     }
@@ -259,7 +260,7 @@ impl Emitter {
             value: Some(&self.record.value),
             absent: absent.as_deref(),
             text: &self.record.text,
-            other_key: other_key.map(|name| (name, self.other_key.key.as_slice())),
+            other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
         self.outlet.send(machine, version, &draft).await
@@ -285,7 +286,7 @@ impl Emitter {
             value: None,
             absent: None,
             text: &[],
-            other_key: other_key.map(|name| (name, self.other_key.key.as_slice())),
+            other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
         self.outlet.send(machine, version, &draft).await

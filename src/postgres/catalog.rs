@@ -17,8 +17,11 @@ use std::collections::HashMap;
 use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
+use super::types::{self, column_default, type_name};
 use crate::error::{Code, Error, Result};
-use crate::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, quote_identifier};
+use crate::relation::{
+    Column, ColumnDefault, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, quote_identifier,
+};
 
 /// The server and the role that we are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -133,8 +136,11 @@ pub struct ColumnFacts {
     /// As [`Column::type_name`].
     pub type_name: String,
     pub typmod: i32,
+    pub kind: TypeKind,
     pub not_null: bool,
     pub has_default: bool,
+    /// As far as a schema shows it.
+    pub default: Option<ColumnDefault>,
 }
 
 /// A unique index that can name rows.
@@ -286,9 +292,11 @@ fn rows_estimate(tuples: f64) -> Option<u64> {
 
 async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ColumnFacts>>> {
     const SQL: &str = "
-        SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, n.nspname::text, t.typname::text, a.atttypmod, a.attnotnull,
-               a.atthasdef OR a.attidentity <> ''
+        SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, n.nspname::text, t.typname::text, a.atttypmod,
+               a.attnotnull OR t.typtype = 'd' AND t.typnotnull, a.atthasdef OR a.attidentity <> '',
+               pg_get_expr(d.adbin, d.adrelid)
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
         ORDER BY a.attrelid, a.attnum";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading columns from the source's catalog", e))?;
@@ -301,19 +309,22 @@ async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Resul
                 type_oid: row.try_get(3)?,
                 type_name: type_name(row.try_get(4)?, row.try_get(5)?),
                 typmod: row.try_get(6)?,
+                kind: TypeKind::Base,
                 not_null: row.try_get(7)?,
                 has_default: row.try_get(8)?,
+                default: row.try_get::<_, Option<&str>>(9)?.and_then(column_default),
             };
             Ok((row.try_get(0)?, column))
         };
         let (oid, column) = read().map_err(|e| unreadable("pg_attribute", e))?;
         columns.entry(oid).or_default().push(column);
     }
+    let oids: Vec<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
+    let known = types::types(client, &oids).await?;
+    for column in columns.values_mut().flatten() {
+        column.kind = known.get(&column.type_oid).map(|found| found.kind.clone()).unwrap_or_default();
+    }
     Ok(columns)
-}
-
-fn type_name(schema: &str, name: &str) -> String {
-    if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") }
 }
 
 type Keys = (Option<KeyIndex>, Option<KeyIndex>);
@@ -370,17 +381,6 @@ async fn foreign_keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> 
     Ok(keys)
 }
 
-/// Names of types by OID, as [`Column::type_name`]; types that no longer exist are missing from the answer.
-pub async fn type_names(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, String>> {
-    const SQL: &str = "SELECT t.oid, n.nspname::text, t.typname::text
-        FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY ($1)";
-    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading types from the source's catalog", e))?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, type_name(row.try_get(1)?, row.try_get(2)?))))
-        .collect::<Result<_, tokio_postgres::Error>>()
-        .map_err(|e| unreadable("pg_type", e))
-}
-
 /// Which columns name a row: indexes into [`TableFacts::columns`] in key order.
 ///
 /// The stream carries the old key only as the replica identity says, and a publication makes the application's own UPDATE
@@ -435,9 +435,9 @@ pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
 pub struct RelationShape<'a> {
     pub topic: &'a str,
     pub partitions: i32,
-    pub modes: Modes,
-    /// Whether the format carries every value of a type exactly, by OID.
-    pub exact: fn(u32) -> bool,
+    pub modes: &'a Modes,
+    /// Whether the format carries every value of a column exactly.
+    pub exact: fn(&Column, &Modes) -> bool,
 }
 
 /// The relation version of a table as the catalog has it.
@@ -452,9 +452,11 @@ pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Re
             type_oid: column.type_oid,
             type_name: column.type_name.clone(),
             typmod: column.typmod,
+            kind: column.kind.clone(),
             nullable: !column.not_null,
+            default: column.default.clone(),
             key: ordinal(key.iter().position(|&k| k == i)),
-            exact: (shape.exact)(column.type_oid),
+            exact: false,
         })
         .collect();
     Ok(seal(table.oid, table.name.clone(), columns, shape))
@@ -484,7 +486,7 @@ pub struct StreamedColumn {
 pub fn build_streamed_relation(
     message: &StreamedRelation,
     table: Option<&TableFacts>,
-    types: &HashMap<u32, String>,
+    types: &HashMap<u32, TypeName>,
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
     let key = streamed_key(message, table)?;
@@ -498,10 +500,10 @@ pub fn build_streamed_relation(
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
-        let type_name = known
-            .filter(|c| c.type_oid == column.type_oid)
-            .map(|c| &c.type_name)
-            .or_else(|| types.get(&column.type_oid))
+        let same = known.filter(|c| c.type_oid == column.type_oid);
+        let (type_name, kind) = same
+            .map(|c| (&c.type_name, &c.kind))
+            .or_else(|| types.get(&column.type_oid).map(|found| (&found.name, &found.kind)))
             .ok_or_else(|| {
                 changed(format!("the type of column {:?} (OID {}) was dropped", column.name, column.type_oid))
             })?;
@@ -510,9 +512,12 @@ pub fn build_streamed_relation(
             type_oid: column.type_oid,
             type_name: type_name.clone(),
             typmod: column.typmod,
+            kind: kind.clone(),
             nullable: known.is_none_or(|c| !c.not_null),
+            // Of another type it would be another default.
+            default: same.and_then(|c| c.default.clone()),
             key: ordinal(key.iter().position(|k| *k == i)),
-            exact: (shape.exact)(column.type_oid),
+            exact: false,
         });
     }
     Ok(seal(message.oid, message.name.clone(), columns, shape))
@@ -558,7 +563,10 @@ fn ordinal(place: Option<usize>) -> Option<u16> {
     place.map(|at| u16::try_from(at).expect("an index has at most 32 columns"))
 }
 
-fn seal(oid: u32, name: TableName, columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+    for column in &mut columns {
+        column.exact = (shape.exact)(column, shape.modes);
+    }
     Relation {
         fingerprint: Fingerprint(0),
         oid,
@@ -566,7 +574,7 @@ fn seal(oid: u32, name: TableName, columns: Vec<Column>, shape: RelationShape<'_
         topic: shape.topic.to_owned(),
         partitions: shape.partitions,
         format: Format::Json,
-        modes: shape.modes,
+        modes: shape.modes.clone(),
         columns,
         transforms: Vec::new(),
     }
