@@ -84,6 +84,7 @@ fn main() {
         commit_time_us: 1_795_248_927_523_123,
         snapshot: Snapshot::False,
         now_ns: 1_795_248_927_928_123_456,
+        block: None,
     };
     let mut out = RecordBuf::default();
     encoder.create(&event, row.row(), &mut out).expect("the row fits");

@@ -315,6 +315,7 @@ fn event(envelope: &Envelope) -> Event {
         commit_time_us: envelope.source.ts_us,
         snapshot,
         now_ns: envelope.ts_ns,
+        block: None,
     }
 }
 
@@ -498,6 +499,7 @@ fn postgres_text_becomes_what_debezium_wrote() {
                 commit_time_us: 0,
                 snapshot: Snapshot::False,
                 now_ns: 0,
+                block: None,
             };
             encoder.create(&event, cells.row(), &mut out).unwrap();
             encoder.key(cells.row(), &mut out).unwrap();

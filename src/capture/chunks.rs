@@ -69,7 +69,7 @@ impl Visibility for PgSnapshot {
 
 /// The relation version's shape that a configured table asks for.
 pub fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: &table.modes, exact: mapping::exact }
+    RelationShape { topic: &table.topic, partitions: table.partitions, modes: &table.wire.modes, exact: mapping::exact }
 }
 
 /// The thread and the ways to it. Dropping stops it.

@@ -14,20 +14,21 @@ use uuid::Uuid;
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::snapshot::{Action, Job, Loader, Ready};
+use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::{Event, Snapshot};
-use crate::config::Config;
+use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, TopicIdentity};
+use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
 use crate::lsn::{Lsn, Position};
 use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
+use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
@@ -40,6 +41,9 @@ use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
 const GATHER_JOINS: Duration = Duration::from_millis(300);
+
+/// Who asks where no sink does; no sink can have this name.
+const TOPICS: &str = "";
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,6 +122,8 @@ struct Core {
     entries_since_base: u64,
     base_at: Instant,
     began: Instant,
+    /// When the last heartbeat was written.
+    beaten: Instant,
     reported: Instant,
     /// Of the stream, since the last report.
     bytes: u64,
@@ -153,8 +159,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter =
-            Emitter::new(producer, &config.kafka.topic_prefix, &config.source.database.dbname, metrics.clone());
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone());
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let now = Instant::now();
@@ -189,6 +194,7 @@ impl Reader {
             entries_since_base: 0,
             base_at: now,
             began: now,
+            beaten: now,
             reported: now,
             bytes: 0,
             received: Lsn::ZERO,
@@ -198,6 +204,7 @@ impl Reader {
             rows_done: HashMap::new(),
         };
         core.write_base()?;
+        core.ask_for_topics()?;
         core.report();
         Ok(Reader { stream, core })
     }
@@ -214,6 +221,7 @@ impl Reader {
                 Woke::Answer(answer) => self.core.answer(answer?)?,
                 Woke::Acked | Woke::Tick => {}
             }
+            self.core.beat().await?;
             self.core.pump(false)?;
             self.confirm();
         }
@@ -308,6 +316,19 @@ impl Core {
         self.began.elapsed()
     }
 
+    /// Tables that no sink takes are loaded for their topics alone, once.
+    fn ask_for_topics(&mut self) -> Result<()> {
+        let known = self.state.joined(TOPICS);
+        let wanted = |table: &&Table| table.sinks.is_empty() && table.wire.snapshot && !known.contains(&table.name);
+        let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
+        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by }))?;
+        Ok(())
+    }
+
     /// One pgoutput message.
     async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
         match pgoutput::decode(data, &mut self.scratch)? {
@@ -318,6 +339,8 @@ impl Core {
             Message::Commit { end_lsn, commit_time_us, .. } => {
                 let transaction = self.transaction.take().ok_or_else(out_of_place)?;
                 if transaction.take {
+                    let xid = transaction.xid;
+                    self.emitter.commit(&mut self.machine, xid, end_lsn, commit_time_us).await?;
                     self.machine.commit(end_lsn, commit_time_us);
                     self.metrics.transactions(1);
                 } else {
@@ -333,9 +356,33 @@ impl Core {
             Message::Message { transactional: false, prefix: MESSAGE_PREFIX, content, .. } => {
                 self.mark(start, content).await?
             }
+            Message::Message { transactional, prefix, content, .. } if !is_ours(prefix) => {
+                self.logical_message(start, transactional, prefix, content).await?;
+            }
             Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
         Ok(())
+    }
+
+    /// A message that somebody else wrote. One that is not transactional stands outside every transaction, wherever it is met.
+    async fn logical_message(&mut self, start: Lsn, transactional: bool, prefix: &str, content: &[u8]) -> Result<()> {
+        let transaction = self.transaction.filter(|_| transactional);
+        if transaction.is_some_and(|transaction| !transaction.take) || self.config.wire.messages.is_none() {
+            return Ok(());
+        }
+        let event = Event { snapshot: Snapshot::False, ..self.event(start, transaction) };
+        self.emitter.message(&mut self.machine, &event, prefix, content).await
+    }
+
+    /// Writes a heartbeat if one is due.
+    async fn beat(&mut self) -> Result<()> {
+        let config = self.config.clone();
+        let Some((interval, topic)) = &config.wire.heartbeat else { return Ok(()) };
+        if self.beaten.elapsed() < *interval {
+            return Ok(());
+        }
+        self.beaten = Instant::now();
+        self.emitter.heartbeat(&mut self.machine, topic, now_ns() / 1_000_000).await
     }
 
     fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
@@ -347,6 +394,7 @@ impl Core {
             commit_time_us: transaction.map_or(now_ns / 1000, |t| t.commit_time_us),
             snapshot: if transaction.is_some() { Snapshot::False } else { Snapshot::Incremental },
             now_ns,
+            block: None,
         }
     }
 
@@ -451,7 +499,9 @@ impl Core {
         let version = self.version(Relation::clone(&relation))?;
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
-        for row in &ready.rows {
+        for (i, row) in ready.rows.iter().enumerate() {
+            let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
+            let event = Event { snapshot: mark, ..event };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {
@@ -683,6 +733,19 @@ impl Core {
     }
 }
 
+/// Which part of a snapshot a chunk's row is. Only the row itself can be told from its chunk, so where the last tables are empty
+/// no row is the last.
+fn snapshot_mark(extent: Option<Extent>, first: bool, last: bool) -> Snapshot {
+    let Some(extent) = extent else { return Snapshot::Incremental };
+    match (first, last) {
+        (_, true) if extent.last => Snapshot::Last,
+        (true, _) if extent.first => Snapshot::First,
+        (_, true) if extent.last_of_table => Snapshot::LastInDataCollection,
+        (true, _) if extent.first_of_table => Snapshot::FirstInDataCollection,
+        _ => Snapshot::True,
+    }
+}
+
 #[derive(Clone, Copy)]
 enum ChangeKind {
     Insert,
@@ -715,8 +778,10 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
         let first = &open[0].request;
         (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
     };
-    let tables = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    Job { requests, only, tables }
+    let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
+    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
+    let initial = !tables.iter().any(loaded);
+    Job { requests, only, tables, initial }
 }
 
 /// A RELATION message in the catalog's words.
@@ -734,6 +799,11 @@ fn announced(body: &RelationBody, name: &TableName) -> StreamedRelation {
         typmod: c.typmod,
     };
     StreamedRelation { oid: body.oid, name: name.clone(), identity, columns: body.columns.iter().map(column).collect() }
+}
+
+/// Written by this program: the marks of chunks, and what flushes them on older servers.
+fn is_ours(prefix: &str) -> bool {
+    prefix == MESSAGE_PREFIX || prefix == chunk::FLUSH_PREFIX
 }
 
 fn now_ns() -> i64 {

@@ -10,10 +10,14 @@ use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
-use crate::codec::{Encoder, Event, HEADER_NEW_KEY, HEADER_OLD_KEY, RecordBuf};
+use crate::codec::{
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Op as Wire, RecordBuf, TransactionMark,
+};
+use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
+use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::{Fingerprint, Relation};
@@ -32,9 +36,18 @@ const ACKED_NAP: Duration = Duration::from_millis(1);
 pub struct Version {
     pub relation: Arc<Relation>,
     pub key: Vec<usize>,
+    wire: TableWire,
+    /// Its name in the blocks of transactions.
+    collection: String,
     encoder: Encoder,
     route: Route,
     records: metrics::Counter,
+}
+
+impl Version {
+    fn writes(&self, op: Wire) -> bool {
+        !self.wire.skipped.contains(&op.letter())
+    }
 }
 
 /// A change as the stream sends it.
@@ -63,28 +76,44 @@ pub struct Emitter {
     /// Topics of the routes, in order.
     pub topics: Vec<String>,
     versions: HashMap<Fingerprint, Arc<Version>>,
-    prefix: String,
-    database: String,
+    config: Arc<Config>,
+    events: EventEncoder,
+    /// The transaction that is told of, once it has a record; `None` where none are.
+    counts: Option<Counts>,
     metrics: SourceMetrics,
     record: RecordBuf,
     /// The other half's key, for a header.
     other_key: Vec<u8>,
 }
 
+/// How many records of which tables the open transaction has had.
+#[derive(Default)]
+struct Counts {
+    total: u64,
+    collections: Vec<(String, u64)>,
+}
+
 /// The producer and what it has acknowledged.
 struct Outlet {
     producer: Producer,
     acks: Vec<Ack>,
+    /// By the routes' numbers: topics that are in no span.
+    foreign: Vec<bool>,
+    /// `__debezium.context.*`, if they are asked for.
+    context: Option<Arc<Vec<(&'static str, Vec<u8>)>>>,
 }
 
 impl Emitter {
-    pub fn new(producer: Producer, prefix: &str, database: &str, metrics: SourceMetrics) -> Emitter {
+    pub fn new(producer: Producer, config: Arc<Config>, metrics: SourceMetrics) -> Emitter {
+        let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
+        let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
         Emitter {
-            outlet: Outlet { producer, acks: Vec::new() },
+            outlet: Outlet { producer, acks: Vec::new(), foreign: Vec::new(), context },
             topics: Vec::new(),
             versions: HashMap::new(),
-            prefix: prefix.to_owned(),
-            database: database.to_owned(),
+            events: EventEncoder::new(prefix, database, &config.wire.tables.modes),
+            counts: config.wire.transaction_topic.is_some().then(Counts::default),
+            config,
             metrics,
             record: RecordBuf::default(),
             other_key: Vec::new(),
@@ -96,19 +125,116 @@ impl Emitter {
         if let Some(known) = self.versions.get(&relation.fingerprint) {
             return (known.clone(), false);
         }
-        let route = self.outlet.producer.route(&relation.topic);
-        let index = route.index();
-        if index == self.topics.len() {
-            self.topics.push(relation.topic.clone());
-        }
-        assert_eq!(self.topics[index], relation.topic, "routes are numbered in the order of their first use");
+        let route = self.route(&relation.topic.clone(), false);
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
         let relation = Arc::new(relation);
-        let encoder = Encoder::new(relation.clone(), &self.prefix, &self.database);
+        let database = &self.config.source.database.dbname;
+        let encoder = Encoder::new(relation.clone(), &self.config.kafka.topic_prefix, database);
         let records = self.metrics.records(&relation.name);
-        let version = Arc::new(Version { relation, key, encoder, route, records });
+        let table = self.config.tables.iter().find(|table| table.name == relation.name);
+        let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
+        let version =
+            Arc::new(Version { collection: relation.name.to_string(), relation, key, wire, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
         (version, true)
+    }
+
+    fn route(&mut self, topic: &str, foreign: bool) -> Route {
+        let route = self.outlet.producer.route(topic);
+        let index = route.index();
+        if index == self.topics.len() {
+            self.topics.push(topic.to_owned());
+            self.outlet.foreign.push(foreign);
+        }
+        assert_eq!(self.topics[index], topic, "routes are numbered in the order of their first use");
+        route
+    }
+
+    /// The event with its record's place in the transaction. The first record of a transaction writes its BEGIN.
+    async fn counted(&mut self, machine: &mut Machine, collection: Option<&str>, event: &Event) -> Result<Event> {
+        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
+        let begins = counts.total == 0;
+        counts.total += 1;
+        // Debezium counts each message as a data collection of its own, without a name that lasts.
+        let collection = collection.unwrap_or("message");
+        let place = counts.collections.iter_mut().find(|(name, _)| name == collection);
+        let collection_order = match place {
+            Some((_, count)) => {
+                *count += 1;
+                *count
+            }
+            None => {
+                counts.collections.push((collection.to_owned(), 1));
+                1
+            }
+        };
+        let block = Block { total_order: counts.total, collection_order };
+        if begins {
+            let mark =
+                TransactionMark { xid, lsn: event.lsn.0, commit_time_us: event.commit_time_us, collections: None };
+            self.events.transaction(&mark, &mut self.record);
+            self.transaction_record(machine).await?;
+        }
+        Ok(Event { block: Some(block), ..*event })
+    }
+
+    /// The transaction ends at `end`: its END is written if it had records.
+    pub async fn commit(&mut self, machine: &mut Machine, xid: u32, end: Lsn, commit_time_us: i64) -> Result<()> {
+        let Some(counts) = &mut self.counts else { return Ok(()) };
+        let Counts { total, collections } = std::mem::take(counts);
+        if total == 0 {
+            return Ok(());
+        }
+        let collections = Some(collections.as_slice());
+        let mark = TransactionMark { xid: u64::from(xid), lsn: end.0, commit_time_us, collections };
+        self.events.transaction(&mark, &mut self.record);
+        self.transaction_record(machine).await
+    }
+
+    async fn transaction_record(&mut self, machine: &mut Machine) -> Result<()> {
+        let topic = self.config.wire.transaction_topic.clone().expect("transactions are told of");
+        self.foreign(machine, &topic).await
+    }
+
+    pub async fn heartbeat(&mut self, machine: &mut Machine, topic: &str, now_ms: i64) -> Result<()> {
+        self.events.heartbeat(now_ms, &mut self.record);
+        self.foreign(machine, topic).await
+    }
+
+    /// A logical message, if messages with its prefix are asked for.
+    pub async fn message(&mut self, machine: &mut Machine, event: &Event, prefix: &str, content: &[u8]) -> Result<()> {
+        let config = self.config.clone();
+        let Some(messages) = &config.wire.messages else { return Ok(()) };
+        let listed = |list: &[String]| list.iter().any(|wanted| wanted == prefix);
+        if messages.include.as_deref().is_some_and(|list| !listed(list)) || listed(&messages.exclude) {
+            return Ok(());
+        }
+        let event = self.counted(machine, None, event).await?;
+        self.events.message(&event, prefix, content, &mut self.record);
+        self.foreign(machine, &messages.topic).await
+    }
+
+    /// Sends what is in `record` to a topic that is in no span.
+    async fn foreign(&mut self, machine: &mut Machine, topic: &str) -> Result<()> {
+        let route = self.route(topic, true);
+        let token = machine.foreign_record();
+        let header = Header {
+            kind: Kind::Foreign,
+            epoch: machine.epoch(),
+            position: machine.position(),
+            relation: Fingerprint(0),
+        };
+        let draft = Draft {
+            header,
+            partition: Some(0),
+            key: Some(&self.record.key),
+            value: Some(&self.record.value),
+            absent: None,
+            text: &[],
+            other_key: None,
+            token,
+        };
+        self.outlet.send(machine, route, &draft).await
     }
 
     /// Writes the records of a change in the open transaction. With `keep`, says what it was.
@@ -125,16 +251,22 @@ impl Emitter {
                 if new.has_absent() {
                     return Err(absent_insert(version));
                 }
-                version.encoder.key(new, &mut self.record)?;
-                version.encoder.create(event, new, &mut self.record)?;
-                self.put(machine, version, Kind::Change, Some(new), None).await?;
+                if version.writes(Wire::Create) {
+                    let event = &self.counted(machine, Some(&version.collection), event).await?;
+                    version.encoder.key(new, &mut self.record)?;
+                    version.encoder.create(event, new, &mut self.record)?;
+                    self.put(machine, version, Kind::Change, Some(new), None).await?;
+                }
                 Ok(keep.then(|| Op::Insert(new.to_owned())))
             }
             Streamed::Delete { old } => {
-                version.encoder.key(old, &mut self.record)?;
-                version.encoder.delete(event, old, &mut self.record)?;
-                self.put(machine, version, Kind::Change, None, None).await?;
-                self.tombstone(machine, version, None).await?;
+                if version.writes(Wire::Delete) {
+                    let event = &self.counted(machine, Some(&version.collection), event).await?;
+                    version.encoder.key(old, &mut self.record)?;
+                    version.encoder.delete(event, old, &mut self.record)?;
+                    self.put(machine, version, Kind::Change, None, None).await?;
+                    self.tombstone(machine, version, None).await?;
+                }
                 Ok(keep.then(|| Op::Delete(old.to_owned())))
             }
             Streamed::Update { old, new } => self.update(machine, version, event, old, new, keep).await,
@@ -165,9 +297,12 @@ impl Emitter {
             return Ok(keep.then(|| Op::Rekey { old: old.to_owned(), new: new.to_owned() }));
         }
         let before = old.filter(|(kind, _)| *kind == OldKind::Full).map(|(_, old)| old);
-        version.encoder.key(new, &mut self.record)?;
-        version.encoder.update(event, before, new, &mut self.record)?;
-        self.put(machine, version, Kind::Change, Some(new), None).await?;
+        if version.writes(Wire::Update) {
+            let event = &self.counted(machine, Some(&version.collection), event).await?;
+            version.encoder.key(new, &mut self.record)?;
+            version.encoder.update(event, before, new, &mut self.record)?;
+            self.put(machine, version, Kind::Change, Some(new), None).await?;
+        }
         Ok(keep.then(|| Op::Update(new.to_owned())))
     }
 
@@ -180,11 +315,18 @@ impl Emitter {
         old: Row<'_>,
         new: Row<'_>,
     ) -> Result<()> {
-        version.encoder.key_json(new, &mut self.other_key)?;
-        version.encoder.key(old, &mut self.record)?;
-        version.encoder.delete(event, old, &mut self.record)?;
-        self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
-        self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
+        if version.writes(Wire::Delete) {
+            let event = &self.counted(machine, Some(&version.collection), event).await?;
+            version.encoder.key_json(new, &mut self.other_key)?;
+            version.encoder.key(old, &mut self.record)?;
+            version.encoder.delete(event, old, &mut self.record)?;
+            self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
+            self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
+        }
+        if !version.writes(Wire::Create) {
+            return Ok(());
+        }
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
         version.encoder.key(new, &mut self.record)?;
         version.encoder.key_json(old, &mut self.other_key)?;
         version.encoder.create(event, new, &mut self.record)?;
@@ -193,6 +335,10 @@ impl Emitter {
 
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
     pub async fn truncate(&mut self, machine: &mut Machine, version: &Version, event: &Event) -> Result<()> {
+        if !version.writes(Wire::Truncate) {
+            return Ok(());
+        }
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
         version.encoder.truncate(event, &mut self.record)?;
         let (position, token) = machine.record();
         let draft = Draft {
@@ -210,7 +356,8 @@ impl Emitter {
             other_key: None,
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// A row of a chunk that enters the stream here.
@@ -239,7 +386,8 @@ impl Emitter {
             other_key: None,
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// Sends what is in `record` as the next record of the open transaction.
@@ -263,7 +411,8 @@ impl Emitter {
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// The tombstone of the key in `record`.
@@ -273,6 +422,9 @@ impl Emitter {
         version: &Version,
         other_key: Option<&'static str>,
     ) -> Result<()> {
+        if !version.wire.tombstones {
+            return Ok(());
+        }
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header {
@@ -289,7 +441,8 @@ impl Emitter {
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// Resolves when records were acknowledged or the producer failed.
@@ -333,9 +486,10 @@ struct Draft<'a> {
 }
 
 impl Outlet {
-    async fn send(&mut self, machine: &mut Machine, version: &Version, draft: &Draft<'_>) -> Result<()> {
+    async fn send(&mut self, machine: &mut Machine, route: Route, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
-        let mut headers: [(&str, &[u8]); 4] = [(HEADER, &header), ("", &[]), ("", &[]), ("", &[])];
+        let mut headers: [(&str, &[u8]); 4 + CONTEXT] = [("", &[]); 4 + CONTEXT];
+        headers[0] = (HEADER, &header);
         let mut count = 1;
         let mut add = |name, bytes| {
             headers[count] = (name, bytes);
@@ -350,8 +504,12 @@ impl Outlet {
         if let Some((name, key)) = draft.other_key {
             add(name, key);
         }
+        let context = self.context.clone().filter(|_| draft.header.kind != Kind::Foreign);
+        if let Some(context) = &context {
+            context.iter().for_each(|(name, text)| add(name, text));
+        }
         let message = Message {
-            route: version.route,
+            route,
             partition: draft.partition,
             key: draft.key,
             value: draft.value,
@@ -364,7 +522,6 @@ impl Outlet {
             }
             self.take_acks(machine)?;
         }
-        version.records.increment(1);
         Ok(())
     }
 
@@ -373,6 +530,10 @@ impl Outlet {
         let any = !self.acks.is_empty();
         for ack in self.acks.drain(..) {
             let Ack { route, partition, token, first, last, count } = ack;
+            if self.foreign[route.index()] {
+                machine.foreign_acked(token, count);
+                continue;
+            }
             machine.acked(Acked {
                 route: u16::try_from(route.index()).expect("routes are numbered with 16 bits"),
                 partition,
@@ -384,6 +545,22 @@ impl Outlet {
         }
         Ok(any)
     }
+}
+
+/// How many headers [`context_headers`] are.
+const CONTEXT: usize = 4;
+
+/// What Debezium says of itself on every record of a table.
+fn context_headers(prefix: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let run = uuid::Uuid::new_v4().to_string();
+    let headers = [
+        ("__debezium.context.connectorLogicalName", prefix.as_bytes().to_vec()),
+        ("__debezium.context.taskId", b"0".to_vec()),
+        ("__debezium.context.connectorName", b"postgresql".to_vec()),
+        ("__debezium.context.runId", run.into_bytes()),
+    ];
+    assert_eq!(headers.len(), CONTEXT, "there is room for them beside ours");
+    headers.into()
 }
 
 fn absent_insert(version: &Version) -> Error {

@@ -43,6 +43,19 @@ pub struct Job {
     pub only: Option<(String, Uuid)>,
     /// Parents first.
     pub tables: Vec<TableName>,
+    /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
+    pub initial: bool,
+}
+
+/// Where a chunk lies in a first load, for `source.snapshot` of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// No row was loaded before it: of any table, of its own.
+    pub first: bool,
+    pub first_of_table: bool,
+    /// No range is left behind it: of its table, of any.
+    pub last_of_table: bool,
+    pub last: bool,
 }
 
 /// What the driver is to do next. Nothing else is asked before it has been answered.
@@ -87,6 +100,8 @@ pub struct Ready {
     pub range: KeyRange,
     pub rows: Vec<RowBuf>,
     pub only: Option<(String, Uuid)>,
+    /// `None`: not a first load.
+    pub extent: Option<Extent>,
 }
 
 struct Remembered {
@@ -115,6 +130,8 @@ struct Running {
     asked: Option<Uuid>,
     /// Keys of rows that the sinks left out, with their tables: they can't be moved or made there.
     left_out: HashSet<(TableName, Vec<Vec<u8>>)>,
+    /// The table of the last row that was emitted.
+    rows_of: Option<TableName>,
 }
 
 /// The loader of one incarnation of the reader.
@@ -163,6 +180,7 @@ impl<V: Visibility> Loader<V> {
             fenced: false,
             asked: None,
             left_out: HashSet::new(),
+            rows_of: None,
             job,
         });
     }
@@ -292,13 +310,23 @@ impl<V: Visibility> Loader<V> {
             return Ok(None);
         };
         running.mismatch = None;
+        let before = running.rows_of.clone();
+        if !rows.is_empty() {
+            running.rows_of = Some(table.clone());
+        }
         running.emitted.push((table.clone(), chunk.range.clone()));
         running.orders.insert(table.clone(), chunk.key_orders);
         running.advance(&chunk.range);
+        let extent = running.job.initial.then(|| Extent {
+            first: before.is_none(),
+            first_of_table: before.as_ref() != Some(&table),
+            last_of_table: running.tables.front() != Some(&table),
+            last: running.tables.is_empty(),
+        });
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
         let only = self.running.as_ref().and_then(|running| running.job.only.clone());
-        Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only }))
+        Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only, extent }))
     }
 
     /// Aims the next chunk at the byte limit.
@@ -452,7 +480,7 @@ mod tests {
 
     fn loader() -> Loader<Below> {
         let mut loader = Loader::new(1000, 1 << 20);
-        loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()] });
+        loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], initial: true });
         let name = Uuid::new_v4();
         assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
         assert_eq!(loader.next_action(Uuid::new_v4()), None);

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::events::head;
 use super::mapping::{self, Encoding};
-use super::schema::{RelationSchemas, Schema, Value, push_json};
+use super::schema::{RelationSchemas, Value};
 use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
 use super::{Event, Op, RecordBuf, invalid};
 use crate::error::{Error, Result};
@@ -32,12 +33,17 @@ pub struct Encoder {
     /// `{"schema":…,"payload":` where values and keys carry their schema, else nothing.
     value_head: Vec<u8>,
     key_head: Vec<u8>,
+    source: Source,
+}
+
+/// The source block of one table's records.
+pub(super) struct Source {
     /// `,"source":{…"ts_ms":`
-    source_head: Vec<u8>,
+    head: Vec<u8>,
     /// `","db":…,"sequence":"[`
-    source_db: Vec<u8>,
+    db: Vec<u8>,
     /// `,"schema":…,"table":…,"txId":`
-    source_table: Vec<u8>,
+    table: Vec<u8>,
 }
 
 struct Field {
@@ -73,35 +79,12 @@ impl Encoder {
             }
         });
         let schemas = modes.schemas.then(|| RelationSchemas::new(&relation, prefix));
-        let head = |schema: &Schema| {
-            let mut head = br#"{"schema":"#.to_vec();
-            push_json(schema, None, &mut head);
-            head.extend_from_slice(br#","payload":"#);
-            head
-        };
-        let source_head = [
-            br#","source":{"version":"#.as_slice(),
-            &quoted(VERSION),
-            br#","connector":"postgresql","name":"#,
-            &quoted(prefix),
-            br#","ts_ms":"#,
-        ];
-        let source_db = [br#"","db":"#.as_slice(), &quoted(db), br#","sequence":"["#];
-        let source_table = [
-            br#","schema":"#.as_slice(),
-            &quoted(&relation.name.schema),
-            br#","table":"#,
-            &quoted(&relation.name.table),
-            br#","txId":"#,
-        ];
         Encoder {
             fields: fields.collect(),
             key: relation.key_columns(),
             value_head: schemas.as_ref().map(|schemas| head(&schemas.envelope)).unwrap_or_default(),
             key_head: schemas.as_ref().and_then(|schemas| schemas.key.as_ref()).map(head).unwrap_or_default(),
-            source_head: source_head.concat(),
-            source_db: source_db.concat(),
-            source_table: source_table.concat(),
+            source: Source::new(prefix, db, &relation.name.schema, &relation.name.table),
             relation,
         }
     }
@@ -201,7 +184,19 @@ impl Encoder {
         self.side(Side::Before, before, out)?;
         out.value.extend_from_slice(br#","after":"#);
         self.side(Side::After, after, out)?;
-        self.source(op, event, &mut out.value);
+        let value = &mut out.value;
+        self.source.push(event, value);
+        value.extend_from_slice(br#","transaction":"#);
+        push_block(event, value);
+        value.extend_from_slice(br#","op":""#);
+        value.push(u8::try_from(op.letter()).expect("an ASCII letter"));
+        value.extend_from_slice(br#"","ts_ms":"#);
+        push_integer(value, event.now_ns.div_euclid(1_000_000));
+        value.extend_from_slice(br#","ts_us":"#);
+        push_integer(value, event.now_ns.div_euclid(1_000));
+        value.extend_from_slice(br#","ts_ns":"#);
+        push_integer(value, event.now_ns);
+        value.push(b'}');
         if !self.value_head.is_empty() {
             out.value.push(b'}');
         }
@@ -262,41 +257,6 @@ impl Encoder {
         }
     }
 
-    /// Everything behind the rows.
-    fn source(&self, op: Op, event: &Event, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.source_head);
-        push_integer(out, event.commit_time_us.div_euclid(1_000));
-        out.extend_from_slice(br#","snapshot":""#);
-        out.extend_from_slice(event.snapshot.as_str().as_bytes());
-        out.extend_from_slice(&self.source_db);
-        match event.last_commit_lsn {
-            None => out.extend_from_slice(b"null"),
-            Some(lsn) => push_escaped_quotes(out, lsn.0),
-        }
-        out.push(b',');
-        push_escaped_quotes(out, event.lsn.0);
-        out.extend_from_slice(br#"]","ts_us":"#);
-        push_integer(out, event.commit_time_us);
-        out.extend_from_slice(br#","ts_ns":"#);
-        push_integer(out, event.commit_time_us.saturating_mul(1_000));
-        out.extend_from_slice(&self.source_table);
-        match event.xid {
-            None => out.extend_from_slice(b"null"),
-            Some(xid) => push_integer(out, xid),
-        }
-        out.extend_from_slice(br#","lsn":"#);
-        push_integer(out, event.lsn.0);
-        out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null},"transaction":null,"op":""#);
-        out.push(u8::try_from(op.letter()).expect("an ASCII letter"));
-        out.extend_from_slice(br#"","ts_ms":"#);
-        push_integer(out, event.now_ns.div_euclid(1_000_000));
-        out.extend_from_slice(br#","ts_us":"#);
-        push_integer(out, event.now_ns.div_euclid(1_000));
-        out.extend_from_slice(br#","ts_ns":"#);
-        push_integer(out, event.now_ns);
-        out.push(b'}');
-    }
-
     fn check_width(&self, row: Row<'_>) -> Result<()> {
         if row.len() == self.fields.len() {
             return Ok(());
@@ -326,6 +286,64 @@ impl Encoder {
         let hint = format!("ALTER TABLE {} REPLICA IDENTITY FULL", self.relation.name.quoted());
         invalid(&self.relation, Some(column), found, hint)
     }
+}
+
+impl Source {
+    pub fn new(prefix: &str, db: &str, schema: &str, table: &str) -> Source {
+        let head = [
+            br#","source":{"version":"#.as_slice(),
+            &quoted(VERSION),
+            br#","connector":"postgresql","name":"#,
+            &quoted(prefix),
+            br#","ts_ms":"#,
+        ];
+        let db = [br#"","db":"#.as_slice(), &quoted(db), br#","sequence":"["#];
+        let table = [br#","schema":"#.as_slice(), &quoted(schema), br#","table":"#, &quoted(table), br#","txId":"#];
+        Source { head: head.concat(), db: db.concat(), table: table.concat() }
+    }
+
+    /// `,"source":{…}`
+    pub fn push(&self, event: &Event, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head);
+        push_integer(out, event.commit_time_us.div_euclid(1_000));
+        out.extend_from_slice(br#","snapshot":""#);
+        out.extend_from_slice(event.snapshot.as_str().as_bytes());
+        out.extend_from_slice(&self.db);
+        match event.last_commit_lsn {
+            None => out.extend_from_slice(b"null"),
+            Some(lsn) => push_escaped_quotes(out, lsn.0),
+        }
+        out.push(b',');
+        push_escaped_quotes(out, event.lsn.0);
+        out.extend_from_slice(br#"]","ts_us":"#);
+        push_integer(out, event.commit_time_us);
+        out.extend_from_slice(br#","ts_ns":"#);
+        push_integer(out, event.commit_time_us.saturating_mul(1_000));
+        out.extend_from_slice(&self.table);
+        match event.xid {
+            None => out.extend_from_slice(b"null"),
+            Some(xid) => push_integer(out, xid),
+        }
+        out.extend_from_slice(br#","lsn":"#);
+        push_integer(out, event.lsn.0);
+        out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null}"#);
+    }
+}
+
+/// The transaction block, or null.
+pub(super) fn push_block(event: &Event, out: &mut Vec<u8>) {
+    let (Some(block), Some(xid)) = (event.block, event.xid) else {
+        return out.extend_from_slice(b"null");
+    };
+    out.extend_from_slice(br#"{"id":""#);
+    push_integer(out, xid);
+    out.push(b':');
+    push_integer(out, event.lsn.0);
+    out.extend_from_slice(br#"","total_order":"#);
+    push_integer(out, block.total_order);
+    out.extend_from_slice(br#","data_collection_order":"#);
+    push_integer(out, block.collection_order);
+    out.push(b'}');
 }
 
 fn json_of(value: &Value) -> Vec<u8> {
@@ -481,7 +499,7 @@ impl Writer for JsonWriter<'_> {
     }
 }
 
-fn push_integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
+pub(super) fn push_integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
@@ -504,7 +522,7 @@ pub(super) fn push_string(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
     Some(())
 }
 
-fn push_str(out: &mut Vec<u8>, text: &str) {
+pub(super) fn push_str(out: &mut Vec<u8>, text: &str) {
     let mut rest = text;
     out.push(b'"');
     loop {

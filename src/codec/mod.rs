@@ -14,12 +14,14 @@
 //!
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
+mod events;
 mod json_decode;
 mod json_encode;
 pub mod mapping;
 pub mod schema;
 pub mod write;
 
+pub use events::{EventEncoder, TransactionMark};
 pub use json_decode::Decoder;
 pub use json_encode::{Encoder, JsonWriter};
 
@@ -46,6 +48,17 @@ pub struct Event {
     pub snapshot: Snapshot,
     /// When the record is made: nanoseconds since 1970.
     pub now_ns: i64,
+    /// The record's place in its transaction, where transactions are told of.
+    pub block: Option<Block>,
+}
+
+/// Places counted from 1, as Debezium's `transaction` block has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// Among the transaction's records.
+    pub total_order: u64,
+    /// Among those of the same table.
+    pub collection_order: u64,
 }
 
 /// `source.snapshot`: which part of a snapshot a row is.

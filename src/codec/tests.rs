@@ -52,6 +52,7 @@ const EVENT: Event = Event {
     commit_time_us: 1_700_000_000_123_456,
     snapshot: Snapshot::False,
     now_ns: 1_700_000_001_000_000_007,
+    block: None,
 };
 
 fn row(cells: &[Cell<'_>]) -> RowBuf {
