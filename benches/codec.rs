@@ -7,11 +7,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lockstep::codec::mapping::{self, oid};
+use lockstep::codec::mapping::oid;
 use lockstep::codec::{Decoder, Encoder, Event, RecordBuf, Snapshot};
 use lockstep::lsn::Lsn;
 use lockstep::record::Side;
-use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName};
+use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, TypeKind};
 use lockstep::value::{Cell, RowBuf};
 
 const ROUNDS: usize = 15;
@@ -36,9 +36,11 @@ fn relation() -> Arc<Relation> {
         type_oid: *type_oid,
         type_name: String::new(),
         typmod: -1,
+        kind: TypeKind::Base,
         nullable: i > 0,
+        default: None,
         key: (i == 0).then_some(0),
-        exact: mapping::exact(*type_oid),
+        exact: false,
     });
     Arc::new(Relation {
         fingerprint: Fingerprint(0),
@@ -82,6 +84,7 @@ fn main() {
         commit_time_us: 1_795_248_927_523_123,
         snapshot: Snapshot::False,
         now_ns: 1_795_248_927_928_123_456,
+        block: None,
     };
     let mut out = RecordBuf::default();
     encoder.create(&event, row.row(), &mut out).expect("the row fits");

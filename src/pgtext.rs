@@ -6,7 +6,7 @@
 //! compares it with the printed one. What can't be read is `None`, never a guess.
 //!
 //! Days and seconds count from 1970-01-01 in the proleptic Gregorian calendar, as Postgres and java.time do. Not here: any
-//! wish of a format (see codec), numeric values (they stay text), intervals.
+//! wish of a format (see codec), numeric values (they stay text).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -97,6 +97,66 @@ pub fn parse_time(text: &[u8]) -> Option<i64> {
     let (seconds, micros) = cursor.clock()?;
     cursor.end()?;
     Some(seconds * 1_000_000 + i64::from(micros))
+}
+
+/// A time with its zone: microseconds since midnight, and seconds east of UTC.
+pub fn parse_timetz(text: &[u8]) -> Option<(i64, i64)> {
+    let mut cursor = Cursor(text);
+    let (seconds, micros) = cursor.clock()?;
+    let offset = cursor.offset()?;
+    cursor.end()?;
+    Some((seconds * 1_000_000 + i64::from(micros), offset))
+}
+
+/// An interval as Postgres keeps it: each part has a sign of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interval {
+    pub months: i32,
+    pub days: i32,
+    pub micros: i64,
+}
+
+/// IntervalStyle postgres: `1 year -2 mons +3 days 04:05:06.789`, each part only where it is not zero.
+pub fn parse_interval(text: &[u8]) -> Option<Temporal<Interval>> {
+    if let Some(infinite) = parse_infinite(text) {
+        return Some(infinite);
+    }
+    let text = std::str::from_utf8(text).ok()?;
+    let (mut months, mut days, mut micros) = (0i32, 0i32, 0i64);
+    let mut words = text.split(' ').peekable();
+    words.peek().filter(|word| !word.is_empty())?;
+    while let Some(word) = words.next() {
+        if word.contains(':') {
+            micros = interval_clock(word)?;
+            return words.next().is_none().then_some(Temporal::Finite(Interval { months, days, micros }));
+        }
+        let number: i32 = word.parse().ok()?;
+        match words.next()? {
+            "year" | "years" => months = months.checked_add(number.checked_mul(12)?)?,
+            "mon" | "mons" => months = months.checked_add(number)?,
+            "day" | "days" => days = number,
+            _ => return None,
+        }
+    }
+    Some(Temporal::Finite(Interval { months, days, micros }))
+}
+
+/// `-100:04:05.5`: hours are as many as there are.
+fn interval_clock(word: &str) -> Option<i64> {
+    let (negative, plain) = match word.strip_prefix('-') {
+        Some(plain) => (true, plain),
+        None => (false, word.strip_prefix('+').unwrap_or(word)),
+    };
+    let (hours, rest) = plain.split_once(':')?;
+    let mut cursor = Cursor(rest.as_bytes());
+    let minutes = cursor.two()?;
+    cursor.take(b':').then_some(())?;
+    let seconds = cursor.two()?;
+    let fraction = if cursor.take(b'.') { cursor.fraction()? } else { 0 };
+    cursor.end()?;
+    let hours: i128 = hours.bytes().all(|b| b.is_ascii_digit()).then(|| hours.parse().ok()).flatten()?;
+    let micros = ((hours * 60 + i128::from(minutes)) * 60 + i128::from(seconds)) * 1_000_000 + i128::from(fraction);
+    i64::try_from(if negative { -micros } else { micros }).ok()
 }
 
 /// ISO 8601 in UTC with astronomical years, as java.time prints it: `-0043-03-15T12:00:00.5Z`, `+10000-01-01T00:00:00Z`.
@@ -262,7 +322,20 @@ pub fn push_time(out: &mut Vec<u8>, micros: i64) {
 
 /// What [`parse_iso_utc`] reads; the fraction has at least `digits` digits.
 pub fn push_iso_utc(out: &mut Vec<u8>, stamp: Stamp, digits: u8) {
-    let (year, month, day) = civil_of(stamp.seconds.div_euclid(DAY_SECONDS));
+    push_iso_year_month_day(out, stamp.seconds.div_euclid(DAY_SECONDS));
+    out.push(b'T');
+    push_clock(out, stamp.seconds.rem_euclid(DAY_SECONDS), stamp.micros, digits);
+    out.push(b'Z');
+}
+
+/// ISO 8601 with an astronomical year, and Debezium's `Z`: `-0043-03-15Z`.
+pub fn push_iso_date(out: &mut Vec<u8>, days: i32) {
+    push_iso_year_month_day(out, i64::from(days));
+    out.push(b'Z');
+}
+
+fn push_iso_year_month_day(out: &mut Vec<u8>, days: i64) {
+    let (year, month, day) = civil_of(days);
     if year < 0 {
         out.push(b'-');
     } else if year > 9999 {
@@ -270,9 +343,6 @@ pub fn push_iso_utc(out: &mut Vec<u8>, stamp: Stamp, digits: u8) {
     }
     push_padded(out, year.unsigned_abs(), 4);
     push_month_day(out, month, day);
-    out.push(b'T');
-    push_clock(out, stamp.seconds.rem_euclid(DAY_SECONDS), stamp.micros, digits);
-    out.push(b'Z');
 }
 
 /// Whether the year is before Christ; the caller ends the text with [`push_era`].

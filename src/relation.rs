@@ -84,17 +84,47 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
-/// How records are written. JSON without schemas is the one there is so far.
+/// How records are written. [`Modes::schemas`] says whether JSON carries schemas.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     Json,
 }
 
-/// The handling modes of Debezium's connector that shape a value. Defaults are the ones that lose nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// The handling modes of Debezium's connector and of Connect's converters that shape a record. Defaults lose nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Modes {
     pub decimal: DecimalMode,
+    pub time: TimeMode,
+    pub interval: IntervalMode,
+    pub binary: BinaryMode,
+    pub hstore: HstoreMode,
+    pub unknown: UnknownMode,
+    pub conversion_failure: ConversionFailure,
+    /// `replace.null.with.default` of the converters: an explicit NULL is shown as the column's default.
+    pub null_as_default: bool,
+    /// `schemas.enable` of JsonConverter: keys and values carry their schema.
+    pub schemas: bool,
+    /// `unavailable.value.placeholder`, for columns that the source did not send.
+    pub placeholder: Placeholder,
+}
+
+impl Default for Modes {
+    fn default() -> Modes {
+        Modes {
+            decimal: DecimalMode::String,
+            time: TimeMode::Adaptive,
+            interval: IntervalMode::String,
+            binary: BinaryMode::Bytes,
+            hstore: HstoreMode::Json,
+            unknown: UnknownMode::Text,
+            conversion_failure: ConversionFailure::Fail,
+            null_as_default: false,
+            schemas: false,
+            placeholder: Placeholder::default(),
+        }
+    }
 }
 
 /// `decimal.handling.mode`: how numeric and money are written.
@@ -102,12 +132,148 @@ pub struct Modes {
 #[serde(rename_all = "snake_case")]
 pub enum DecimalMode {
     String,
+    /// Connect's Decimal: the unscaled value's bytes.
+    Precise,
+    Double,
 }
 
-impl Default for Modes {
-    fn default() -> Modes {
-        Modes { decimal: DecimalMode::String }
+/// `time.precision.mode`: how date, time and timestamp are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeMode {
+    /// Milliseconds for up to three digits of a second, microseconds for more.
+    Adaptive,
+    /// The same, but times always in microseconds.
+    AdaptiveTimeMicroseconds,
+    /// Connect's own types, all in milliseconds.
+    Connect,
+    Isostring,
+    Microseconds,
+    Nanoseconds,
+}
+
+/// `interval.handling.mode`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IntervalMode {
+    /// Microseconds, a month being 30.4375 days.
+    Numeric,
+    /// ISO 8601.
+    String,
+}
+
+/// `binary.handling.mode`: how bytea is written, and unknown types where they are bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BinaryMode {
+    /// Bytes, which are base64 in JSON.
+    Bytes,
+    /// Strings of base64.
+    Base64,
+    Base64UrlSafe,
+    Hex,
+}
+
+/// `hstore.handling.mode`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HstoreMode {
+    /// A string that holds an object.
+    Json,
+    Map,
+}
+
+/// What becomes of types that Debezium has no mapping for (`include.unknown.datatypes`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownMode {
+    /// A string of the Postgres text.
+    Text,
+    /// Bytes of the Postgres text, written as `binary` says; Debezium with `include.unknown.datatypes=true`.
+    Bytes,
+    /// No field; Debezium's default. The value still travels to our sinks, in `ls-text`.
+    Skip,
+}
+
+/// `event.converting.failure.handling.mode`: what becomes of a value that the modes have no form for, like NaN as a precise
+/// decimal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConversionFailure {
+    /// The source halts with RECORD_INVALID.
+    Fail,
+    /// Consumers see NULL, or the type's zero where NULL is not allowed; our sinks see the value, in `ls-text`.
+    Null,
+}
+
+/// What stands in for a value that the source did not send. `hex:` before it gives bytes, as in Debezium.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Placeholder(pub String);
+
+impl Default for Placeholder {
+    fn default() -> Placeholder {
+        Placeholder("__debezium_unavailable_value".to_owned())
     }
+}
+
+impl Placeholder {
+    /// Its bytes; `None` if `hex:` is followed by anything but pairs of hexadecimal digits.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match self.0.strip_prefix("hex:") {
+            Some(digits) => hex::decode(digits).ok(),
+            None => Some(self.0.clone().into_bytes()),
+        }
+    }
+}
+
+/// What a type is made of, as far as it shapes values: from `pg_type`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TypeKind {
+    #[default]
+    Base,
+    /// Labels in their order.
+    Enum {
+        labels: Vec<String>,
+    },
+    Array {
+        element: Box<TypeName>,
+    },
+    Domain {
+        base: Box<TypeName>,
+    },
+    Composite,
+    Range,
+    Multirange,
+}
+
+impl TypeKind {
+    pub fn is_base(&self) -> bool {
+        *self == TypeKind::Base
+    }
+}
+
+/// A type inside another: an array's element, a domain's base.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TypeName {
+    pub oid: u32,
+    /// As [`Column::type_name`].
+    pub name: String,
+    /// -1 when the type has no modifier.
+    pub typmod: i32,
+    #[serde(default, skip_serializing_if = "TypeKind::is_base")]
+    pub kind: TypeKind,
+}
+
+/// A column's DEFAULT, as far as Debezium's schemas show it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnDefault {
+    /// The Postgres text of a literal.
+    Literal(String),
+    /// A call: schemas show the type's zero.
+    Call,
 }
 
 /// One column of a relation version, in table order; dropped and unpublished columns are not in it.
@@ -119,7 +285,11 @@ pub struct Column {
     pub type_name: String,
     /// -1 when the type has no modifier.
     pub typmod: i32,
+    #[serde(default, skip_serializing_if = "TypeKind::is_base")]
+    pub kind: TypeKind,
     pub nullable: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<ColumnDefault>,
     /// Place in the key, counted from 0; `None` outside the key.
     pub key: Option<u16>,
     /// The format carries every value of the column exactly; otherwise `ls-text` rides beside some.
@@ -172,7 +342,9 @@ mod tests {
             type_oid: 23,
             type_name: "int4".into(),
             typmod: -1,
+            kind: TypeKind::Base,
             nullable: false,
+            default: None,
             key,
             exact: true,
         };

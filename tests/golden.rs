@@ -18,7 +18,7 @@ use std::sync::Arc;
 use lockstep::codec::{Decoder, Encoder, Event, HEADER_NEW_KEY, HEADER_OLD_KEY, RecordBuf, Snapshot, mapping};
 use lockstep::lsn::Lsn;
 use lockstep::record::{Side, absent_bitmap, is_absent};
-use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName};
+use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, TypeKind};
 use lockstep::value::{Cell, RowBuf};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
@@ -143,6 +143,8 @@ const TYPES: &[(&str, u32)] = &[
     ("numeric", 1700),
 ];
 
+const PLACEHOLDER: &str = "__debezium_unavailable_value";
+
 /// A row of the recording that JSON alone does not give back: its microseconds overflow, `ls-text` would carry it.
 const ONLY_WITH_TEXT: &[(&str, &str)] = &[("04-infinity-adaptive", r#"{"id":8}"#)];
 
@@ -172,15 +174,19 @@ fn table([case, topic, schema, table, columns]: &'static [&'static str; 5]) -> T
         let (of, typmod) = of.split_once(',').unwrap_or((of, "-1"));
         let type_oid = TYPES.iter().find(|t| t.0 == of).unwrap_or_else(|| panic!("{of}")).1;
         let key = flags.strip_prefix('k').map(|k| k[..1].parse().unwrap());
-        relation.columns.push(Column {
+        let column = Column {
             name: name.into(),
             type_oid,
             type_name: of.into(),
             typmod: typmod.parse().unwrap(),
+            kind: TypeKind::Base,
             nullable: !flags.contains('n'),
+            default: None,
             key,
-            exact: mapping::exact(type_oid),
-        });
+            exact: false,
+        };
+        let exact = mapping::exact(&column, &Modes::default());
+        relation.columns.push(Column { exact, ..column });
     }
     found.relation = Arc::new(relation.sealed());
     found
@@ -309,6 +315,7 @@ fn event(envelope: &Envelope) -> Event {
         commit_time_us: envelope.source.ts_us,
         snapshot,
         now_ns: envelope.ts_ns,
+        block: None,
     }
 }
 
@@ -337,7 +344,7 @@ fn absent(envelope: &Envelope, table: &Table) -> Option<Vec<u8>> {
             let absent = match &envelope.after {
                 None => !full && column.key.is_none(),
                 Some(after) => {
-                    [format!("\"{}\"", mapping::PLACEHOLDER), "\"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==\"".to_owned()]
+                    [format!("\"{}\"", PLACEHOLDER), "\"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==\"".to_owned()]
                         .contains(&after.get(&column.name).to_owned())
                 }
             };
@@ -422,7 +429,7 @@ fn check_key(table: &Table, decoder: &Decoder, line: &Line, what: &str) {
     let encoder = Encoder::new(table.relation.clone(), "", "");
     let (mut row, mut out) = (RowBuf::new(), Vec::new());
     for key in others.chain([line.key.get()]).filter(|key| *key != "null") {
-        decoder.key(key.as_bytes(), &mut row).unwrap_or_else(|e| panic!("{what}: {e}"));
+        decoder.key(key.as_bytes(), None, &mut row).unwrap_or_else(|e| panic!("{what}: {e}"));
         encoder.key_json(row.row(), &mut out).unwrap();
         assert_eq!(std::str::from_utf8(&out).unwrap(), key, "{what}");
     }
@@ -492,6 +499,7 @@ fn postgres_text_becomes_what_debezium_wrote() {
                 commit_time_us: 0,
                 snapshot: Snapshot::False,
                 now_ns: 0,
+                block: None,
             };
             encoder.create(&event, cells.row(), &mut out).unwrap();
             encoder.key(cells.row(), &mut out).unwrap();

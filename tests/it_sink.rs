@@ -10,7 +10,7 @@ use lockstep::error::{Code, Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
 use lockstep::record::Epoch;
-use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName};
+use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, TypeKind};
 use lockstep::session::{self, Session};
 use lockstep::sink::postgres::PostgresSink;
 use lockstep::sink::progress::{Phase, ProgressRow, Standing, TakeOver};
@@ -227,7 +227,9 @@ fn relation(table: &str, columns: &str) -> Relation {
             type_oid: oid(kind_name),
             type_name: kind_name.into(),
             typmod: if kind_name == "bpchar" { 5 + 4 } else { -1 },
+            kind: TypeKind::Base,
             nullable: !kind.ends_with('!'),
+            default: None,
             key: kind.ends_with('!').then(|| key.next().unwrap()),
             exact: true,
         }

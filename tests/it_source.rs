@@ -12,7 +12,7 @@ use lockstep::key::{KeyColumn, KeyOrder, KeyRange, compare, order_by, predicate}
 use lockstep::postgres::catalog::{self, Identity, RelationShape, StreamedColumn, StreamedRelation, TableFacts};
 use lockstep::postgres::chunk::{self, ChunkRead, ChunkRequest, Extent};
 use lockstep::postgres::publication::{self, PublicationState};
-use lockstep::postgres::{preflight, slot};
+use lockstep::postgres::{preflight, slot, types};
 use lockstep::relation::{Modes, Relation, TableName};
 use tokio_postgres::{Client, NoTls};
 
@@ -84,12 +84,14 @@ fn public(table: &str) -> TableName {
     TableName::new("public", table)
 }
 
+static MODES: std::sync::LazyLock<Modes> = std::sync::LazyLock::new(Modes::default);
+
 fn shape() -> RelationShape<'static> {
     RelationShape {
         topic: "shop.public.t",
         partitions: 1,
-        modes: Modes::default(),
-        exact: |oid| oid != 701,
+        modes: &MODES,
+        exact: |column, _| column.type_oid != 701,
         insert_only: false,
     }
 }
@@ -316,7 +318,7 @@ async fn a_relation_is_the_same_from_the_catalog_and_from_the_stream() {
         for (message, table) in messages.iter().zip(["d", "f", "i"]) {
             let facts = db.facts(table).await;
             let oids: Vec<u32> = message.columns.iter().map(|c| c.type_oid).collect();
-            let types = catalog::type_names(&db.ours, &oids).await.unwrap();
+            let types = types::types(&db.ours, &oids).await.unwrap();
             let streamed = catalog::build_streamed_relation(message, Some(&facts), &types, shape()).unwrap();
             assert_eq!(streamed, catalog::build_relation(&facts, shape()).unwrap());
         }
@@ -340,7 +342,7 @@ async fn a_relation_is_the_same_from_the_catalog_and_from_the_stream() {
 
 /// The stream is behind the catalog: the key's columns as flagged, types by OID, or texts.
 async fn stale_catalog(db: &Database, message: &StreamedRelation) {
-    let types = catalog::type_names(&db.ours, &[1043, 1700, 1022, message.columns[2].type_oid]).await.unwrap();
+    let types = types::types(&db.ours, &[1043, 1700, 1022, message.columns[2].type_oid]).await.unwrap();
     let dropped = catalog::build_streamed_relation(message, None, &types, shape()).unwrap();
     assert_eq!(dropped.key_columns(), [0, 1]);
     assert_eq!(dropped.columns[2].type_name, "public.mood");

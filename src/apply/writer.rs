@@ -166,7 +166,7 @@ impl Writer {
             }
             Kind::KeyChangeDelete => {
                 let mut old = RowBuf::new();
-                version.decoder.key(key_of(head)?, &mut old)?;
+                version.decoder.key(key_of(head)?, head.record.header(HEADER_TEXT), &mut old)?;
                 self.moving = Some((header.relation, old));
                 Ok(())
             }
@@ -307,7 +307,7 @@ impl Writer {
             codec::Op::Create | codec::Op::Read => Op::Insert(std::mem::take(&mut self.row)),
             codec::Op::Update => Op::Update(std::mem::take(&mut self.row)),
             codec::Op::Delete => {
-                version.decoder.key(key_of(head)?, &mut self.row)?;
+                version.decoder.key(key_of(head)?, text, &mut self.row)?;
                 Op::Delete(std::mem::take(&mut self.row))
             }
             codec::Op::Truncate => return Err(half(&version.table)),

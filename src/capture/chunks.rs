@@ -77,7 +77,7 @@ pub fn shape(table: &Table) -> RelationShape<'_> {
     RelationShape {
         topic: &table.topic,
         partitions: table.partitions,
-        modes: table.modes,
+        modes: &table.wire.modes,
         exact: mapping::exact,
         insert_only: table.insert_only,
     }

@@ -15,28 +15,30 @@ use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::snapshot::{Action, Job, Loader, Ready, unread};
+use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::{Event, Snapshot};
-use crate::config::Config;
+use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
 use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
-use crate::ledger::state::{self, State};
+use crate::ledger::state::{self, State, unread};
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
 use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
+use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
 use crate::postgres::look;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
+use crate::postgres::types;
 use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
@@ -44,6 +46,9 @@ use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
 const GATHER_JOINS: Duration = Duration::from_millis(300);
+
+/// Who asks where no sink does; no sink can have this name.
+const TOPICS: &str = "";
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -133,6 +138,8 @@ struct Core {
     entries_since_base: u64,
     base_at: Instant,
     began: Instant,
+    /// When the last heartbeat was written.
+    beaten: Instant,
     reported: Instant,
     /// Of the stream, since the last report.
     bytes: u64,
@@ -185,8 +192,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter =
-            Emitter::new(producer, &config.kafka.topic_prefix, &config.source.database.dbname, metrics.clone());
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone());
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let known = Looks::new(state.catalog.clone());
@@ -226,6 +232,7 @@ impl Reader {
             entries_since_base: 0,
             base_at: now,
             began: now,
+            beaten: now,
             reported: now,
             bytes: 0,
             received: Lsn::ZERO,
@@ -241,6 +248,7 @@ impl Reader {
     async fn begin(&mut self, looks: Vec<Option<Look>>) -> Result<()> {
         self.core.look(self.core.routed(), looks).await?;
         self.core.write_base()?;
+        self.core.ask_for_topics()?;
         self.core.go_on_loading();
         self.core.report();
         Ok(())
@@ -258,6 +266,7 @@ impl Reader {
                 Woke::Answer(answer) => self.core.answer(answer?).await?,
                 Woke::Acked | Woke::Tick => {}
             }
+            self.core.beat().await?;
             self.core.pump(false)?;
             self.confirm();
         }
@@ -352,6 +361,19 @@ impl Core {
         self.began.elapsed()
     }
 
+    /// Tables that no sink takes are loaded for their topics alone, once.
+    fn ask_for_topics(&mut self) -> Result<()> {
+        let known = self.state.joined(TOPICS);
+        let wanted = |table: &&Table| table.sinks.is_empty() && table.wire.snapshot && !known.contains(&table.name);
+        let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
+        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by }))?;
+        Ok(())
+    }
+
     /// One pgoutput message.
     async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
         match pgoutput::decode(data, &mut self.scratch)? {
@@ -362,6 +384,8 @@ impl Core {
             Message::Commit { end_lsn, commit_time_us, .. } => {
                 let transaction = self.transaction.take().ok_or_else(out_of_place)?;
                 if transaction.take {
+                    let xid = transaction.xid;
+                    self.emitter.commit(&mut self.machine, xid, end_lsn, commit_time_us).await?;
                     self.machine.commit(end_lsn, commit_time_us);
                     self.metrics.transactions(1);
                 } else {
@@ -377,9 +401,33 @@ impl Core {
             Message::Message { transactional: false, prefix: MESSAGE_PREFIX, content, .. } => {
                 self.mark(start, content).await?
             }
+            Message::Message { transactional, prefix, content, .. } if !is_ours(prefix) => {
+                self.logical_message(start, transactional, prefix, content).await?;
+            }
             Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
         Ok(())
+    }
+
+    /// A message that somebody else wrote. One that is not transactional stands outside every transaction, wherever it is met.
+    async fn logical_message(&mut self, start: Lsn, transactional: bool, prefix: &str, content: &[u8]) -> Result<()> {
+        let transaction = self.transaction.filter(|_| transactional);
+        if transaction.is_some_and(|transaction| !transaction.take) || self.config.wire.messages.is_none() {
+            return Ok(());
+        }
+        let event = Event { snapshot: Snapshot::False, ..self.event(start, transaction) };
+        self.emitter.message(&mut self.machine, &event, prefix, content).await
+    }
+
+    /// Writes a heartbeat if one is due.
+    async fn beat(&mut self) -> Result<()> {
+        let config = self.config.clone();
+        let Some((interval, topic)) = &config.wire.heartbeat else { return Ok(()) };
+        if self.beaten.elapsed() < *interval {
+            return Ok(());
+        }
+        self.beaten = Instant::now();
+        self.emitter.heartbeat(&mut self.machine, topic, now_ns() / 1_000_000).await
     }
 
     fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
@@ -391,6 +439,7 @@ impl Core {
             commit_time_us: transaction.map_or(now_ns / 1000, |t| t.commit_time_us),
             snapshot: if transaction.is_some() { Snapshot::False } else { Snapshot::Incremental },
             now_ns,
+            block: None,
         }
     }
 
@@ -467,7 +516,7 @@ impl Core {
         let facts = facts.filter(|facts| facts.oid == body.oid);
         let streamed = announced(&body, &name);
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
-        let types = catalog::type_names(&*self.session, &oids).await?;
+        let types = types::types(&*self.session, &oids).await?;
         let shape = chunks::shape(table);
         // A catalog that is ahead has forgotten what the message leaves out; the ledger has not.
         let ahead = !facts.as_ref().is_some_and(|facts| streamed.is_within(facts));
@@ -595,7 +644,9 @@ impl Core {
         let version = self.version(Relation::clone(&relation))?;
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
-        for row in &ready.rows {
+        for (i, row) in ready.rows.iter().enumerate() {
+            let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
+            let event = Event { snapshot: mark, ..event };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {
@@ -880,6 +931,19 @@ impl Core {
     }
 }
 
+/// Which part of a snapshot a chunk's row is. Only the row itself can be told from its chunk, so where the last tables are empty
+/// no row is the last.
+fn snapshot_mark(extent: Option<Extent>, first: bool, last: bool) -> Snapshot {
+    let Some(extent) = extent else { return Snapshot::Incremental };
+    match (first, last) {
+        (_, true) if extent.last => Snapshot::Last,
+        (true, _) if extent.first => Snapshot::First,
+        (_, true) if extent.last_of_table => Snapshot::LastInDataCollection,
+        (true, _) if extent.first_of_table => Snapshot::FirstInDataCollection,
+        _ => Snapshot::True,
+    }
+}
+
 #[derive(Clone, Copy)]
 enum ChangeKind {
     Insert,
@@ -912,8 +976,10 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
         let first = &open[0].request;
         (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
     };
-    let tables = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    Job { requests, only, tables, loaded: Vec::new() }
+    let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
+    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
+    let initial = !tables.iter().any(loaded);
+    Job { requests, only, tables, initial, loaded: Vec::new() }
 }
 
 /// Requests of which something is loaded.
@@ -973,6 +1039,11 @@ fn announced(body: &RelationBody, name: &TableName) -> StreamedRelation {
         typmod: c.typmod,
     };
     StreamedRelation { oid: body.oid, name: name.clone(), identity, columns: body.columns.iter().map(column).collect() }
+}
+
+/// Written by this program: the marks of chunks, and what flushes them on older servers.
+fn is_ours(prefix: &str) -> bool {
+    prefix == MESSAGE_PREFIX || prefix == chunk::FLUSH_PREFIX
 }
 
 fn now_ns() -> i64 {

@@ -10,11 +10,15 @@ use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
-use crate::codec::{Encoder, Event, HEADER_NEW_KEY, HEADER_OLD_KEY, RecordBuf};
+use crate::codec::{
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Op as Wire, RecordBuf, TransactionMark,
+};
+use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
 use crate::key::KeyOrder;
+use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::{Fingerprint, Relation};
@@ -35,6 +39,9 @@ pub struct Version {
     pub key: Vec<usize>,
     /// The key columns and how ranges of them are ordered.
     pub key_orders: Vec<(usize, KeyOrder)>,
+    wire: TableWire,
+    /// Its name in the blocks of transactions.
+    collection: String,
     encoder: Encoder,
     route: Route,
     records: metrics::Counter,
@@ -49,6 +56,10 @@ impl Version {
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
         self.is_keyless().then_some(0)
+    }
+
+    fn writes(&self, op: Wire) -> bool {
+        !self.wire.skipped.contains(&op.letter())
     }
 }
 
@@ -78,11 +89,21 @@ pub struct Emitter {
     /// Topics of the routes, in order.
     pub topics: Vec<String>,
     versions: HashMap<Fingerprint, Arc<Version>>,
-    prefix: String,
-    database: String,
+    config: Arc<Config>,
+    events: EventEncoder,
+    /// The transaction that is told of, once it has a record; `None` where none are.
+    counts: Option<Counts>,
     metrics: SourceMetrics,
     record: RecordBuf,
-    other_key: RecordBuf,
+    /// The other half's key, for a header.
+    other_key: Vec<u8>,
+}
+
+/// How many records of which tables the open transaction has had.
+#[derive(Default)]
+struct Counts {
+    total: u64,
+    collections: Vec<(String, u64)>,
 }
 
 /// The producer and what it has acknowledged.
@@ -91,19 +112,26 @@ struct Outlet {
     /// Of the records being written: when their change was read.
     timestamp_ms: i64,
     acks: Vec<Ack>,
+    /// By the routes' numbers: topics that are in no span.
+    foreign: Vec<bool>,
+    /// `__debezium.context.*`, if they are asked for.
+    context: Option<Arc<Vec<(&'static str, Vec<u8>)>>>,
 }
 
 impl Emitter {
-    pub fn new(producer: Producer, prefix: &str, database: &str, metrics: SourceMetrics) -> Emitter {
+    pub fn new(producer: Producer, config: Arc<Config>, metrics: SourceMetrics) -> Emitter {
+        let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
+        let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
         Emitter {
-            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new() },
+            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new(), foreign: Vec::new(), context },
             topics: Vec::new(),
             versions: HashMap::new(),
-            prefix: prefix.to_owned(),
-            database: database.to_owned(),
+            events: EventEncoder::new(prefix, database, &config.wire.tables.modes),
+            counts: config.wire.transaction_topic.is_some().then(Counts::default),
+            config,
             metrics,
             record: RecordBuf::default(),
-            other_key: RecordBuf::default(),
+            other_key: Vec::new(),
         }
     }
 
@@ -112,20 +140,117 @@ impl Emitter {
         if let Some(known) = self.versions.get(&relation.fingerprint) {
             return (known.clone(), false);
         }
-        let route = self.outlet.producer.route(&relation.topic);
-        let index = route.index();
-        if index == self.topics.len() {
-            self.topics.push(relation.topic.clone());
-        }
-        assert_eq!(self.topics[index], relation.topic, "routes are numbered in the order of their first use");
+        let route = self.route(&relation.topic.clone(), false);
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(relation.columns[i].type_oid))).collect();
         let relation = Arc::new(relation);
-        let encoder = Encoder::new(relation.clone(), &self.prefix, &self.database);
+        let database = &self.config.source.database.dbname;
+        let encoder = Encoder::new(relation.clone(), &self.config.kafka.topic_prefix, database);
         let records = self.metrics.records(&relation.name);
-        let version = Arc::new(Version { relation, key, key_orders, encoder, route, records });
+        let table = self.config.tables.iter().find(|table| table.name == relation.name);
+        let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
+        let collection = relation.name.to_string();
+        let version = Arc::new(Version { relation, key, key_orders, wire, collection, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
         (version, true)
+    }
+
+    fn route(&mut self, topic: &str, foreign: bool) -> Route {
+        let route = self.outlet.producer.route(topic);
+        let index = route.index();
+        if index == self.topics.len() {
+            self.topics.push(topic.to_owned());
+            self.outlet.foreign.push(foreign);
+        }
+        assert_eq!(self.topics[index], topic, "routes are numbered in the order of their first use");
+        route
+    }
+
+    /// The event with its record's place in the transaction. The first record of a transaction writes its BEGIN.
+    async fn counted(&mut self, machine: &mut Machine, collection: Option<&str>, event: &Event) -> Result<Event> {
+        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
+        let begins = counts.total == 0;
+        counts.total += 1;
+        // Debezium counts each message as a data collection of its own, without a name that lasts.
+        let collection = collection.unwrap_or("message");
+        let place = counts.collections.iter_mut().find(|(name, _)| name == collection);
+        let collection_order = match place {
+            Some((_, count)) => {
+                *count += 1;
+                *count
+            }
+            None => {
+                counts.collections.push((collection.to_owned(), 1));
+                1
+            }
+        };
+        let block = Block { total_order: counts.total, collection_order };
+        if begins {
+            let mark =
+                TransactionMark { xid, lsn: event.lsn.0, commit_time_us: event.commit_time_us, collections: None };
+            self.events.transaction(&mark, &mut self.record);
+            self.transaction_record(machine).await?;
+        }
+        Ok(Event { block: Some(block), ..*event })
+    }
+
+    /// The transaction ends at `end`: its END is written if it had records.
+    pub async fn commit(&mut self, machine: &mut Machine, xid: u32, end: Lsn, commit_time_us: i64) -> Result<()> {
+        let Some(counts) = &mut self.counts else { return Ok(()) };
+        let Counts { total, collections } = std::mem::take(counts);
+        if total == 0 {
+            return Ok(());
+        }
+        let collections = Some(collections.as_slice());
+        let mark = TransactionMark { xid: u64::from(xid), lsn: end.0, commit_time_us, collections };
+        self.events.transaction(&mark, &mut self.record);
+        self.transaction_record(machine).await
+    }
+
+    async fn transaction_record(&mut self, machine: &mut Machine) -> Result<()> {
+        let topic = self.config.wire.transaction_topic.clone().expect("transactions are told of");
+        self.foreign(machine, &topic).await
+    }
+
+    pub async fn heartbeat(&mut self, machine: &mut Machine, topic: &str, now_ms: i64) -> Result<()> {
+        self.events.heartbeat(now_ms, &mut self.record);
+        self.foreign(machine, topic).await
+    }
+
+    /// A logical message, if messages with its prefix are asked for.
+    pub async fn message(&mut self, machine: &mut Machine, event: &Event, prefix: &str, content: &[u8]) -> Result<()> {
+        let config = self.config.clone();
+        let Some(messages) = &config.wire.messages else { return Ok(()) };
+        let listed = |list: &[String]| list.iter().any(|wanted| wanted == prefix);
+        if messages.include.as_deref().is_some_and(|list| !listed(list)) || listed(&messages.exclude) {
+            return Ok(());
+        }
+        let event = self.counted(machine, None, event).await?;
+        self.events.message(&event, prefix, content, &mut self.record);
+        self.foreign(machine, &messages.topic).await
+    }
+
+    /// Sends what is in `record` to a topic that is in no span.
+    async fn foreign(&mut self, machine: &mut Machine, topic: &str) -> Result<()> {
+        let route = self.route(topic, true);
+        let token = machine.foreign_record();
+        let header = Header {
+            kind: Kind::Foreign,
+            epoch: machine.epoch(),
+            position: machine.position(),
+            relation: Fingerprint(0),
+        };
+        let draft = Draft {
+            header,
+            partition: Some(0),
+            key: Some(&self.record.key),
+            value: Some(&self.record.value),
+            absent: None,
+            text: &[],
+            other_key: None,
+            token,
+        };
+        self.outlet.send(machine, route, &draft).await
     }
 
     /// Writes the records of a change in the open transaction. With `keep`, says what it was.
@@ -143,16 +268,22 @@ impl Emitter {
                 if new.has_absent() {
                     return Err(absent_insert(version));
                 }
-                version.encoder.key(new, &mut self.record)?;
-                version.encoder.create(event, new, &mut self.record)?;
-                self.put(machine, version, Kind::Change, Some(new), None).await?;
+                if version.writes(Wire::Create) {
+                    let event = &self.counted(machine, Some(&version.collection), event).await?;
+                    version.encoder.key(new, &mut self.record)?;
+                    version.encoder.create(event, new, &mut self.record)?;
+                    self.put(machine, version, Kind::Change, Some(new), None).await?;
+                }
                 Ok(keep.then(|| Op::Insert(new.to_owned())))
             }
             Streamed::Delete { old } => {
-                version.encoder.key(old, &mut self.record)?;
-                version.encoder.delete(event, old, &mut self.record)?;
-                self.put(machine, version, Kind::Change, None, None).await?;
-                self.tombstone(machine, version, None).await?;
+                if version.writes(Wire::Delete) {
+                    let event = &self.counted(machine, Some(&version.collection), event).await?;
+                    version.encoder.key(old, &mut self.record)?;
+                    version.encoder.delete(event, old, &mut self.record)?;
+                    self.put(machine, version, Kind::Change, None, None).await?;
+                    self.tombstone(machine, version, None).await?;
+                }
                 Ok(keep.then(|| Op::Delete(old.to_owned())))
             }
             Streamed::Update { old, new } => self.update(machine, version, event, old, new, keep).await,
@@ -183,9 +314,12 @@ impl Emitter {
             return Ok(keep.then(|| Op::Rekey { old: old.to_owned(), new: new.to_owned() }));
         }
         let before = old.filter(|(kind, _)| *kind == OldKind::Full).map(|(_, old)| old);
-        version.encoder.key(new, &mut self.record)?;
-        version.encoder.update(event, before, new, &mut self.record)?;
-        self.put(machine, version, Kind::Change, Some(new), None).await?;
+        if version.writes(Wire::Update) {
+            let event = &self.counted(machine, Some(&version.collection), event).await?;
+            version.encoder.key(new, &mut self.record)?;
+            version.encoder.update(event, before, new, &mut self.record)?;
+            self.put(machine, version, Kind::Change, Some(new), None).await?;
+        }
         Ok(keep.then(|| match before {
             Some(old) if version.is_keyless() => Op::Rekey { old: old.to_owned(), new: new.to_owned() },
             _ => Op::Update(new.to_owned()),
@@ -201,13 +335,20 @@ impl Emitter {
         old: Row<'_>,
         new: Row<'_>,
     ) -> Result<()> {
-        version.encoder.key(new, &mut self.other_key)?;
-        version.encoder.key(old, &mut self.record)?;
-        version.encoder.delete(event, old, &mut self.record)?;
-        self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
-        self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
-        std::mem::swap(&mut self.record, &mut self.other_key);
-        version.encoder.key(old, &mut self.other_key)?;
+        if version.writes(Wire::Delete) {
+            let event = &self.counted(machine, Some(&version.collection), event).await?;
+            version.encoder.key_json(new, &mut self.other_key)?;
+            version.encoder.key(old, &mut self.record)?;
+            version.encoder.delete(event, old, &mut self.record)?;
+            self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
+            self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
+        }
+        if !version.writes(Wire::Create) {
+            return Ok(());
+        }
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
+        version.encoder.key(new, &mut self.record)?;
+        version.encoder.key_json(old, &mut self.other_key)?;
         version.encoder.create(event, new, &mut self.record)?;
         self.put(machine, version, Kind::KeyChangeCreate, Some(new), Some(HEADER_OLD_KEY)).await
     }
@@ -215,6 +356,10 @@ impl Emitter {
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
     pub async fn truncate(&mut self, machine: &mut Machine, version: &Version, event: &Event) -> Result<()> {
         self.outlet.read_at(event);
+        if !version.writes(Wire::Truncate) {
+            return Ok(());
+        }
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
         version.encoder.truncate(event, &mut self.record)?;
         let (position, token) = machine.record();
         let draft = Draft {
@@ -232,7 +377,8 @@ impl Emitter {
             other_key: None,
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// A row of a chunk that enters the stream here.
@@ -262,7 +408,8 @@ impl Emitter {
             other_key: None,
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// Sends what is in `record` as the next record of the open transaction.
@@ -283,10 +430,11 @@ impl Emitter {
             value: Some(&self.record.value),
             absent: absent.as_deref(),
             text: &self.record.text,
-            other_key: other_key.map(|name| (name, self.other_key.key.as_slice())),
+            other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// The tombstone of the key in `record`.
@@ -296,6 +444,9 @@ impl Emitter {
         version: &Version,
         other_key: Option<&'static str>,
     ) -> Result<()> {
+        if !version.wire.tombstones {
+            return Ok(());
+        }
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header {
@@ -309,10 +460,11 @@ impl Emitter {
             value: None,
             absent: None,
             text: &[],
-            other_key: other_key.map(|name| (name, self.other_key.key.as_slice())),
+            other_key: other_key.map(|name| (name, self.other_key.as_slice())),
             token,
         };
-        self.outlet.send(machine, version, &draft).await
+        version.records.increment(1);
+        self.outlet.send(machine, version.route, &draft).await
     }
 
     /// Resolves when records were acknowledged or the producer failed.
@@ -360,9 +512,10 @@ impl Outlet {
         self.timestamp_ms = event.now_ns.div_euclid(1_000_000);
     }
 
-    async fn send(&mut self, machine: &mut Machine, version: &Version, draft: &Draft<'_>) -> Result<()> {
+    async fn send(&mut self, machine: &mut Machine, route: Route, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
-        let mut headers: [(&str, &[u8]); 4] = [(HEADER, &header), ("", &[]), ("", &[]), ("", &[])];
+        let mut headers: [(&str, &[u8]); 4 + CONTEXT] = [("", &[]); 4 + CONTEXT];
+        headers[0] = (HEADER, &header);
         let mut count = 1;
         let mut add = |name, bytes| {
             headers[count] = (name, bytes);
@@ -377,8 +530,12 @@ impl Outlet {
         if let Some((name, key)) = draft.other_key {
             add(name, key);
         }
+        let context = self.context.clone().filter(|_| draft.header.kind != Kind::Foreign);
+        if let Some(context) = &context {
+            context.iter().for_each(|(name, text)| add(name, text));
+        }
         let message = Message {
-            route: version.route,
+            route,
             partition: draft.partition,
             key: draft.key,
             value: draft.value,
@@ -392,7 +549,6 @@ impl Outlet {
             }
             self.take_acks(machine)?;
         }
-        version.records.increment(1);
         Ok(())
     }
 
@@ -401,6 +557,10 @@ impl Outlet {
         let any = !self.acks.is_empty();
         for ack in self.acks.drain(..) {
             let Ack { route, partition, token, first, last, count } = ack;
+            if self.foreign[route.index()] {
+                machine.foreign_acked(token, count);
+                continue;
+            }
             machine.acked(Acked {
                 route: u16::try_from(route.index()).expect("routes are numbered with 16 bits"),
                 partition,
@@ -412,6 +572,22 @@ impl Outlet {
         }
         Ok(any)
     }
+}
+
+/// How many headers [`context_headers`] are.
+const CONTEXT: usize = 4;
+
+/// What Debezium says of itself on every record of a table.
+fn context_headers(prefix: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let run = uuid::Uuid::new_v4().to_string();
+    let headers = [
+        ("__debezium.context.connectorLogicalName", prefix.as_bytes().to_vec()),
+        ("__debezium.context.taskId", b"0".to_vec()),
+        ("__debezium.context.connectorName", b"postgresql".to_vec()),
+        ("__debezium.context.runId", run.into_bytes()),
+    ];
+    assert_eq!(headers.len(), CONTEXT, "there is room for them beside ours");
+    headers.into()
 }
 
 fn absent_insert(version: &Version) -> Error {

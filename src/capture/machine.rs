@@ -204,6 +204,14 @@ impl Machine {
         (position, current.token)
     }
 
+    /// Interval of the next record that is in no span: it is for other consumers only, but it too must be acknowledged before
+    /// the slot is confirmed.
+    pub fn foreign_record(&mut self) -> u64 {
+        let current = self.current();
+        current.sent += 1;
+        current.token
+    }
+
     /// The open transaction ends; `end` is where its commit record ends.
     pub fn commit(&mut self, end: Lsn, commit_time: i64) {
         let open = self.open.take().expect("a commit ends a transaction");
@@ -273,14 +281,24 @@ impl Machine {
         self.push_interval(token + 1, closed);
     }
 
+    /// Records that are in no span were acknowledged.
+    pub fn foreign_acked(&mut self, token: u64, count: u64) {
+        self.interval_acked(token, count);
+    }
+
     /// Records were acknowledged. Offsets rise within a partition; the producer has checked that against what it sent.
     pub fn acked(&mut self, acked: Acked) {
-        let oldest = self.intervals.front().expect("there is always a current interval").token;
-        let index = acked.token.checked_sub(oldest).expect("an interval stays until all its records are acknowledged");
-        let interval = &mut self.intervals[usize::try_from(index).expect("few intervals")];
-        interval.acked += acked.count;
-        assert!(interval.acked <= interval.sent, "more records acknowledged than sent");
+        let interval = self.interval_acked(acked.token, acked.count);
         merge_span(&mut interval.spans, acked);
+    }
+
+    fn interval_acked(&mut self, token: u64, count: u64) -> &mut Interval {
+        let oldest = self.intervals.front().expect("there is always a current interval").token;
+        let index = token.checked_sub(oldest).expect("an interval stays until all its records are acknowledged");
+        let interval = &mut self.intervals[usize::try_from(index).expect("few intervals")];
+        interval.acked += count;
+        assert!(interval.acked <= interval.sent, "more records acknowledged than sent");
+        interval
     }
 
     /// The checkpoint to append now, if any. `names` are the topics of the routes, `again` tables that the loader may have to

@@ -9,7 +9,7 @@
 //! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
 //! without a base, too much to remember) makes the loader read the chunk again, never guess.
 //!
-//! A new incarnation goes on behind what the ledger says is loaded ([`unread`]). Only ranges that must be read a second time
+//! A new incarnation goes on behind what the ledger says is loaded. Only ranges that must be read a second time
 //! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
 //! and the next one reads those from their beginning.
 
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::change::{Key, Op};
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
+use crate::ledger::state::unread;
 use crate::relation::{Fingerprint, TableName};
 use crate::value::RowBuf;
 
@@ -47,15 +48,19 @@ pub struct Job {
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
     /// remembered ever since, so only a job that starts before anything is streamed may have some.
     pub loaded: Vec<(TableName, KeyRange)>,
+    /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
+    pub initial: bool,
 }
 
-/// What is still to be read of a table when these ranges are loaded, which a load reads in rising order; `None`: nothing.
-pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
-    let mut after = None;
-    while let Some((_, range)) = loaded.iter().find(|(name, range)| name == table && range.after == after) {
-        after = Some(range.through.clone()?);
-    }
-    Some(KeyRange { after, through: None })
+/// Where a chunk lies in a first load, for `source.snapshot` of its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// No row was loaded before it: of any table, of its own.
+    pub first: bool,
+    pub first_of_table: bool,
+    /// No range is left behind it: of its table, of any.
+    pub last_of_table: bool,
+    pub last: bool,
 }
 
 /// What the driver is to do next. Nothing else is asked before it has been answered.
@@ -102,6 +107,8 @@ pub struct Ready {
     pub range: KeyRange,
     pub rows: Vec<RowBuf>,
     pub only: Option<(String, Uuid)>,
+    /// `None`: not a first load.
+    pub extent: Option<Extent>,
 }
 
 struct Remembered {
@@ -130,6 +137,8 @@ struct Running {
     asked: Option<Uuid>,
     /// Keys of rows that the sinks left out, with their tables: they can't be moved or made there.
     left_out: HashSet<(TableName, Vec<Vec<u8>>)>,
+    /// The table of the last row that was emitted.
+    rows_of: Option<TableName>,
 }
 
 /// The loader of one incarnation of the reader.
@@ -184,6 +193,7 @@ impl<V: Visibility> Loader<V> {
             fenced: false,
             asked: None,
             left_out: HashSet::new(),
+            rows_of: None,
             job,
         });
     }
@@ -329,13 +339,23 @@ impl<V: Visibility> Loader<V> {
             return Ok(None);
         };
         running.mismatch = None;
+        let before = running.rows_of.clone();
+        if !rows.is_empty() {
+            running.rows_of = Some(table.clone());
+        }
         running.emitted.push((table.clone(), chunk.range.clone()));
         running.key_names.insert(table.clone(), chunk.key_names);
         running.advance(&chunk.range);
+        let extent = running.job.initial.then(|| Extent {
+            first: before.is_none(),
+            first_of_table: before.as_ref() != Some(&table),
+            last_of_table: running.left.front().is_none_or(|(next, _)| *next != table),
+            last: running.left.is_empty(),
+        });
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
         let only = self.running.as_ref().and_then(|running| running.job.only.clone());
-        Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only }))
+        Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only, extent }))
     }
 
     /// Aims the next chunk at the byte limit.
@@ -513,7 +533,7 @@ mod tests {
 
     fn job(loaded: &[KeyRange]) -> Job {
         let loaded = loaded.iter().map(|range| (table(), range.clone())).collect();
-        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded }
+        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true }
     }
 
     fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
@@ -606,7 +626,14 @@ mod tests {
         ];
         let held = |changes: &[&Remembered]| {
             let rows = overlay(rows.to_vec(), changes, &KeyRange::ALL, &[], &[]).unwrap();
-            sorted(rows.map(|rows| Ready { table: table(), relation: VERSION, range: KeyRange::ALL, rows, only: None }))
+            sorted(rows.map(|rows| Ready {
+                table: table(),
+                relation: VERSION,
+                range: KeyRange::ALL,
+                rows,
+                only: None,
+                extent: None,
+            }))
         };
         let changes: Vec<&Remembered> = changes.iter().collect();
         assert_eq!(held(&changes), ["1,a", "1,a", "1,c", "2,c"]);
@@ -663,7 +690,6 @@ mod tests {
         let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
         loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
         fence(&mut loader);
-        assert_eq!(unread(&table(), &[]), Some(KeyRange::ALL));
         // A row that nobody has moves into a range that an earlier incarnation loaded.
         remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
         assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);

@@ -171,12 +171,26 @@ async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String
     for table in &config.tables {
         wanted.push(Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data });
     }
+    let foreign = foreign_topics(config);
+    for name in &foreign {
+        wanted.push(Wanted { name: name.clone(), partitions: 1, kind: Kind::Data });
+    }
     let facts = topics::ensure(&config.kafka, &wanted, config.create).await?;
     let mut identities = state.topics.clone();
-    for facts in facts.into_iter().filter(|facts| facts.name != config.kafka.ledger) {
+    // What is in no span may be deleted and made again.
+    let counted = |facts: &TopicFacts| facts.name != config.kafka.ledger && !foreign.contains(&facts.name);
+    for facts in facts.into_iter().filter(counted) {
         identities.insert(facts.name, TopicIdentity { id: facts.id, partitions: facts.partitions });
     }
     Ok(identities)
+}
+
+/// Topics of records that are for other consumers only.
+fn foreign_topics(config: &Config) -> Vec<String> {
+    let wire = &config.wire;
+    let messages = wire.messages.as_ref().map(|messages| messages.topic.clone());
+    let heartbeat = wire.heartbeat.as_ref().map(|(_, topic)| topic.clone());
+    wire.transaction_topic.clone().into_iter().chain(messages).chain(heartbeat).collect()
 }
 
 fn check_topic(name: &str, known: &TopicIdentity, found: Option<&TopicFacts>) -> Result<()> {

@@ -13,15 +13,15 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json_encode::{
-    DATE_INFINITY, DATE_MINUS_INFINITY, FLOAT_NAMES, NUMERIC_NAMES, TIMESTAMP_INFINITY_MS, TIMESTAMP_MINUS_INFINITY_MS,
-};
 use super::mapping::{self, Encoding, Unit};
+use super::write::{
+    DATE_INFINITY, DATE_MINUS_INFINITY, FLOAT_NAMES, NUMERIC_NAMES, push_money, stamp_of, timestamp_unit,
+};
 use super::{Op, invalid};
 use crate::error::{Error, Result};
-use crate::pgtext::{self, Stamp, Temporal};
+use crate::pgtext::{self, Temporal};
 use crate::record::{Side, is_absent, read_texts};
-use crate::relation::{Column, Relation};
+use crate::relation::{BinaryMode, Relation};
 use crate::value::{Cell, RowBuf};
 
 /// Reads the records of one relation version.
@@ -34,8 +34,7 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn new(relation: Arc<Relation>) -> Decoder {
-        let encoding = |c: &Column| mapping::encoding(c.type_oid, c.typmod, &relation.modes);
-        Decoder { encodings: relation.columns.iter().map(encoding).collect(), key: relation.key_columns(), relation }
+        Decoder { encodings: mapping::encodings(&relation), key: relation.key_columns(), relation }
     }
 
     pub fn relation(&self) -> &Relation {
@@ -63,15 +62,22 @@ impl Decoder {
         let at = Place::default();
         let rows =
             Rows { relation: &self.relation, encodings: &self.encodings, texts: &texts, absent, side, at: &at, out };
-        let mut json = serde_json::Deserializer::from_str(self.utf8(value)?);
+        let mut json = serde_json::Deserializer::from_str(self.payload(value)?);
         let op = json.deserialize_map(Envelope(rows)).and_then(|op| json.end().map(|()| op));
         op.map_err(|e| self.refuse(&at, &e))
     }
 
     /// Reads a key into `out`, which is cleared first: a row over all columns of the relation with only the key's set, the
     /// others absent. An empty key is that of a table without one.
-    pub fn key(&self, key: &[u8], out: &mut RowBuf) -> Result<()> {
+    ///
+    /// `text` is the `ls-text` of the record whose `before` is of that key: what the key's JSON does not carry exactly stands
+    /// there for `before`.
+    pub fn key(&self, key: &[u8], text: Option<&[u8]>, out: &mut RowBuf) -> Result<()> {
         out.clear();
+        let texts = match text {
+            Some(text) => read_texts(text).map_err(|e| self.invalid(None, &e.to_string()))?,
+            None => Vec::new(),
+        };
         let mut found = RowBuf::with_capacity(self.key.len(), key.len());
         if !(key.is_empty() && self.key.is_empty()) {
             let at = Place::default();
@@ -79,13 +85,13 @@ impl Decoder {
                 relation: &self.relation,
                 encodings: &self.encodings,
                 columns: self.key.iter().copied(),
-                texts: &[],
+                texts: &texts,
                 absent: None,
-                side: Side::After,
+                side: Side::Before,
                 at: &at,
                 out: &mut found,
             };
-            let mut json = serde_json::Deserializer::from_str(self.utf8(key)?);
+            let mut json = serde_json::Deserializer::from_str(self.payload(key)?);
             let read = json.deserialize_map(seed).and_then(|()| json.end());
             read.map_err(|e| self.refuse(&at, &e))?;
         }
@@ -99,6 +105,21 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    /// The JSON without its schema. UTF-8 is checked once for all its strings.
+    fn payload<'a>(&self, json: &'a [u8]) -> Result<&'a str> {
+        #[derive(serde::Deserialize)]
+        struct WithSchema<'a> {
+            #[serde(borrow)]
+            payload: &'a RawValue,
+        }
+        let text = self.utf8(json)?;
+        if !self.relation.modes.schemas {
+            return Ok(text);
+        }
+        let read = serde_json::from_str::<WithSchema<'_>>(text);
+        read.map(|with| with.payload.get()).map_err(|e| self.refuse(&Place::default(), &e))
     }
 
     /// Once for all its strings.
@@ -272,6 +293,11 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(column) = self.columns.next() {
             self.at.column.set(Some(column));
+            if self.encodings[column] == Encoding::Skipped {
+                let cell = self.header_cell(column).ok_or_else(|| self.at.fail(UNFIT))?;
+                self.out.push(cell);
+                continue;
+            }
             match map.next_key_seed(Name(&self.relation.columns[column].name))? {
                 Some(true) => {}
                 Some(false) => return Err(self.at.fail("another field stands in this column's place")),
@@ -281,7 +307,7 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
                 map.next_value::<IgnoredAny>()?;
                 self.out.push(cell);
             } else {
-                map.next_value_seed(Value { encoding: self.encodings[column], at: self.at, out: self.out })?;
+                map.next_value_seed(Value { encoding: &self.encodings[column], at: self.at, out: self.out })?;
             }
         }
         self.at.column.set(None);
@@ -317,7 +343,7 @@ impl Visitor<'_> for Name<'_> {
 
 /// One value, pushed as a cell.
 struct Value<'a> {
-    encoding: Encoding,
+    encoding: &'a Encoding,
     at: &'a Place,
     out: &'a mut RowBuf,
 }
@@ -326,26 +352,26 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        match self.encoding {
-            Encoding::Text | Encoding::Numeric | Encoding::Money | Encoding::Bytes | Encoding::TimestampTz { .. } => {
-                d.deserialize_any(self)
-            }
-            // serde would turn numbers into machine numbers; their digits are the text.
-            Encoding::Integer
-            | Encoding::Float
-            | Encoding::Bool
-            | Encoding::Date
-            | Encoding::Time(_)
-            | Encoding::Timestamp(_) => {
-                let raw = <&RawValue as serde::Deserialize>::deserialize(d)?.get();
-                if raw == "null" {
-                    self.out.push(Cell::Null);
-                    return Ok(());
-                }
-                let read = self.out.push_with(|out| read_raw(self.encoding, raw, out));
-                read.ok_or_else(|| self.at.fail(UNFIT))
-            }
+        let is_string = matches!(
+            self.encoding,
+            Encoding::Text(_)
+                | Encoding::Enum { .. }
+                | Encoding::DecimalText { .. }
+                | Encoding::MoneyText
+                | Encoding::Bytes(_)
+                | Encoding::TimestampTz { .. }
+        );
+        if is_string {
+            return d.deserialize_any(self);
         }
+        // serde would turn numbers into machine numbers; their digits are the text.
+        let raw = <&RawValue as serde::Deserialize>::deserialize(d)?.get();
+        if raw == "null" {
+            self.out.push(Cell::Null);
+            return Ok(());
+        }
+        let read = self.out.push_with(|out| read_raw(self.encoding, raw, out));
+        read.ok_or_else(|| self.at.fail(UNFIT))
     }
 }
 
@@ -369,21 +395,29 @@ impl Visitor<'_> for Value<'_> {
     }
 }
 
-/// One value by itself, for the encoder's check of what a key can carry.
-pub(super) fn value(encoding: Encoding, json: &[u8], out: &mut RowBuf) -> Option<()> {
-    let mut json = serde_json::Deserializer::from_slice(json);
-    Value { encoding, at: &Place::default(), out }.deserialize(&mut json).ok()
-}
-
 /// Appends the Postgres text of a value whose JSON is a string.
-fn read_string(encoding: Encoding, text: &str, out: &mut Vec<u8>) -> Option<()> {
+fn read_string(encoding: &Encoding, text: &str, out: &mut Vec<u8>) -> Option<()> {
     match encoding {
-        Encoding::Numeric => {
+        Encoding::DecimalText { .. } => {
             let known = NUMERIC_NAMES.iter().find(|(_, debezium)| *debezium == text);
             out.extend_from_slice(known.map_or(text, |(postgres, _)| postgres).as_bytes());
         }
-        Encoding::Money => push_money(out, text.as_bytes())?,
-        Encoding::Bytes => pgtext::push_bytea(out, text.as_bytes())?,
+        Encoding::MoneyText => push_money(out, text.as_bytes())?,
+        Encoding::Bytes(BinaryMode::Bytes | BinaryMode::Base64) => pgtext::push_bytea(out, text.as_bytes())?,
+        Encoding::Bytes(BinaryMode::Base64UrlSafe) => {
+            let standard = |byte| match byte {
+                b'-' => b'+',
+                b'_' => b'/',
+                byte => byte,
+            };
+            let base64: Vec<u8> = text.bytes().map(standard).collect();
+            pgtext::push_bytea(out, &base64)?;
+        }
+        Encoding::Bytes(BinaryMode::Hex) => {
+            let is_hex = text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            out.extend_from_slice(b"\\x");
+            out.extend_from_slice(is_hex.then_some(text.as_bytes())?);
+        }
         Encoding::TimestampTz { .. } if matches!(text, "infinity" | "-infinity") => {
             out.extend_from_slice(text.as_bytes());
         }
@@ -396,86 +430,50 @@ fn read_string(encoding: Encoding, text: &str, out: &mut Vec<u8>) -> Option<()> 
     Some(())
 }
 
-/// Appends the Postgres text of a value whose JSON is no string, or is one only at times.
-fn read_raw(encoding: Encoding, raw: &str, out: &mut Vec<u8>) -> Option<()> {
+/// Appends the Postgres text of a value whose JSON is no string, or is one only at times. What never stands for itself, like
+/// an array, was to be in `ls-text`.
+fn read_raw(encoding: &Encoding, raw: &str, out: &mut Vec<u8>) -> Option<()> {
     match encoding {
-        Encoding::Integer => out.extend_from_slice(pgtext::is_integer(raw.as_bytes()).then_some(raw.as_bytes())?),
-        Encoding::Float => {
+        Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => {
+            out.extend_from_slice(pgtext::is_integer(raw.as_bytes()).then_some(raw.as_bytes())?);
+        }
+        Encoding::Float32 | Encoding::Float64 => {
             let text = match unquoted(raw) {
                 Some(name) => FLOAT_NAMES.contains(&name).then_some(name)?,
                 None => pgtext::is_json_number(raw.as_bytes()).then_some(raw)?,
             };
             out.extend_from_slice(text.as_bytes());
         }
-        Encoding::Bool => out.push(match raw {
-            "true" => b't',
-            "false" => b'f',
-            _ => return None,
-        }),
-        Encoding::Date => match raw.parse().ok()? {
+        Encoding::Bool | Encoding::Bit => {
+            let bit = *encoding == Encoding::Bit;
+            out.push(match raw {
+                "true" if bit => b'1',
+                "false" if bit => b'0',
+                "true" => b't',
+                "false" => b'f',
+                _ => return None,
+            });
+        }
+        Encoding::Date | Encoding::ConnectDate => match raw.parse().ok()? {
             DATE_INFINITY => out.extend_from_slice(b"infinity"),
             DATE_MINUS_INFINITY => out.extend_from_slice(b"-infinity"),
             days if pgtext::DATE_RANGE.contains(&days) => pgtext::push_date(out, days),
             _ => return None,
         },
-        Encoding::Time(unit) => {
+        Encoding::Time(_) | Encoding::ConnectTime => {
             let number: i64 = raw.parse().ok()?;
-            let micros = if unit == Unit::Millis { number.checked_mul(1_000)? } else { number };
+            let micros = match encoding {
+                Encoding::Time(Unit::Micros) => number,
+                Encoding::Time(Unit::Nanos) => number / 1_000,
+                _ => number.checked_mul(1_000)?,
+            };
             (0..=86_400_000_000).contains(&micros).then(|| pgtext::push_time(out, micros))?;
         }
-        Encoding::Timestamp(unit) => read_timestamp(unit, raw, out)?,
-        _ => return None,
-    }
-    Some(())
-}
-
-fn read_timestamp(unit: Unit, raw: &str, out: &mut Vec<u8>) -> Option<()> {
-    // In a key, where no header can help: the text of a timestamp that the number can't carry.
-    if let Some(text) = unquoted(raw) {
-        pgtext::parse_timestamp(text.as_bytes())?;
-        out.extend_from_slice(text.as_bytes());
-        return Some(());
-    }
-    match stamp_of(unit, raw.parse().ok()?)? {
-        Temporal::Infinity => out.extend_from_slice(b"infinity"),
-        Temporal::MinusInfinity => out.extend_from_slice(b"-infinity"),
-        Temporal::Finite(stamp) => pgtext::push_timestamp(out, stamp),
-    }
-    Some(())
-}
-
-/// What a timestamp's number stands for; `None` beyond what Postgres holds. The number of infinity is also that of
-/// 294247-01-10 04:00:25.2, whose text therefore always rides beside it.
-pub(super) fn stamp_of(unit: Unit, number: i64) -> Option<Temporal<Stamp>> {
-    let (factor, stamp) = match unit {
-        Unit::Millis => (1, Stamp::from_millis(number)),
-        Unit::Micros => (1_000, Stamp::from_micros(number)),
-    };
-    if number == TIMESTAMP_INFINITY_MS * factor {
-        return Some(Temporal::Infinity);
-    }
-    if number == TIMESTAMP_MINUS_INFINITY_MS * factor {
-        return Some(Temporal::MinusInfinity);
-    }
-    stamp.is_valid().then_some(Temporal::Finite(stamp))
-}
-
-/// Appends money as Postgres prints it with lc_monetary = C: `-$1,234.50`.
-pub(super) fn push_money(out: &mut Vec<u8>, plain: &[u8]) -> Option<()> {
-    if !pgtext::is_json_number(plain) {
-        return None;
-    }
-    let digits = plain.strip_prefix(b"-").unwrap_or(plain);
-    let whole = digits.iter().position(|b| *b == b'.').unwrap_or(digits.len());
-    if digits.len() < plain.len() {
-        out.push(b'-');
-    }
-    out.push(b'$');
-    for (i, digit) in digits.iter().enumerate() {
-        if i > 0 && i < whole && (whole - i).is_multiple_of(3) {
-            out.push(b',');
-        }
-        out.push(*digit);
+        _ => match stamp_of(timestamp_unit(encoding)?, raw.parse().ok()?)? {
+            Temporal::Infinity => out.extend_from_slice(b"infinity"),
+            Temporal::MinusInfinity => out.extend_from_slice(b"-infinity"),
+            Temporal::Finite(stamp) => pgtext::push_timestamp(out, stamp),
+        },
     }
     Some(())
 }

@@ -7,29 +7,22 @@
 
 use std::sync::Arc;
 
-use super::json_decode;
-use super::mapping::{self, Encoding, Unit};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::events::head;
+use super::mapping::{self, Encoding};
+use super::schema::{RelationSchemas, Value};
+use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
 use super::{Event, Op, RecordBuf, invalid};
 use crate::error::{Error, Result};
-use crate::pgtext::{self, Temporal};
+use crate::pgtext;
 use crate::record::{Side, push_text};
-use crate::relation::Relation;
-use crate::value::{Cell, Row, RowBuf};
+use crate::relation::{ConversionFailure, Relation};
+use crate::value::{Cell, Row};
 
 /// What `source.version` says: the program that wrote the record, as Debezium says its own version there.
 const VERSION: &str = concat!("lockstep-", env!("CARGO_PKG_VERSION"));
-
-/// Debezium's streamed sentinels for infinite dates, in days: java.time's LocalDate limits without the upper bits.
-pub(super) const DATE_INFINITY: i32 = -2_147_472_692;
-pub(super) const DATE_MINUS_INFINITY: i32 = -2_147_472_691;
-/// The JDBC driver's infinite timestamps, in milliseconds.
-pub(super) const TIMESTAMP_INFINITY_MS: i64 = 9_223_372_036_825_200;
-pub(super) const TIMESTAMP_MINUS_INFINITY_MS: i64 = -9_223_372_036_832_400;
-/// Debezium's names for numerics that are no numbers, beside Postgres'.
-pub(super) const NUMERIC_NAMES: [(&str, &str); 3] =
-    [("NaN", "NAN"), ("Infinity", "POSITIVE_INFINITY"), ("-Infinity", "NEGATIVE_INFINITY")];
-/// Floats that are no numbers: Java, Postgres and JsonConverter call them alike.
-pub(super) const FLOAT_NAMES: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 
 /// Writes the records of one relation version.
 pub struct Encoder {
@@ -37,12 +30,20 @@ pub struct Encoder {
     fields: Vec<Field>,
     /// Indexes of the key columns in key order.
     key: Vec<usize>,
+    /// `{"schema":…,"payload":` where values and keys carry their schema, else nothing.
+    value_head: Vec<u8>,
+    key_head: Vec<u8>,
+    source: Source,
+}
+
+/// The source block of one table's records.
+pub(super) struct Source {
     /// `,"source":{…"ts_ms":`
-    source_head: Vec<u8>,
+    head: Vec<u8>,
     /// `","db":…,"sequence":"[`
-    source_db: Vec<u8>,
+    db: Vec<u8>,
     /// `,"schema":…,"table":…,"txId":`
-    source_table: Vec<u8>,
+    table: Vec<u8>,
 }
 
 struct Field {
@@ -50,58 +51,40 @@ struct Field {
     label: Vec<u8>,
     encoding: Encoding,
     /// For `after` and `before` when the value was not sent.
-    unavailable: String,
-    unsent: String,
+    unavailable: Vec<u8>,
+    unsent: Vec<u8>,
+    /// What NULL is shown as where the modes replace it; the header then says that it is NULL.
+    null: Option<Vec<u8>>,
 }
 
-/// What the JSON of a value is worth to our decoder.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fidelity {
-    Exact,
-    /// The text must ride beside it.
-    NeedsText,
-}
-
-/// Why a text has no JSON. Nothing that is written before the error counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Unfit {
-    NotUtf8,
-    NotOfItsType,
+impl Field {
+    fn is_skipped(&self) -> bool {
+        self.encoding == Encoding::Skipped
+    }
 }
 
 impl Encoder {
     /// `prefix` is the topic prefix (Debezium's logical name), `db` the source's database.
     pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
+        let modes = &relation.modes;
         let fields = relation.columns.iter().map(|column| {
-            let encoding = mapping::encoding(column.type_oid, column.typmod, &relation.modes);
+            let encoding = mapping::encoding(column, modes);
+            let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
             Field {
                 label: [b",", quoted(&column.name).as_slice(), b":"].concat(),
+                unavailable: json_of(&mapping::unavailable(column, &encoding, modes)),
+                unsent: json_of(&mapping::unsent(column, &encoding, modes)),
+                null: null.map(|default| json_of(&default)),
                 encoding,
-                unavailable: mapping::unavailable(column, encoding),
-                unsent: mapping::unsent(column, encoding),
             }
         });
-        let source_head = [
-            br#","source":{"version":"#.as_slice(),
-            &quoted(VERSION),
-            br#","connector":"postgresql","name":"#,
-            &quoted(prefix),
-            br#","ts_ms":"#,
-        ];
-        let source_db = [br#"","db":"#.as_slice(), &quoted(db), br#","sequence":"["#];
-        let source_table = [
-            br#","schema":"#.as_slice(),
-            &quoted(&relation.name.schema),
-            br#","table":"#,
-            &quoted(&relation.name.table),
-            br#","txId":"#,
-        ];
+        let schemas = modes.schemas.then(|| RelationSchemas::new(&relation, prefix));
         Encoder {
             fields: fields.collect(),
             key: relation.key_columns(),
-            source_head: source_head.concat(),
-            source_db: source_db.concat(),
-            source_table: source_table.concat(),
+            value_head: schemas.as_ref().map(|schemas| head(&schemas.envelope)).unwrap_or_default(),
+            key_head: schemas.as_ref().and_then(|schemas| schemas.key.as_ref()).map(head).unwrap_or_default(),
+            source: Source::new(prefix, db, &relation.name.schema, &relation.name.table),
             relation,
         }
     }
@@ -117,27 +100,45 @@ impl Encoder {
 
     /// Writes the row's key into `out.key`. A key column that is NULL or was not sent is RECORD_INVALID.
     pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.key_json(row, &mut out.key)
+        out.key.clear();
+        if !self.has_key() {
+            return Ok(());
+        }
+        out.key.extend_from_slice(&self.key_head);
+        self.push_key(row, &mut out.key)?;
+        if !self.key_head.is_empty() {
+            out.key.push(b'}');
+        }
+        Ok(())
     }
 
-    /// The key as JSON, also for the headers of a key change ([`super::HEADER_NEW_KEY`], [`super::HEADER_OLD_KEY`]). Clears
-    /// `out`, which stays empty for a table without a key.
+    /// The key without its schema, for the headers of a key change ([`super::HEADER_NEW_KEY`], [`super::HEADER_OLD_KEY`]).
+    /// Clears `out`, which stays empty for a table without a key.
     pub fn key_json(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
+        if self.has_key() { self.push_key(row, out) } else { Ok(()) }
+    }
+
+    fn push_key(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
         self.check_width(row)?;
-        for (i, &column) in self.key.iter().enumerate() {
+        out.push(b'{');
+        let mut first = true;
+        for &column in &self.key {
             let field = &self.fields[column];
-            out.push(if i == 0 { b'{' } else { b',' });
-            out.extend_from_slice(&field.label[1..]);
+            if field.is_skipped() {
+                continue;
+            }
+            out.extend_from_slice(&field.label[usize::from(first)..]);
+            first = false;
             match row.get(column) {
-                Cell::Text(text) => self.key_value(column, text, out)?,
+                Cell::Text(text) => {
+                    self.value(column, text, out)?;
+                }
                 Cell::Null => return Err(self.no_key(column, "NULL in a key column")),
                 Cell::Absent => return Err(self.no_key(column, "the source did not send this key column")),
             }
         }
-        if self.has_key() {
-            out.push(b'}');
-        }
+        out.push(b'}');
         Ok(())
     }
 
@@ -178,11 +179,27 @@ impl Encoder {
     ) -> Result<()> {
         out.value.clear();
         out.text.clear();
+        out.value.extend_from_slice(&self.value_head);
         out.value.extend_from_slice(br#"{"before":"#);
         self.side(Side::Before, before, out)?;
         out.value.extend_from_slice(br#","after":"#);
         self.side(Side::After, after, out)?;
-        self.source(op, event, &mut out.value);
+        let value = &mut out.value;
+        self.source.push(event, value);
+        value.extend_from_slice(br#","transaction":"#);
+        push_block(event, value);
+        value.extend_from_slice(br#","op":""#);
+        value.push(u8::try_from(op.letter()).expect("an ASCII letter"));
+        value.extend_from_slice(br#"","ts_ms":"#);
+        push_integer(value, event.now_ns.div_euclid(1_000_000));
+        value.extend_from_slice(br#","ts_us":"#);
+        push_integer(value, event.now_ns.div_euclid(1_000));
+        value.extend_from_slice(br#","ts_ns":"#);
+        push_integer(value, event.now_ns);
+        value.push(b'}');
+        if !self.value_head.is_empty() {
+            out.value.push(b'}');
+        }
         Ok(())
     }
 
@@ -193,79 +210,51 @@ impl Encoder {
         };
         self.check_width(row)?;
         out.value.push(b'{');
+        let mut first = true;
         for (column, (cell, field)) in row.iter().zip(&self.fields).enumerate() {
-            out.value.extend_from_slice(&field.label[usize::from(column == 0)..]);
-            match (cell, side) {
-                (Cell::Text(text), _) => {
-                    let fidelity = write_value(field.encoding, text, &mut out.value);
-                    if fidelity.map_err(|unfit| self.unfit(column, unfit))? == Fidelity::NeedsText {
-                        let number = u16::try_from(column).expect("Postgres has at most 1600 columns");
-                        push_text(&mut out.text, side, number, cell);
-                    }
+            if !field.is_skipped() {
+                out.value.extend_from_slice(&field.label[usize::from(first)..]);
+                first = false;
+            }
+            let beside = match (cell, side) {
+                (Cell::Text(text), _) => self.value(column, text, &mut out.value)? == Fidelity::NeedsText,
+                (Cell::Null, _) if field.is_skipped() => true,
+                (Cell::Null, _) => {
+                    out.value.extend_from_slice(field.null.as_deref().unwrap_or(b"null"));
+                    field.null.is_some()
                 }
-                (Cell::Null, _) => out.value.extend_from_slice(b"null"),
-                (Cell::Absent, Side::After) => out.value.extend_from_slice(field.unavailable.as_bytes()),
-                (Cell::Absent, Side::Before) => out.value.extend_from_slice(field.unsent.as_bytes()),
+                (Cell::Absent, _) if field.is_skipped() => false,
+                (Cell::Absent, Side::After) => {
+                    out.value.extend_from_slice(&field.unavailable);
+                    false
+                }
+                (Cell::Absent, Side::Before) => {
+                    out.value.extend_from_slice(&field.unsent);
+                    false
+                }
+            };
+            if beside {
+                let number = u16::try_from(column).expect("Postgres has at most 1600 columns");
+                push_text(&mut out.text, side, number, cell);
             }
         }
         out.value.push(b'}');
         Ok(())
     }
 
-    /// Everything behind the rows.
-    fn source(&self, op: Op, event: &Event, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.source_head);
-        push_integer(out, event.commit_time_us.div_euclid(1_000));
-        out.extend_from_slice(br#","snapshot":""#);
-        out.extend_from_slice(event.snapshot.as_str().as_bytes());
-        out.extend_from_slice(&self.source_db);
-        match event.last_commit_lsn {
-            None => out.extend_from_slice(b"null"),
-            Some(lsn) => push_escaped_quotes(out, lsn.0),
-        }
-        out.push(b',');
-        push_escaped_quotes(out, event.lsn.0);
-        out.extend_from_slice(br#"]","ts_us":"#);
-        push_integer(out, event.commit_time_us);
-        out.extend_from_slice(br#","ts_ns":"#);
-        push_integer(out, event.commit_time_us.saturating_mul(1_000));
-        out.extend_from_slice(&self.source_table);
-        match event.xid {
-            None => out.extend_from_slice(b"null"),
-            Some(xid) => push_integer(out, xid),
-        }
-        out.extend_from_slice(br#","lsn":"#);
-        push_integer(out, event.lsn.0);
-        out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null},"transaction":null,"op":""#);
-        out.push(u8::try_from(op.letter()).expect("an ASCII letter"));
-        out.extend_from_slice(br#"","ts_ms":"#);
-        push_integer(out, event.now_ns.div_euclid(1_000_000));
-        out.extend_from_slice(br#","ts_us":"#);
-        push_integer(out, event.now_ns.div_euclid(1_000));
-        out.extend_from_slice(br#","ts_ns":"#);
-        push_integer(out, event.now_ns);
-        out.push(b'}');
-    }
-
-    /// A key has no `ls-text` beside it, so it must stand for itself: JSON that does not decode to the text (a timestamp
-    /// beyond 64 bits of microseconds) gives way to a string of the text.
-    fn key_value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let encoding = self.fields[column].encoding;
+    /// One value, or what stands for it where the modes have no form for it.
+    fn value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
+        let field = &self.fields[column];
         let start = out.len();
-        if write_value(encoding, text, out).map_err(|unfit| self.unfit(column, unfit))? == Fidelity::Exact {
-            return Ok(());
+        match write(&field.encoding, text, &mut JsonWriter::new(out)) {
+            Ok(fidelity) => Ok(fidelity),
+            Err(Unfit::NoForm) if self.relation.modes.conversion_failure == ConversionFailure::Null => {
+                out.truncate(start);
+                out.extend_from_slice(&field.unsent);
+                Ok(Fidelity::NeedsText)
+            }
+            Err(unfit) => Err(self.unfit(column, unfit)),
         }
-        let mut scratch = RowBuf::new();
-        let mut decodes = |json: &[u8]| {
-            scratch.clear();
-            json_decode::value(encoding, json, &mut scratch).is_some() && scratch.row().get(0) == Cell::Text(text)
-        };
-        if decodes(&out[start..]) {
-            return Ok(());
-        }
-        out.truncate(start);
-        push_string(out, text).map_err(|unfit| self.unfit(column, unfit))?;
-        if decodes(&out[start..]) { Ok(()) } else { Err(self.unfit(column, Unfit::NotOfItsType)) }
     }
 
     fn check_width(&self, row: Row<'_>) -> Result<()> {
@@ -278,6 +267,12 @@ impl Encoder {
 
     fn unfit(&self, column: usize, unfit: Unfit) -> Error {
         let found = match unfit {
+            Unfit::NoForm => {
+                let found = "the modes of this table have no form for a value: a number that is none as a precise decimal, \
+                             or a moment beyond 64 bits of nanoseconds";
+                let hint = "write conversion_failure = \"null\" into [wire] of its connector, or choose another mode";
+                return invalid(&self.relation, Some(column), found, hint.to_owned());
+            }
             Unfit::NotUtf8 => "a value is not valid UTF-8, so it can't be written without loss",
             Unfit::NotOfItsType => "a value is not the text that Postgres prints for the column's type",
         };
@@ -293,157 +288,218 @@ impl Encoder {
     }
 }
 
-fn write_value(encoding: Encoding, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    match encoding {
-        Encoding::Text => push_string(out, text).map(|()| Fidelity::Exact),
-        Encoding::Integer => {
-            out.extend_from_slice(pgtext::is_integer(text).then_some(text).ok_or(Unfit::NotOfItsType)?);
-            Ok(Fidelity::Exact)
+impl Source {
+    pub fn new(prefix: &str, db: &str, schema: &str, table: &str) -> Source {
+        let head = [
+            br#","source":{"version":"#.as_slice(),
+            &quoted(VERSION),
+            br#","connector":"postgresql","name":"#,
+            &quoted(prefix),
+            br#","ts_ms":"#,
+        ];
+        let db = [br#"","db":"#.as_slice(), &quoted(db), br#","sequence":"["#];
+        let table = [br#","schema":"#.as_slice(), &quoted(schema), br#","table":"#, &quoted(table), br#","txId":"#];
+        Source { head: head.concat(), db: db.concat(), table: table.concat() }
+    }
+
+    /// `,"source":{…}`
+    pub fn push(&self, event: &Event, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head);
+        push_integer(out, event.commit_time_us.div_euclid(1_000));
+        out.extend_from_slice(br#","snapshot":""#);
+        out.extend_from_slice(event.snapshot.as_str().as_bytes());
+        out.extend_from_slice(&self.db);
+        match event.last_commit_lsn {
+            None => out.extend_from_slice(b"null"),
+            Some(lsn) => push_escaped_quotes(out, lsn.0),
         }
-        Encoding::Float => write_float(text, out),
-        Encoding::Numeric => write_numeric(text, out),
-        Encoding::Money => write_money(text, out),
-        Encoding::Bool => {
-            let (json, fidelity): (&[u8], _) = match text {
-                b"t" => (b"true", Fidelity::Exact),
-                b"f" => (b"false", Fidelity::Exact),
-                // A cast to text prints these.
-                b"true" | b"false" => (text, Fidelity::NeedsText),
-                _ => return Err(Unfit::NotOfItsType),
-            };
-            out.extend_from_slice(json);
-            Ok(fidelity)
+        out.push(b',');
+        push_escaped_quotes(out, event.lsn.0);
+        out.extend_from_slice(br#"]","ts_us":"#);
+        push_integer(out, event.commit_time_us);
+        out.extend_from_slice(br#","ts_ns":"#);
+        push_integer(out, event.commit_time_us.saturating_mul(1_000));
+        out.extend_from_slice(&self.table);
+        match event.xid {
+            None => out.extend_from_slice(b"null"),
+            Some(xid) => push_integer(out, xid),
         }
-        Encoding::Bytes => {
-            out.push(b'"');
-            pgtext::push_base64(out, text).ok_or(Unfit::NotOfItsType)?;
-            out.push(b'"');
-            Ok(exact_if(!text.iter().any(u8::is_ascii_uppercase)))
-        }
-        Encoding::Date => write_date(text, out),
-        Encoding::Time(unit) => write_time(unit, text, out),
-        Encoding::Timestamp(unit) => write_timestamp(unit, text, out),
-        Encoding::TimestampTz { digits } => write_timestamptz(digits, text, out),
+        out.extend_from_slice(br#","lsn":"#);
+        push_integer(out, event.lsn.0);
+        out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null}"#);
     }
 }
 
-fn exact_if(exact: bool) -> Fidelity {
-    if exact { Fidelity::Exact } else { Fidelity::NeedsText }
-}
-
-fn write_float(text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    if pgtext::is_json_number(text) {
-        out.extend_from_slice(text);
-        return Ok(Fidelity::Exact);
-    }
-    if !FLOAT_NAMES.iter().any(|name| name.as_bytes() == text) {
-        return Err(Unfit::NotOfItsType);
-    }
-    push_string(out, text)?;
-    Ok(Fidelity::NeedsText)
-}
-
-fn write_numeric(text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    if text.last().is_some_and(u8::is_ascii_digit) {
-        push_string(out, text)?;
-        return Ok(Fidelity::Exact);
-    }
-    let name = NUMERIC_NAMES.iter().find(|(postgres, _)| postgres.as_bytes() == text);
-    push_string(out, name.ok_or(Unfit::NotOfItsType)?.1.as_bytes())?;
-    Ok(Fidelity::NeedsText)
-}
-
-fn write_money(text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    // 64 bits of cents have 19 digits, a point and a sign.
-    let mut plain = [0u8; 24];
-    let mut len = 0;
-    for byte in text.iter().filter(|b| !matches!(b, b'$' | b',')) {
-        *plain.get_mut(len).ok_or(Unfit::NotOfItsType)? = *byte;
-        len += 1;
-    }
-    let plain = &plain[..len];
-    if !plain.iter().all(|b| matches!(b, b'0'..=b'9' | b'.' | b'-')) || !pgtext::is_json_number(plain) {
-        return Err(Unfit::NotOfItsType);
-    }
-    let exact = prints_as(out, text, |o| {
-        let _ = json_decode::push_money(o, plain);
-    });
-    push_string(out, plain)?;
-    Ok(exact_if(exact))
-}
-
-fn write_date(text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    let (days, exact) = match pgtext::parse_date(text).ok_or(Unfit::NotOfItsType)? {
-        Temporal::Infinity => (DATE_INFINITY, false),
-        Temporal::MinusInfinity => (DATE_MINUS_INFINITY, false),
-        Temporal::Finite(days) => {
-            (days, pgtext::DATE_RANGE.contains(&days) && prints_as(out, text, |o| pgtext::push_date(o, days)))
-        }
+/// The transaction block, or null.
+pub(super) fn push_block(event: &Event, out: &mut Vec<u8>) {
+    let (Some(block), Some(xid)) = (event.block, event.xid) else {
+        return out.extend_from_slice(b"null");
     };
-    push_integer(out, days);
-    Ok(exact_if(exact))
+    out.extend_from_slice(br#"{"id":""#);
+    push_integer(out, xid);
+    out.push(b':');
+    push_integer(out, event.lsn.0);
+    out.extend_from_slice(br#"","total_order":"#);
+    push_integer(out, block.total_order);
+    out.extend_from_slice(br#","data_collection_order":"#);
+    push_integer(out, block.collection_order);
+    out.push(b'}');
 }
 
-fn write_time(unit: Unit, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    let micros = pgtext::parse_time(text).ok_or(Unfit::NotOfItsType)?;
-    let carried = match unit {
-        Unit::Millis => micros / 1_000 * 1_000,
-        Unit::Micros => micros,
-    };
-    let exact = prints_as(out, text, |o| pgtext::push_time(o, carried));
-    push_integer(out, if unit == Unit::Millis { micros / 1_000 } else { micros });
-    Ok(exact_if(exact))
+fn json_of(value: &Value) -> Vec<u8> {
+    let mut json = Vec::new();
+    value.write(&mut JsonWriter::new(&mut json));
+    json
 }
 
-fn write_timestamp(unit: Unit, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    let infinite_ms = match pgtext::parse_timestamp(text).ok_or(Unfit::NotOfItsType)? {
-        Temporal::Infinity => TIMESTAMP_INFINITY_MS,
-        Temporal::MinusInfinity => TIMESTAMP_MINUS_INFINITY_MS,
-        Temporal::Finite(stamp) => {
-            let number = match unit {
-                Unit::Millis => stamp.seconds * 1_000 + i64::from(stamp.micros / 1_000),
-                // As java.util.concurrent.TimeUnit does it: beyond 294247-01-10 the seconds saturate, then the sum wraps.
-                Unit::Micros => stamp.seconds.saturating_mul(1_000_000).wrapping_add(i64::from(stamp.micros)),
-            };
-            let exact = match json_decode::stamp_of(unit, number) {
-                Some(Temporal::Finite(carried)) => prints_as(out, text, |o| pgtext::push_timestamp(o, carried)),
-                _ => false,
-            };
-            push_integer(out, number);
-            return Ok(exact_if(exact));
+/// Writes values as JsonConverter does: bytes as base64, maps with text keys as objects, other maps as lists of pairs.
+pub struct JsonWriter<'a> {
+    out: &'a mut Vec<u8>,
+    /// Of each open collection: whether something stands in it.
+    filled: Vec<bool>,
+    maps: Vec<bool>,
+}
+
+impl<'a> JsonWriter<'a> {
+    pub fn new(out: &'a mut Vec<u8>) -> JsonWriter<'a> {
+        JsonWriter { out, filled: Vec::new(), maps: Vec::new() }
+    }
+
+    fn begin(&mut self, bracket: u8) {
+        self.out.push(bracket);
+        self.filled.push(false);
+    }
+
+    fn end(&mut self, bracket: u8) {
+        self.out.push(bracket);
+        self.filled.pop();
+    }
+
+    fn comma(&mut self) {
+        if std::mem::replace(self.filled.last_mut().expect("a collection is open"), true) {
+            self.out.push(b',');
         }
-    };
-    push_integer(out, if unit == Unit::Millis { infinite_ms } else { infinite_ms * 1_000 });
-    Ok(Fidelity::NeedsText)
+    }
 }
 
-fn write_timestamptz(digits: u8, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity, Unfit> {
-    out.push(b'"');
-    let exact = match pgtext::parse_timestamptz(text).ok_or(Unfit::NotOfItsType)? {
-        Temporal::Infinity | Temporal::MinusInfinity => {
-            out.extend_from_slice(text);
-            true
+impl Writer for JsonWriter<'_> {
+    fn null(&mut self) {
+        self.out.extend_from_slice(b"null");
+    }
+
+    fn boolean(&mut self, value: bool) {
+        self.out.extend_from_slice(if value { b"true" } else { b"false" });
+    }
+
+    fn integer(&mut self, value: i64) {
+        push_integer(self.out, value);
+    }
+
+    fn digits(&mut self, text: &[u8]) {
+        self.out.extend_from_slice(text);
+    }
+
+    fn float(&mut self, text: &[u8]) {
+        let named = FLOAT_NAMES.iter().any(|name| name.as_bytes() == text);
+        if named {
+            self.out.push(b'"');
         }
-        Temporal::Finite(stamp) => {
-            let exact = stamp.is_valid() && prints_as(out, text, |o| pgtext::push_timestamptz(o, stamp));
-            pgtext::push_iso_utc(out, stamp, digits);
-            exact
+        self.out.extend_from_slice(text);
+        if named {
+            self.out.push(b'"');
         }
-    };
-    out.push(b'"');
-    Ok(exact_if(exact))
+    }
+
+    fn string(&mut self, text: &str) {
+        push_str(self.out, text);
+    }
+
+    fn plain(&mut self, print: impl FnOnce(&mut Vec<u8>)) {
+        self.out.push(b'"');
+        print(self.out);
+        self.out.push(b'"');
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.out.push(b'"');
+        let start = self.out.len();
+        self.out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+        let written = STANDARD.encode_slice(bytes, &mut self.out[start..]);
+        written.expect("the room was measured");
+        self.out.push(b'"');
+    }
+
+    fn bytea(&mut self, text: &[u8]) -> Option<()> {
+        self.out.push(b'"');
+        pgtext::push_base64(self.out, text)?;
+        self.out.push(b'"');
+        Some(())
+    }
+
+    fn begin_array(&mut self) {
+        self.begin(b'[');
+    }
+
+    fn element(&mut self) {
+        self.comma();
+    }
+
+    fn end_array(&mut self) {
+        self.end(b']');
+    }
+
+    fn begin_map(&mut self, text_keys: bool) {
+        self.maps.push(text_keys);
+        self.begin(if text_keys { b'{' } else { b'[' });
+    }
+
+    fn map_key(&mut self) {
+        let text_keys = *self.maps.last().expect("a map is open");
+        // A pair of a map without text keys is a list of two.
+        if std::mem::replace(self.filled.last_mut().expect("a map is open"), true) {
+            self.out.extend_from_slice(if text_keys { b"," } else { b"],[" });
+        } else if !text_keys {
+            self.out.push(b'[');
+        }
+    }
+
+    fn map_value(&mut self) {
+        let text_keys = *self.maps.last().expect("a map is open");
+        self.out.push(if text_keys { b':' } else { b',' });
+    }
+
+    fn end_map(&mut self) {
+        let text_keys = self.maps.pop().expect("a map is open");
+        if !text_keys && self.filled.last() == Some(&true) {
+            self.out.push(b']');
+        }
+        self.end(if text_keys { b'}' } else { b']' });
+    }
+
+    fn begin_struct(&mut self) {
+        self.begin(b'{');
+    }
+
+    fn field(&mut self, name: &'static str) {
+        self.comma();
+        push_str(self.out, name);
+        self.out.push(b':');
+    }
+
+    fn end_struct(&mut self) {
+        self.end(b'}');
+    }
+
+    fn nests(&self) -> bool {
+        true
+    }
+
+    fn scratch(&mut self) -> &mut Vec<u8> {
+        self.out
+    }
 }
 
-/// Whether `print` gives exactly `text`; `out` is the scratch space and stays as it was.
-fn prints_as(out: &mut Vec<u8>, text: &[u8], print: impl FnOnce(&mut Vec<u8>)) -> bool {
-    let start = out.len();
-    print(out);
-    let same = &out[start..] == text;
-    out.truncate(start);
-    same
-}
-
-fn push_integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
+pub(super) fn push_integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
@@ -460,9 +516,14 @@ fn quoted(text: &str) -> Vec<u8> {
     out
 }
 
-/// Appends a JSON string.
-fn push_string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Unfit> {
-    let mut rest = std::str::from_utf8(text).map_err(|_| Unfit::NotUtf8)?;
+/// Appends a JSON string; `None` if the text is not UTF-8.
+pub(super) fn push_string(out: &mut Vec<u8>, text: &[u8]) -> Option<()> {
+    push_str(out, std::str::from_utf8(text).ok()?);
+    Some(())
+}
+
+pub(super) fn push_str(out: &mut Vec<u8>, text: &str) {
+    let mut rest = text;
     out.push(b'"');
     loop {
         let (plain, special) = rest.split_at(plain_prefix(rest.as_bytes()));
@@ -473,7 +534,6 @@ fn push_string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Unfit> {
         rest = chars.as_str();
     }
     out.push(b'"');
-    Ok(())
 }
 
 /// Bytes that begin a character which is escaped. Bytes from 0xF0 lead the characters beyond the BMP.

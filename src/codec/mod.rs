@@ -1,4 +1,4 @@
-//! One change as a record of Debezium's shape, and back: JSON without schemas, decimals as strings.
+//! One change as a record of Debezium's shape, and back: JSON with or without schemas, in all of Debezium's modes.
 //!
 //! Consumers that know Debezium read the value; our sinks read the same bytes and get the exact Postgres text back. The rule
 //! for every type: `decode(encode(text)) == text`, byte for byte. Where JSON in Debezium's shape does not carry a text
@@ -9,19 +9,21 @@
 //! is not UTF-8, or not of its type, is `RECORD_INVALID` naming the column, never the value (values may be personal data).
 //! Neither direction allocates per value; buffers are the caller's and are reused.
 //!
-//! Where this differs from Debezium on purpose: NULL stays NULL in columns with a default; a column that was not sent gets
-//! its type's fallback in `before` even if it has a default (the relation does not know defaults); types outside
-//! [`mapping`]'s list (arrays, intervals, bit strings, timetz, user types …) are strings of their Postgres text instead of
-//! lossy or missing; floats have Postgres' shortest digits instead of Java's.
+//! [`mapping`] says what a column becomes, [`write`] turns a text into that value for any format, [`schema`] has the schemas that
+//! belong to it. Where this differs from Debezium on purpose is listed in docs/debezium-compatibility.md.
 //!
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
+mod events;
 mod json_decode;
 mod json_encode;
 pub mod mapping;
+pub mod schema;
+pub mod write;
 
+pub use events::{EventEncoder, TransactionMark};
 pub use json_decode::Decoder;
-pub use json_encode::Encoder;
+pub use json_encode::{Encoder, JsonWriter};
 
 use crate::error::{Code, Error};
 use crate::lsn::Lsn;
@@ -46,6 +48,17 @@ pub struct Event {
     pub snapshot: Snapshot,
     /// When the record is made: nanoseconds since 1970.
     pub now_ns: i64,
+    /// The record's place in its transaction, where transactions are told of.
+    pub block: Option<Block>,
+}
+
+/// Places counted from 1, as Debezium's `transaction` block has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// Among the transaction's records.
+    pub total_order: u64,
+    /// Among those of the same table.
+    pub collection_order: u64,
 }
 
 /// `source.snapshot`: which part of a snapshot a row is.

@@ -9,10 +9,11 @@ use super::*;
 use crate::error::Result;
 use crate::pgtext::{self, Stamp};
 use crate::record::{Side, absent_bitmap};
-use crate::relation::{Column, Fingerprint, Format, Modes, Relation, TableName};
+use crate::relation::{
+    BinaryMode, Column, ColumnDefault, ConversionFailure, DecimalMode, Fingerprint, Format, HstoreMode, IntervalMode,
+    Modes, Relation, TableName, TimeMode, TypeKind, TypeName, UnknownMode,
+};
 use crate::value::{Cell, Row, RowBuf};
-
-const TIMETZ: u32 = 1266;
 
 /// A relation with an int4 key `id` and these columns behind it: type, modifier, nullable.
 fn relation(columns: &[(u32, i32, bool)]) -> Arc<Relation> {
@@ -37,8 +38,11 @@ fn relation_of(columns: Vec<Column>) -> Arc<Relation> {
 }
 
 fn column(name: &str, type_oid: u32, typmod: i32, nullable: bool, key: Option<u16>) -> Column {
-    let exact = mapping::exact(type_oid);
-    Column { name: name.into(), type_oid, type_name: String::new(), typmod, nullable, key, exact }
+    let kind = TypeKind::Base;
+    let (name, type_name, default, exact) = (name.into(), String::new(), None, false);
+    let mut column = Column { name, type_oid, type_name, typmod, kind, nullable, default, key, exact };
+    column.exact = mapping::exact(&column, &Modes::default());
+    column
 }
 
 const EVENT: Event = Event {
@@ -48,6 +52,7 @@ const EVENT: Event = Event {
     commit_time_us: 1_700_000_000_123_456,
     snapshot: Snapshot::False,
     now_ns: 1_700_000_001_000_000_007,
+    block: None,
 };
 
 fn row(cells: &[Cell<'_>]) -> RowBuf {
@@ -92,12 +97,15 @@ fn round_trip(type_oid: u32, typmod: i32, text: &[u8]) -> (String, bool) {
     let keyed = relation_of(vec![column("k", type_oid, typmod, false, Some(0))]);
     let key = row(&[Cell::Text(text)]);
     let (mut buf, mut out) = (RecordBuf::default(), RowBuf::new());
-    Encoder::new(keyed.clone(), "p", "db").key(key.row(), &mut buf).unwrap();
-    Decoder::new(keyed).key(&buf.key, &mut out).unwrap();
+    let encoder = Encoder::new(keyed.clone(), "p", "db");
+    encoder.key(key.row(), &mut buf).unwrap();
+    encoder.delete(&EVENT, key.row(), &mut buf).unwrap();
+    Decoder::new(keyed).key(&buf.key, buf.text(), &mut out).unwrap();
     assert_eq!(out, key, "{}", String::from_utf8_lossy(&buf.key));
 
     let plain = !record.buf.text.is_empty();
-    assert!(!(plain && mapping::exact(type_oid)), "a type that is called exact needed ls-text");
+    let exact = mapping::exact(&column("c0", type_oid, typmod, true, None), &Modes::default());
+    assert!(!(plain && exact), "a type that is called exact needed ls-text");
     (record.field("after", "c0"), plain)
 }
 
@@ -150,7 +158,6 @@ fn values_are_written_as_debezium_writes_them() {
         (oid::TIMESTAMPTZ, -1, "294276-12-31 23:59:59.999999+00", "\"+294276-12-31T23:59:59.999999Z\""),
         (oid::TIMESTAMPTZ, -1, "-infinity", "\"-infinity\""),
         (oid::JSONB, -1, "{\"a\": 1}", "\"{\\\"a\\\": 1}\""),
-        (TIMETZ, -1, "00:00:00+15:59", "\"00:00:00+15:59\""),
         (1007, -1, "[0:1]={1,NULL}", "\"[0:1]={1,NULL}\""),
     ] {
         assert_eq!(plain(type_oid, typmod, text), json);
@@ -274,7 +281,7 @@ fn composite_keys_stand_in_key_order() {
     let (mut buf, mut out) = (RecordBuf::default(), RowBuf::new());
     Encoder::new(relation.clone(), "p", "d").key(full.row(), &mut buf).unwrap();
     assert_eq!(buf.key, br#"{"k2":"a","k1":1}"#);
-    Decoder::new(relation).key(&buf.key, &mut out).unwrap();
+    Decoder::new(relation).key(&buf.key, None, &mut out).unwrap();
     assert_eq!(out, row(&[Cell::Text(b"1"), Cell::Absent, Cell::Text(b"a")]));
 }
 
@@ -286,7 +293,7 @@ fn a_table_without_a_key_has_the_null_key() {
     buf.key.push(b'x');
     encoder.key(row(&[Cell::Null]).row(), &mut buf).unwrap();
     assert!(buf.key().is_none() && !encoder.has_key());
-    Decoder::new(relation).key(b"", &mut out).unwrap();
+    Decoder::new(relation).key(b"", None, &mut out).unwrap();
     assert_eq!(out, row(&[Cell::Absent]));
 }
 
@@ -360,7 +367,7 @@ fn records_of_another_shape_are_refused_by_name() {
     refusal(decoder.row(b"\xff", Side::After, None, None, &mut RowBuf::new()));
     refusal(decoder.row(envelope("null").as_bytes(), Side::After, None, Some(b"secret"), &mut RowBuf::new()));
     for key in [r#"{"id":null}"#, r#"{"id":"secret"}"#, r#"{"id":1,"x":2}"#, "{}", "null", "", "1"] {
-        refusal(decoder.key(key.as_bytes(), &mut RowBuf::new()));
+        refusal(decoder.key(key.as_bytes(), None, &mut RowBuf::new()));
     }
 }
 
@@ -484,5 +491,307 @@ fn exact_or_refused(type_oid: u32, typmod: i32, text: &[u8]) {
     match update(&relation, None, whole.row()) {
         Ok(record) => assert_eq!(record.decode(&Decoder::new(relation), Side::After).unwrap().1, whole),
         Err(error) => assert_eq!(error.code(), Some(Code::RecordInvalid)),
+    }
+}
+
+/// The schema of `before` in the first record of a recorded case.
+fn recorded_row_schema(events: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        value: With<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct With<'a> {
+        #[serde(borrow)]
+        schema: Envelope<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        fields: Vec<&'a serde_json::value::RawValue>,
+    }
+    let line: Line<'_> = serde_json::from_str(events.lines().next().unwrap()).unwrap();
+    line.value.schema.fields[0].get().to_owned()
+}
+
+/// Name, type, modifier, flags (`n` not null, `k` key) and default: a literal behind `=`, `()` for a call.
+fn row_schema(schema: &str, table: &str, modes: Modes, columns: &[(&str, u32, i32, &str)]) -> String {
+    let columns = columns.iter().map(|(name, type_oid, typmod, rest)| {
+        let (flags, default) = rest.split_once('=').map_or((*rest, None), |(flags, text)| {
+            let literal = ColumnDefault::Literal(text.into());
+            (flags, Some(if text == "()" { ColumnDefault::Call } else { literal }))
+        });
+        let key = flags.contains('k').then_some(0);
+        Column { default, ..column(name, *type_oid, *typmod, !flags.contains(['n', 'k']), key) }
+    });
+    let mut relation = Relation::clone(&relation_of(columns.collect()));
+    (relation.name, relation.modes) = (TableName::new("public", table), modes);
+    let mut json = Vec::new();
+    let schemas = schema::RelationSchemas::new(&relation, schema);
+    schema::push_json(&schemas.row, Some("before"), &mut json);
+    String::from_utf8(json).unwrap()
+}
+
+#[test]
+fn schemas_are_debeziums() {
+    let modes =
+        Modes { decimal: DecimalMode::Precise, interval: IntervalMode::Numeric, schemas: true, ..Modes::default() };
+    let numeric = |precision: i32, scale: i32| (precision << 16 | scale) + 4;
+    let columns = [
+        ("id", oid::INT4, -1, "k"),
+        ("b", oid::BOOL, -1, "=t"),
+        ("i2", oid::INT2, -1, "n=-7"),
+        ("i4", oid::INT4, -1, "=42"),
+        ("i8", oid::INT8, -1, "=9223372036854775807"),
+        ("f4", oid::FLOAT4, -1, ""),
+        ("f8", oid::FLOAT8, -1, "=1.5"),
+        ("n", oid::NUMERIC, -1, ""),
+        ("n_5_2", oid::NUMERIC, numeric(5, 2), "n=3.10"),
+        ("n_10", oid::NUMERIC, numeric(10, 0), ""),
+        ("c", oid::BPCHAR, 9, ""),
+        ("c1", oid::BPCHAR, 5, ""),
+        ("vc", oid::VARCHAR, 14, "=it's \"q\""),
+        ("vcu", oid::VARCHAR, -1, ""),
+        ("t", oid::TEXT, -1, "n="),
+        ("nm", oid::NAME, -1, ""),
+        ("ch", oid::CHAR, -1, ""),
+        ("d", oid::DATE, -1, "=2024-02-29"),
+        ("tm", oid::TIME, -1, ""),
+        ("tm3", oid::TIME, 3, ""),
+        ("tmtz", oid::TIMETZ, -1, ""),
+        ("ts", oid::TIMESTAMP, -1, ""),
+        ("ts3", oid::TIMESTAMP, 3, ""),
+        ("tstz", oid::TIMESTAMPTZ, -1, "=()"),
+        ("iv", oid::INTERVAL, -1, ""),
+        ("by", oid::BYTEA, -1, ""),
+        ("bt", oid::BIT, 1, ""),
+        ("bt5", oid::BIT, 5, ""),
+        ("vb", oid::VARBIT, -1, ""),
+        ("m", oid::MONEY, -1, ""),
+        ("uu", oid::UUID, -1, ""),
+        ("js", oid::JSON, -1, ""),
+        ("jb", oid::JSONB, -1, ""),
+        ("x", oid::XML, -1, ""),
+        ("o", oid::OID, -1, ""),
+        ("ip", oid::INET, -1, ""),
+        ("cd", oid::CIDR, -1, ""),
+        ("mac", oid::MACADDR, -1, ""),
+    ];
+    let recorded = recorded_row_schema(include_str!("../../tests/golden/02-scalars-schemas/events.jsonl"));
+    assert_eq!(row_schema("g02", "scalars", modes, &columns), recorded);
+}
+
+#[test]
+fn the_envelope_schema_is_debeziums() {
+    let relation =
+        relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), column("v", oid::TEXT, -1, true, None)]);
+    let mut relation = Relation::clone(&relation);
+    relation.name = TableName::new("public", "tx");
+    relation.modes.schemas = true;
+    relation
+        .columns
+        .push(Column { default: Some(ColumnDefault::Literal("0".into())), ..column("n", oid::INT4, -1, true, None) });
+    let (mut out, mut back) = (RecordBuf::default(), RowBuf::new());
+    let relation = Arc::new(relation.sealed());
+    let encoder = Encoder::new(relation.clone(), "g22", "d");
+    let row = row(&[Cell::Text(b"1"), Cell::Null, Cell::Text(b"2")]);
+    encoder.create(&EVENT, row.row(), &mut out).unwrap();
+    encoder.key(row.row(), &mut out).unwrap();
+    let events = include_str!("../../tests/golden/22-transactions-schemas/events.jsonl");
+    let line = events.lines().find(|line| line.contains(r#""topic":"g22.public.tx""#)).unwrap();
+    for (ours, label) in [(&out.key, r#""key":"#), (&out.value, r#""value":"#)] {
+        let head = std::str::from_utf8(ours).unwrap().split_once(r#","payload":"#).unwrap().0;
+        assert!(line.contains(&format!("{label}{head},\"payload\":")), "{head}");
+    }
+    let decoder = Decoder::new(relation);
+    assert_eq!(decoder.row(&out.value, Side::After, None, out.text(), &mut back).unwrap(), Op::Create);
+    assert_eq!(back, row);
+    decoder.key(&out.key, None, &mut back).unwrap();
+    assert_eq!(back.row().get(0), Cell::Text(b"1"));
+}
+
+/// The JSON of a value in these modes. Whatever it is, both sides and the key decode to the text.
+fn in_modes(modes: Modes, of: Column, text: &str) -> String {
+    let key = column("id", oid::INT4, -1, false, Some(1));
+    let keyed = Column { name: "k".into(), nullable: false, key: Some(0), ..of.clone() };
+    let mut relation = Relation::clone(&relation_of(vec![key, of, keyed]));
+    relation.modes = modes;
+    let relation = Arc::new(relation.sealed());
+    let whole = row(&[Cell::Text(b"1"), Cell::Text(text.as_bytes()), Cell::Text(text.as_bytes())]);
+    let record = update(&relation, Some(whole.row()), whole.row()).unwrap();
+    let decoder = Decoder::new(relation.clone());
+    for side in [Side::Before, Side::After] {
+        assert_eq!(record.decode(&decoder, side).unwrap().1, whole, "{text}");
+    }
+    let (mut buf, mut out) = (RecordBuf::default(), RowBuf::new());
+    let encoder = Encoder::new(relation, "p", "db");
+    encoder.delete(&EVENT, whole.row(), &mut buf).unwrap();
+    encoder.key(whole.row(), &mut buf).unwrap();
+    decoder.key(&buf.key, buf.text(), &mut out).unwrap();
+    assert_eq!(out, row(&[Cell::Text(b"1"), Cell::Absent, Cell::Text(text.as_bytes())]), "{text}");
+    record.field("after", "c0")
+}
+
+fn of(type_oid: u32, typmod: i32) -> Column {
+    column("c0", type_oid, typmod, true, None)
+}
+
+fn array_of(type_oid: u32) -> Column {
+    let element = TypeName { oid: type_oid, name: String::new(), typmod: -1, kind: TypeKind::Base };
+    Column { kind: TypeKind::Array { element: Box::new(element) }, ..of(1, -1) }
+}
+
+fn extension(name: &str) -> Column {
+    Column { type_name: name.into(), ..of(99_999, -1) }
+}
+
+#[test]
+fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
+    let m = Modes::default;
+    let decimal = |decimal| Modes { decimal, ..m() };
+    let time = |time| Modes { time, ..m() };
+    let binary = |binary| Modes { binary, ..m() };
+    let numeric = Modes { interval: IntervalMode::Numeric, ..m() };
+    let map = Modes { hstore: HstoreMode::Map, ..m() };
+    let unknown = |unknown| Modes { unknown, ..m() };
+    let n52 = (5 << 16 | 2) + 4;
+    for (modes, of, text, json) in [
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, n52), "123.45", r#""MDk=""#),
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, n52), "-1.28", r#""gA==""#),
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, n52), "-1.29", r#""/38=""#),
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, n52), "1.28", r#""AIA=""#),
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, n52), "0.00", r#""AA==""#),
+        (decimal(DecimalMode::Precise), of(oid::NUMERIC, -1), "1.50", r#"{"scale":1,"value":"Dw=="}"#),
+        (
+            decimal(DecimalMode::Precise),
+            of(oid::NUMERIC, -1),
+            "100000000000000000000",
+            r#"{"scale":0,"value":"BWvHXi1jEAAA"}"#,
+        ),
+        (decimal(DecimalMode::Precise), of(oid::MONEY, -1), "-$92,233,720,368,547,758.08", r#""gAAAAAAAAAA=""#),
+        (decimal(DecimalMode::Double), of(oid::NUMERIC, -1), "1.50", "1.5"),
+        (decimal(DecimalMode::Double), of(oid::NUMERIC, -1), "NaN", r#""NaN""#),
+        (time(TimeMode::Connect), of(oid::TIMESTAMP, -1), "2024-02-29 12:34:56.789012", "1709210096789"),
+        (time(TimeMode::Connect), of(oid::TIMESTAMP, -1), "294276-12-31 23:59:59.999999", "9224318015999999"),
+        (time(TimeMode::Connect), of(oid::TIME, -1), "12:34:56.789012", "45296789"),
+        (time(TimeMode::Connect), of(oid::DATE, -1), "-infinity", "-2147472691"),
+        (time(TimeMode::Nanoseconds), of(oid::TIMESTAMP, 3), "2024-02-29 12:34:56.789", "1709210096789000000"),
+        (time(TimeMode::Nanoseconds), of(oid::TIMESTAMP, -1), "infinity", "9223372036854775807"),
+        (time(TimeMode::Nanoseconds), of(oid::TIME, -1), "24:00:00", "86400000000000"),
+        (time(TimeMode::Microseconds), of(oid::TIMESTAMP, 0), "1969-12-31 23:59:59", "-1000000"),
+        (time(TimeMode::AdaptiveTimeMicroseconds), of(oid::TIME, 0), "12:34:56", "45296000000"),
+        (time(TimeMode::Isostring), of(oid::DATE, -1), "0044-03-15 BC", r#""-0043-03-15Z""#),
+        (time(TimeMode::Isostring), of(oid::DATE, -1), "infinity", r#""-5877611-06-21Z""#),
+        (time(TimeMode::Isostring), of(oid::TIME, -1), "24:00:00", r#""00:00:00Z""#),
+        (time(TimeMode::Isostring), of(oid::TIMESTAMP, -1), "infinity", r#""+294247-01-10T04:00:25.2Z""#),
+        (m(), of(oid::TIMETZ, -1), "23:59:59.5-12:00:01", r#""12:00:00.5Z""#),
+        (numeric.clone(), of(oid::INTERVAL, -1), "1 year 2 mons 3 days 04:05:06.789012", "37091106789012"),
+        (numeric.clone(), of(oid::INTERVAL, -1), "178000000 years", "9223372036854775807"),
+        (m(), of(oid::INTERVAL, -1), "-1 mons +1 day -00:00:00.000001", r#""P0Y-1M1DT0H0M-0.000001S""#),
+        (m(), of(oid::INTERVAL, -1), "00:00:00", r#""P0Y0M0DT0H0M0S""#),
+        (m(), of(oid::INTERVAL, -1), "infinity", r#""infinity""#),
+        (binary(BinaryMode::Hex), of(oid::BYTEA, -1), "\\xdeadbeef", r#""deadbeef""#),
+        (binary(BinaryMode::Base64), of(oid::BYTEA, -1), "\\xfbff", r#""+/8=""#),
+        (binary(BinaryMode::Base64UrlSafe), of(oid::BYTEA, -1), "\\xfbff", r#""-_8=""#),
+        (m(), of(oid::BIT, 1), "1", "true"),
+        (m(), of(oid::BIT, 9), "100000001", r#""AQE=""#),
+        (m(), of(oid::VARBIT, 20), "00000000000000000001", r#""AQ==""#),
+        (m(), of(oid::VARBIT, -1), "", r#""""#),
+        (
+            m(),
+            of(oid::POINT, -1),
+            "(1.5,-2.5)",
+            r#"{"srid":null,"wkb":"AQEAAAAAAAAAAAD4PwAAAAAAAATA","x":1.5,"y":-2.5}"#,
+        ),
+        (m(), extension("public.hstore"), r#""a"=>"1", "n"=>NULL"#, r#""{\"a\":\"1\",\"n\":null}""#),
+        (map.clone(), extension("public.hstore"), r#""q \"u"=>"\\""#, r#"{"q \"u":"\\"}"#),
+        (map, extension("public.hstore"), "", "{}"),
+        (m(), extension("public.vector"), "[1,2.5,-3]", "[1,2.5,-3]"),
+        (m(), extension("public.sparsevec"), "{1:1,3:-2.5}/5", r#"{"dimensions":5,"vector":[[1,1],[3,-2.5]]}"#),
+        (m(), extension("public.sparsevec"), "{}/5", r#"{"dimensions":5,"vector":[]}"#),
+        (
+            m(),
+            extension("public.geometry"),
+            "0101000020E610000000000000000000000000000000000000",
+            r#"{"srid":4326,"wkb":"AQEAACDmEAAAAAAAAAAAAAAAAAAAAAAAAA=="}"#,
+        ),
+        (unknown(UnknownMode::Text), extension("public.cube"), "(1, 2)", r#""(1, 2)""#),
+        (unknown(UnknownMode::Bytes), extension("public.cube"), "(1, 2)", r#""KDEsIDIp""#),
+        (unknown(UnknownMode::Skip), extension("public.cube"), "(1, 2)", "null"),
+        (m(), of(oid::INT2VECTOR, -1), "1 2 3", "[1,2,3]"),
+        (m(), array_of(oid::INT4), "{1,NULL,-3}", "[1,null,-3]"),
+        (m(), array_of(oid::INT4), "[0:2]={1,2,3}", "[1,2,3]"),
+        (m(), array_of(oid::INT4), "{{1,2},{3,NULL}}", "[[1,2],[3,null]]"),
+        (m(), array_of(oid::INT4), "{}", "[]"),
+        (
+            m(),
+            array_of(oid::TEXT),
+            r#"{"",NULL,"NULL","a,b","c\"d","e\\f","{g}",é}"#,
+            r#"["",null,"NULL","a,b","c\"d","e\\f","{g}","é"]"#,
+        ),
+        (m(), array_of(oid::INTERVAL), r#"{"1 day",NULL}"#, r#"["P0Y0M1DT0H0M0S",null]"#),
+    ] {
+        assert_eq!(in_modes(modes, of, text), json, "{text}");
+    }
+}
+
+#[test]
+fn what_a_mode_has_no_form_for_is_refused_or_null_and_the_text_rides_beside() {
+    let of = of(oid::NUMERIC, -1);
+    let mut modes = Modes { decimal: DecimalMode::Precise, ..Modes::default() };
+    let mut relation = Relation::clone(&relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), of.clone()]));
+    relation.modes = modes.clone();
+    let whole = row(&[Cell::Text(b"1"), Cell::Text(b"NaN")]);
+    let message = refusal(update(&Arc::new(relation.sealed()), None, whole.row()));
+    assert!(message.contains("have no form for a value"), "{message}");
+    modes.conversion_failure = ConversionFailure::Null;
+    assert_eq!(in_modes_of_one(modes, of, &whole), "null");
+}
+
+fn in_modes_of_one(modes: Modes, of: Column, whole: &RowBuf) -> String {
+    let mut relation = Relation::clone(&relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), of]));
+    relation.modes = modes;
+    let relation = Arc::new(relation.sealed());
+    let record = update(&relation, None, whole.row()).unwrap();
+    assert_eq!(record.decode(&Decoder::new(relation), Side::After).unwrap().1, *whole);
+    record.field("after", "c0")
+}
+
+#[test]
+fn null_shown_as_the_default_is_null_at_our_sinks() {
+    let of = Column { default: Some(ColumnDefault::Literal("7".into())), ..of(oid::INT4, -1) };
+    let whole = row(&[Cell::Text(b"1"), Cell::Null]);
+    let modes = Modes { null_as_default: true, ..Modes::default() };
+    assert_eq!(in_modes_of_one(modes, of.clone(), &whole), "7");
+    assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+}
+
+proptest! {
+    #[test]
+    fn any_text_in_any_mode_is_exact_or_refused(
+        text in "[-+{}\\[\\]\"\\\\,:=>()0-9a-zN. ]{0,24}",
+        which in 0..14usize,
+        decimal in 0..3usize,
+        time in 0..6usize,
+    ) {
+        let columns = [
+            of(oid::NUMERIC, -1), of(oid::NUMERIC, (9 << 16 | 3) + 4), of(oid::MONEY, -1), of(oid::INTERVAL, -1), of(oid::TIMETZ, -1), of(oid::VARBIT, -1),
+            of(oid::POINT, -1), array_of(oid::INT4), array_of(oid::TEXT), array_of(oid::NUMERIC), extension("p.hstore"), extension("p.vector"),
+            extension("p.sparsevec"), extension("p.geometry"),
+        ];
+        let modes = Modes {
+            decimal: [DecimalMode::String, DecimalMode::Precise, DecimalMode::Double][decimal],
+            time: [TimeMode::Adaptive, TimeMode::Connect, TimeMode::Isostring, TimeMode::Nanoseconds, TimeMode::Microseconds, TimeMode::AdaptiveTimeMicroseconds][time],
+            ..Modes::default()
+        };
+        let mut relation = Relation::clone(&relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), columns[which].clone()]));
+        relation.modes = modes;
+        let relation = Arc::new(relation.sealed());
+        let whole = row(&[Cell::Text(b"1"), Cell::Text(text.as_bytes())]);
+        match update(&relation, None, whole.row()) {
+            Ok(record) => prop_assert_eq!(record.decode(&Decoder::new(relation), Side::After).unwrap().1, whole),
+            Err(error) => prop_assert_eq!(error.code(), Some(Code::RecordInvalid)),
+        }
     }
 }

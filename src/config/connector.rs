@@ -6,10 +6,11 @@
 //! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
 //! with both spellings as the hint.
 
-use super::Evolve;
 use super::findings::At;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
 use super::reader::{Section, Text};
+use super::wire::table_wire;
+use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
 
 /// Kafka has no limit; each partition costs its broker files and every sink a fetch.
@@ -23,6 +24,9 @@ pub(super) struct Connector {
     pub topic: Option<Text>,
     pub partitions: i32,
     pub insert_only: bool,
+    pub wire: TableWire,
+    /// Where `[wire]` says something that leaves records out.
+    pub thinned: Option<(&'static str, At)>,
     /// In order of sink name.
     pub sinks: Vec<ConnectorSink>,
 }
@@ -36,17 +40,26 @@ pub(super) struct ConnectorSink {
     pub evolve: Evolve,
 }
 
-pub(super) fn connector(top: &mut Section<'_>) -> Connector {
+/// `wire` is what lockstep.toml says for every table.
+pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let table = top.required("table", "table = \"public.products\"");
     let table = table.and_then(|table| table_name(top, "table", table));
     let topic = top.text("topic");
     check_topic(top, "topic", topic.as_ref());
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
+    let (wire, thinned) = top.section("wire", |section| {
+        let wire = table_wire(section, wire);
+        let thinned = ["tombstones", "skipped_operations"].into_iter();
+        let thinned = thinned.filter_map(|key| Some((key, section.place(key)?))).next();
+        (wire, thinned)
+    });
     Connector {
         table,
         topic,
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         insert_only: top.boolean("insert_only", false),
+        wire,
+        thinned,
         sinks: top.each("sinks", sink),
     }
 }

@@ -6,7 +6,8 @@
 use std::fmt::Write;
 
 use super::units::{show_duration, show_size};
-use super::{Compression, Config, Database, Sink, Table, Tls};
+use super::wire::{BINARIES, DECIMALS, FAILURES, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
+use super::{Compression, Config, Database, Sink, Table, TableWire, Tls};
 
 /// Every value as it is in force, without secrets.
 pub fn describe(config: &Config) -> String {
@@ -17,6 +18,7 @@ pub fn describe(config: &Config) -> String {
     kafka(&mut out, config);
     out.push_str("\n[http]\n");
     pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
+    wire(&mut out, config);
     for each in &config.sinks {
         sink(&mut out, each);
     }
@@ -40,6 +42,51 @@ fn source(out: &mut String, config: &Config) {
     pair(out, "chunk_rows", source.snapshot_chunk_rows.to_string());
     pair(out, "chunk_bytes", text(&show_size(source.snapshot_chunk_bytes)));
     pair(out, "keyless_bytes", text(&show_size(source.snapshot_keyless_bytes)));
+}
+
+fn wire(out: &mut String, config: &Config) {
+    let wire = &config.wire;
+    out.push_str("\n[wire]\n");
+    table_wire(out, &wire.tables);
+    pair(out, "context_headers", wire.context_headers.to_string());
+    pair(out, "transaction_metadata", wire.transaction_topic.is_some().to_string());
+    if let Some(topic) = &wire.transaction_topic {
+        pair(out, "transaction_topic", text(topic));
+    }
+    pair(out, "logical_messages", wire.messages.is_some().to_string());
+    if let Some(messages) = &wire.messages {
+        pair(out, "message_topic", text(&messages.topic));
+        if let Some(include) = &messages.include {
+            pair(out, "message_prefixes", list(include));
+        }
+        pair(out, "message_prefixes_excluded", list(&messages.exclude));
+    }
+    if let Some((interval, topic)) = &wire.heartbeat {
+        pair(out, "heartbeat_interval", text(&show_duration(*interval)));
+        pair(out, "heartbeat_topic", text(topic));
+    }
+}
+
+fn table_wire(out: &mut String, wire: &TableWire) {
+    let modes = &wire.modes;
+    pair(out, "decimal_handling", text(word(&DECIMALS, modes.decimal)));
+    pair(out, "time_precision", text(word(&TIMES, modes.time)));
+    pair(out, "interval_handling", text(word(&INTERVALS, modes.interval)));
+    pair(out, "binary_handling", text(word(&BINARIES, modes.binary)));
+    pair(out, "hstore_handling", text(word(&HSTORES, modes.hstore)));
+    pair(out, "unknown_types", text(word(&UNKNOWNS, modes.unknown)));
+    pair(out, "conversion_failure", text(word(&FAILURES, modes.conversion_failure)));
+    pair(out, "null_as_default", modes.null_as_default.to_string());
+    pair(out, "schemas", modes.schemas.to_string());
+    pair(out, "unavailable_value_placeholder", text(&modes.placeholder.0));
+    pair(out, "tombstones", wire.tombstones.to_string());
+    let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
+    pair(out, "skipped_operations", list(&skipped));
+    pair(out, "snapshot", text(if wire.snapshot { "initial" } else { "no_data" }));
+}
+
+fn list(items: &[String]) -> String {
+    format!("[{}]", items.iter().map(|item| text(item)).collect::<Vec<_>>().join(", "))
 }
 
 fn kafka(out: &mut String, config: &Config) {
@@ -108,6 +155,8 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "topic", text(&table.topic));
     pair(out, "partitions", table.partitions.to_string());
     pair(out, "insert_only", table.insert_only.to_string());
+    out.push_str("\n[connectors.wire]\n");
+    table_wire(out, &table.wire);
     for sink in &table.sinks {
         let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
         pair(out, "table", text(&sink.table.quoted()));

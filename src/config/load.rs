@@ -16,7 +16,7 @@ use super::findings::{At, File, Findings, Report};
 use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process};
 use super::reader::{Env, Text, nearest, read};
 use super::{Config, Database, Sink, SinkTable, Table};
-use crate::relation::{Modes, TableName};
+use crate::relation::TableName;
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -100,9 +100,10 @@ fn read_connectors(dir: &Path, process: Option<&Process>, env: &Env<'_>, report:
         no_connector(&folder, report);
         return unread();
     }
+    let wire = process.map(|process| process.wire.tables.clone()).unwrap_or_default();
     let read_one = |path: &PathBuf| {
         let file = read_file(path, report)?;
-        read(&file, env, report, connector)
+        read(&file, env, report, |top| connector(top, &wire))
     };
     let list: Vec<Connector> = paths.iter().filter_map(read_one).collect();
     Connectors { complete: list.len() == paths.len(), list }
@@ -148,10 +149,12 @@ struct Routed {
     at: At,
     topic_at: At,
     sinks_at: Vec<At>,
+    /// Where the connector itself leaves records out.
+    thinned: Option<(&'static str, At)>,
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
-    let Process { name, create, connectors: _, source, kafka, http, sinks } = process;
+    let Process { name, create, connectors: _, source, kafka, http, wire, sinks } = process;
     let Connectors { list, complete } = connectors;
     unused_sinks(&sinks, &list, complete, report);
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
@@ -163,6 +166,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     if let Some(kafka) = &kafka {
         topics(&routed, &kafka.ledger, report);
     }
+    whole_for_sinks(&routed, report);
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -173,13 +177,14 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         source: source?,
         kafka: kafka?,
         http,
+        wire,
         sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
         tables: routed.into_iter().map(|routed| routed.table).collect(),
     })
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, wire, thinned, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
@@ -190,12 +195,23 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
         (SinkTable { sink: sink.value, table, columns, evolve }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    Some(Routed {
-        table: Table { topic, partitions, modes: Modes::default(), insert_only, sinks, name },
-        at,
-        topic_at,
-        sinks_at,
-    })
+    let table = Table { topic, partitions, insert_only, wire, sinks, name };
+    Some(Routed { table, at, topic_at, sinks_at, thinned })
+}
+
+/// A sink takes every record of its tables: nothing may be left out of them.
+fn whole_for_sinks(routed: &[Routed], report: &Report) {
+    for Routed { table, at, thinned, .. } in routed {
+        let wire = &table.wire;
+        if table.sinks.is_empty() || (wire.tombstones && wire.skipped.is_empty()) {
+            continue;
+        }
+        let left_out = if wire.tombstones { "skipped_operations" } else { "tombstones = false" };
+        let message = format!("{left_out} leaves records out, but sink {:?} takes this table", table.sinks[0].sink);
+        let hint = "write tombstones = true and skipped_operations = [] into [wire] of this connector, or give consumers a \
+                    pipeline of their own without sinks";
+        report.add(thinned.as_ref().map_or(at, |(_, at)| at), message, hint);
+    }
 }
 
 /// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics).

@@ -2,7 +2,7 @@
 //!
 //! The types here are the resolved ones: no `Option` means "default". Raw TOML shapes stay private to the room.
 //!
-//! The way from text to these types: `reader` walks a file and types its values, `process` and `connector` know the keys of the
+//! The way from text to these types: `reader` walks a file and types its values, `process`, `connector` and `wire` know the keys of the
 //! two kinds of files, `url` knows a database's address and the TLS rule, `files` fetches passwords and certificates, `load`
 //! compares files with each other. Whatever is wrong on the way becomes a [`Finding`]; nothing stops at the first.
 //!
@@ -19,6 +19,7 @@ mod reader;
 mod tests;
 mod units;
 mod url;
+mod wire;
 
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
@@ -42,6 +43,7 @@ pub struct Config {
     pub source: Source,
     pub kafka: Kafka,
     pub http: Http,
+    pub wire: Wire,
     /// In order of name.
     pub sinks: Vec<Sink>,
     /// In order of table name.
@@ -167,15 +169,57 @@ pub struct Sink {
     pub lock_timeout: Duration,
 }
 
+/// What records look like to consumers.
+#[derive(Debug, Clone, Default)]
+pub struct Wire {
+    /// What a table does not say for itself.
+    pub tables: TableWire,
+    /// `__debezium.context.*` on every record, as Debezium writes them.
+    pub context_headers: bool,
+    /// BEGIN and END of every transaction, and the `transaction` block of its records.
+    pub transaction_topic: Option<String>,
+    /// `pg_logical_emit_message` as records of their own.
+    pub messages: Option<Messages>,
+    /// How often, and where.
+    pub heartbeat: Option<(Duration, String)>,
+}
+
+/// Which logical messages become records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Messages {
+    pub topic: String,
+    /// `None`: every prefix that is not excluded.
+    pub include: Option<Vec<String>>,
+    pub exclude: Vec<String>,
+}
+
+/// What the records of one table look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableWire {
+    pub modes: Modes,
+    /// A tombstone behind each delete.
+    pub tombstones: bool,
+    /// Letters of operations that are not written.
+    pub skipped: Vec<char>,
+    /// A table that no sink takes is copied to its topic at first.
+    pub snapshot: bool,
+}
+
+impl Default for TableWire {
+    fn default() -> TableWire {
+        TableWire { modes: Modes::default(), tombstones: true, skipped: Vec::new(), snapshot: true }
+    }
+}
+
 /// One routed table: a resolved connector file.
 #[derive(Debug, Clone)]
 pub struct Table {
     pub name: TableName,
     pub topic: String,
     pub partitions: i32,
-    pub modes: Modes,
     /// The application only inserts and truncates, so no replica identity is needed.
     pub insert_only: bool,
+    pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
 }

@@ -13,7 +13,8 @@ use super::findings::At;
 use super::reader::{Section, Text};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
-use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source};
+use super::wire::wire;
+use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, Wire};
 
 /// Longest topic name that Kafka takes (Topic.java, MAX_NAME_LENGTH).
 pub(super) const TOPIC_BYTES_MAX: usize = 249;
@@ -37,6 +38,7 @@ pub(super) struct Process {
     pub source: Option<Source>,
     pub kafka: Option<Kafka>,
     pub http: Http,
+    pub wire: Wire,
     /// In order of name.
     pub sinks: Vec<(Text, Option<Sink>)>,
 }
@@ -47,13 +49,16 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     let name = name.filter(|name| check_name(top, "name", name)).map(|name| name.value);
     // What only matters for defaults goes on with a stand-in.
     let stem = name.clone().unwrap_or_else(|| "name".into());
+    let kafka = top.section("kafka", |section| kafka(section, dir, &stem));
+    let prefix = kafka.as_ref().map_or(stem.clone(), |kafka| kafka.topic_prefix.clone());
     Process {
         name,
         create: top.boolean("create", true),
         connectors: top.text("connectors"),
         source: top.section("source", |section| source(section, dir, &stem)),
-        kafka: top.section("kafka", |section| kafka(section, dir, &stem)),
+        kafka,
         http: top.section("http", http),
+        wire: top.section("wire", |section| wire(section, &prefix)),
         sinks: top.each("sinks", |name, section| sink(name, section, dir)),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::*;
+use crate::relation::DecimalMode;
 
 /// The least that is a configuration.
 const MAIN: &str = "name = \"shop\"\n[source]\nurl = \"postgres://u@127.0.0.1/catalog\"\n[kafka]\nbrokers = \"k:9092\"\n\
@@ -316,17 +317,17 @@ fn the_examples_load_and_their_comments_are_the_defaults() {
 fn the_examples_name_every_key() {
     let odd = "\nzzzzzzzzzzzz = 1\n";
     let mut main = String::from(odd);
-    for section in ["source", "source.snapshot", "kafka", "http", "sinks.orders"] {
+    for section in ["source", "source.snapshot", "kafka", "http", "wire", "sinks.orders"] {
         main.push_str(&format!("[{section}]{odd}"));
     }
-    let connector = format!("{odd}[sinks.orders]{odd}");
+    let connector = format!("{odd}[wire]{odd}[sinks.orders]{odd}");
     let folder = Folder::with(&[("lockstep.toml", &main), ("connectors/a.toml", &connector)]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name| std::fs::read_to_string(root.join(name)).unwrap();
     let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
     let findings = folder.load().unwrap_err();
     let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
-    assert_eq!(lists.len(), 8);
+    assert_eq!(lists.len(), 10);
     for key in lists.iter().flat_map(|list| list.split(", ")) {
         let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
         assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");
@@ -360,5 +361,29 @@ proptest::proptest! {
             let (said, debug) = (findings.to_string(), format!("{findings:?}"));
             proptest::prop_assert!(!said.contains("XQZJ") && !debug.contains("XQZJ"), "{}{}", url, said);
         }
+    }
+}
+
+#[test]
+fn a_table_says_for_itself_what_its_records_look_like() {
+    let main = format!("{MAIN}\n[wire]\ndecimal_handling = \"precise\"\nschemas = true\ntransaction_metadata = true\n");
+    let own =
+        "table = 'public.own'\n[wire]\ndecimal_handling = \"double\"\ntombstones = false\nskipped_operations = ['t']\n";
+    let folder =
+        Folder::with(&[("lockstep.toml", &main), ("connectors/products.toml", PRODUCTS), ("connectors/own.toml", own)]);
+    let config = folder.config();
+    let [own, products] = &config.tables[..] else { panic!("two tables") };
+    assert_eq!((own.wire.modes.decimal, own.wire.modes.schemas), (DecimalMode::Double, true));
+    assert_eq!((own.wire.tombstones, own.wire.skipped.as_slice()), (false, ['t'].as_slice()));
+    assert_eq!(products.wire.modes.decimal, DecimalMode::Precise);
+    assert_eq!(config.wire.transaction_topic.as_deref(), Some("shop.transaction"));
+}
+
+#[test]
+fn a_sink_takes_every_record_of_its_tables() {
+    for (key, found) in [("tombstones = false", "tombstones"), ("skipped_operations = ['u']", "skipped_operations")] {
+        let products = PRODUCTS.replacen('\n', &format!("\n[wire]\n{key}\n"), 1);
+        let said = Folder::with(&[("lockstep.toml", MAIN), ("connectors/products.toml", &products)]).said();
+        assert!(said.contains(&format!("{found}")) && said.contains("leaves records out"), "{said}");
     }
 }

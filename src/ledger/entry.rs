@@ -198,7 +198,7 @@ pub struct Request {
     pub asked_by: String,
 }
 
-/// Kinds of later versions (`load`, `leave`, `wait`) are refused by name.
+/// Kinds of later versions (`leave`, `wait`) are refused by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
@@ -206,6 +206,8 @@ pub enum RequestKind {
     Join,
     /// The sink's copy of the tables is to be read again.
     Resync,
+    /// The tables' rows are to be in their topics; of no sink.
+    Load,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

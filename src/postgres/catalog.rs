@@ -17,8 +17,11 @@ use std::collections::HashMap;
 use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
+use super::types::{self, column_default, type_name};
 use crate::error::{Code, Error, Halt, Result};
-use crate::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, quote_identifier};
+use crate::relation::{
+    Column, ColumnDefault, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, quote_identifier,
+};
 
 /// The server and the role that we are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -156,8 +159,11 @@ pub struct ColumnFacts {
     /// As [`Column::type_name`].
     pub type_name: String,
     pub typmod: i32,
+    pub kind: TypeKind,
     pub not_null: bool,
     pub has_default: bool,
+    /// As far as a schema shows it.
+    pub default: Option<ColumnDefault>,
 }
 
 /// A unique index that can name rows.
@@ -366,9 +372,11 @@ async fn ancestors_of(client: &(impl GenericClient + Sync), partition: u32) -> R
 
 async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ColumnFacts>>> {
     const SQL: &str = "
-        SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, n.nspname::text, t.typname::text, a.atttypmod, a.attnotnull,
-               a.atthasdef OR a.attidentity <> ''
+        SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, n.nspname::text, t.typname::text, a.atttypmod,
+               a.attnotnull OR t.typtype = 'd' AND t.typnotnull, a.atthasdef OR a.attidentity <> '',
+               pg_get_expr(d.adbin, d.adrelid)
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
         ORDER BY a.attrelid, a.attnum";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading columns from the source's catalog", e))?;
@@ -381,19 +389,22 @@ async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Resul
                 type_oid: row.try_get(3)?,
                 type_name: type_name(row.try_get(4)?, row.try_get(5)?),
                 typmod: row.try_get(6)?,
+                kind: TypeKind::Base,
                 not_null: row.try_get(7)?,
                 has_default: row.try_get(8)?,
+                default: row.try_get::<_, Option<&str>>(9)?.and_then(column_default),
             };
             Ok((row.try_get(0)?, column))
         };
         let (oid, column) = read().map_err(|e| unreadable("pg_attribute", e))?;
         columns.entry(oid).or_default().push(column);
     }
+    let oids: Vec<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
+    let known = types::types(client, &oids).await?;
+    for column in columns.values_mut().flatten() {
+        column.kind = known.get(&column.type_oid).map(|found| found.kind.clone()).unwrap_or_default();
+    }
     Ok(columns)
-}
-
-fn type_name(schema: &str, name: &str) -> String {
-    if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") }
 }
 
 type Keys = (Option<KeyIndex>, Option<KeyIndex>);
@@ -448,17 +459,6 @@ async fn foreign_keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> 
         keys.entry(oid).or_default().push(key);
     }
     Ok(keys)
-}
-
-/// Names of types by OID, as [`Column::type_name`]; types that no longer exist are missing from the answer.
-pub async fn type_names(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, String>> {
-    const SQL: &str = "SELECT t.oid, n.nspname::text, t.typname::text
-        FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY ($1)";
-    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading types from the source's catalog", e))?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, type_name(row.try_get(1)?, row.try_get(2)?))))
-        .collect::<Result<_, tokio_postgres::Error>>()
-        .map_err(|e| unreadable("pg_type", e))
 }
 
 /// Which columns name a row: indexes into [`TableFacts::columns`] in key order; empty where only the whole row does.
@@ -533,9 +533,9 @@ const INSERT_ONLY: &str =
 pub struct RelationShape<'a> {
     pub topic: &'a str,
     pub partitions: i32,
-    pub modes: Modes,
-    /// Whether the format carries every value of a type exactly, by OID.
-    pub exact: fn(u32) -> bool,
+    pub modes: &'a Modes,
+    /// Whether the format carries every value of a column exactly.
+    pub exact: fn(&Column, &Modes) -> bool,
     /// The application only inserts: a table without a replica identity will do.
     pub insert_only: bool,
 }
@@ -555,9 +555,11 @@ pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Re
             type_oid: column.type_oid,
             type_name: column.type_name.clone(),
             typmod: column.typmod,
+            kind: column.kind.clone(),
             nullable: !column.not_null,
+            default: column.default.clone(),
             key: ordinal(key.iter().position(|&k| k == i)),
-            exact: (shape.exact)(column.type_oid),
+            exact: false,
         })
         .collect();
     Ok(seal(table.oid, table.name.clone(), columns, shape))
@@ -586,7 +588,7 @@ impl StreamedRelation {
             let keyed = self.identity == Identity::Full || ours.key == known.key.is_some();
             ours.name == known.name && ours.type_oid == known.type_oid && ours.typmod == known.typmod && keyed
         };
-        let shaped = (shape.topic, shape.partitions, shape.modes) == (&*known.topic, known.partitions, known.modes);
+        let shaped = (shape.topic, shape.partitions, shape.modes) == (&*known.topic, known.partitions, &known.modes);
         (self.oid, &self.name) == (known.oid, &known.name)
             && shaped
             && self.columns.len() == known.columns.len()
@@ -609,27 +611,31 @@ pub struct StreamedColumn {
 pub fn build_streamed_relation(
     message: &StreamedRelation,
     table: Option<&TableFacts>,
-    types: &HashMap<u32, String>,
+    types: &HashMap<u32, TypeName>,
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
     let key = streamed_key(message, table, shape.insert_only)?;
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
-        let type_name = known
-            .filter(|c| c.type_oid == column.type_oid)
-            .map(|c| &c.type_name)
-            .or_else(|| types.get(&column.type_oid))
-            // Dropped, and the column with it. What is left of it are texts, and nothing but text is known to hold them.
-            .map_or("text", String::as_str);
+        let same = known.filter(|c| c.type_oid == column.type_oid);
+        // Dropped, and the column with it. What is left of it are texts, and nothing but text is known to hold them.
+        let text = TypeName { oid: column.type_oid, name: "text".to_owned(), typmod: -1, kind: TypeKind::Base };
+        let (type_name, kind) = same
+            .map(|c| (&c.type_name, &c.kind))
+            .or_else(|| types.get(&column.type_oid).map(|found| (&found.name, &found.kind)))
+            .unwrap_or((&text.name, &text.kind));
         columns.push(Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
             type_name: type_name.to_owned(),
             typmod: column.typmod,
+            kind: kind.clone(),
             nullable: known.is_none_or(|c| !c.not_null),
+            // Of another type it would be another default.
+            default: same.and_then(|c| c.default.clone()),
             key: ordinal(key.iter().position(|k| *k == i)),
-            exact: (shape.exact)(column.type_oid),
+            exact: false,
         });
     }
     Ok(seal(message.oid, message.name.clone(), columns, shape))
@@ -673,7 +679,10 @@ fn ordinal(place: Option<usize>) -> Option<u16> {
     place.map(|at| u16::try_from(at).expect("an index has at most 32 columns"))
 }
 
-fn seal(oid: u32, name: TableName, columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+    for column in &mut columns {
+        column.exact = (shape.exact)(column, shape.modes);
+    }
     Relation {
         fingerprint: Fingerprint(0),
         oid,
@@ -681,7 +690,7 @@ fn seal(oid: u32, name: TableName, columns: Vec<Column>, shape: RelationShape<'_
         topic: shape.topic.to_owned(),
         partitions: shape.partitions,
         format: Format::Json,
-        modes: shape.modes,
+        modes: shape.modes.clone(),
         columns,
         transforms: Vec::new(),
     }

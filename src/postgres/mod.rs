@@ -16,4 +16,5 @@ pub mod snapshot;
 mod socket;
 pub mod stream;
 pub mod timeline;
+pub mod types;
 pub mod wire;

@@ -106,6 +106,8 @@ mod tests {
                 nullable: index > 0,
                 key: (index == 0).then_some(0),
                 exact: true,
+                default: None,
+                kind: Default::default(),
             },
         };
         WantedTable { source: table.clone(), table, columns: columns.iter().enumerate().map(column).collect() }

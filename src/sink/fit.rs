@@ -296,7 +296,9 @@ mod tests {
             type_oid: 25,
             type_name: type_name.into(),
             typmod,
+            kind: crate::relation::TypeKind::Base,
             nullable: true,
+            default: None,
             key: None,
             exact: true,
         }

@@ -7,6 +7,7 @@
 //! | [`compare`] | every row of a table in two databases, and in what they differ |
 //! | [`shop`] | four tables of a shop, rows for them, and a load that is as unkind as real ones are |
 //! | [`scene`] | a source, its sinks and a pipeline between them; counted effects; topics as consumers see them |
+//! | [`recording`] | recorded records and ours, made comparable |
 //! | [`latency`] | how long a commit takes to be visible elsewhere |
 //!
 //! Everything works on real servers, nothing is mocked. What was made is taken away again when its owner is dropped, also when
@@ -20,6 +21,7 @@
 pub mod compare;
 pub mod latency;
 pub mod pipeline;
+pub mod recording;
 pub mod scene;
 pub mod services;
 pub mod shop;

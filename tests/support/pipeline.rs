@@ -124,8 +124,13 @@ impl Pipeline {
     }
 
     /// A table with the rest of its connector's text.
-    pub fn connector(mut self, table: &str, text: &str) -> Pipeline {
-        self.connectors.insert(format!("{table}.toml"), format!("table = '{table}'\n{text}"));
+    pub fn connector(self, table: &str, text: &str) -> Pipeline {
+        self.connector_file(table, table, text)
+    }
+
+    /// The same under a file name of its own: a table's name can be none.
+    pub fn connector_file(mut self, file: &str, table: &str, text: &str) -> Pipeline {
+        self.connectors.insert(format!("{file}.toml"), format!("table = '''{table}'''\n{text}"));
         self
     }
 

@@ -1,0 +1,465 @@
+//! Recordings of real Debezium, replayed: the same SQL on a real Postgres, our binary in Debezium's place, the same records.
+//!
+//! tests/golden holds the cases and says in README.md what each file is. A case is data: its connector's options become our
+//! configuration by one translation, its SQL is run as the recorder ran it, and what stands in the topics then is compared with
+//! the recording after masking what that README calls volatile. A new case needs no code here.
+//!
+//! tests/golden/verdicts.toml lists the cases that differ on purpose (`better`, with the paths in which they differ), those that
+//! are about Debezium's own mechanics (`not_applicable`) and those whose feature is missing. A case that is not listed must be
+//! equal; a listed one must differ, in every path that is listed and in no other.
+//!
+//! LOCKSTEP_GOLDEN=NAME,… runs only those cases and prints every difference.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::Deserialize;
+use support::recording::{self, Difference, Json, Record, Topics};
+use support::services::unique_name;
+use support::{Database, Pipeline, Process, Services};
+use tokio::sync::Semaphore;
+use tokio_postgres::Client;
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+/// Cases at the same time: each is mostly waiting.
+const AT_ONCE: usize = 6;
+const PATIENCE: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(50);
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of the differences that a failure prints.
+const SHOWN: usize = 6;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Verdicts {
+    #[serde(default)]
+    better: BTreeMap<String, Better>,
+    #[serde(default)]
+    not_applicable: BTreeMap<String, String>,
+    #[serde(default)]
+    missing: BTreeMap<String, String>,
+}
+
+/// Equal but for these paths; each is a run of segments of a difference's path, joined by `/`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Better {
+    reason: String,
+    differs: Vec<String>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy, Debug)]
+enum Outcome {
+    Equal,
+    Better,
+    NotApplicable,
+    Missing,
+    Failed,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recordings_of_debezium_are_replayed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let verdicts = std::fs::read_to_string(root.join("verdicts.toml")).unwrap();
+    let verdicts: Arc<Verdicts> = Arc::new(toml::from_str(&verdicts).unwrap());
+    let only: Option<BTreeSet<String>> =
+        std::env::var("LOCKSTEP_GOLDEN").ok().map(|names| names.split(',').map(str::to_owned).collect());
+    let mut names: Vec<String> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    for listed in verdicts.better.keys().chain(verdicts.not_applicable.keys()).chain(verdicts.missing.keys()) {
+        assert!(names.contains(listed), "verdicts.toml lists {listed}, which is no case");
+    }
+    names.retain(|name| only.as_ref().is_none_or(|only| only.contains(name)));
+
+    let services = Arc::new(Services::from_env());
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let verbose = only.is_some();
+    let mut running = tokio::task::JoinSet::new();
+    for name in names {
+        let (services, turns, verdicts, dir) = (services.clone(), turns.clone(), verdicts.clone(), root.join(&name));
+        running.spawn(async move {
+            let _turn = turns.acquire().await.unwrap();
+            let (outcome, said) = judge(&name, &dir, &verdicts, &services, verbose).await;
+            (name, outcome, said)
+        });
+    }
+    let mut results = running.join_all().await;
+    results.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut tally: BTreeMap<Outcome, usize> = BTreeMap::new();
+    let mut failures = String::new();
+    for (name, outcome, said) in &results {
+        *tally.entry(*outcome).or_default() += 1;
+        if *outcome == Outcome::Failed {
+            let _ = writeln!(failures, "{name}: {said}");
+        }
+    }
+    println!("{} cases: {tally:?}", results.len());
+    assert!(failures.is_empty(), "{} cases: {tally:?}\n{failures}", results.len());
+}
+
+async fn judge(name: &str, dir: &Path, verdicts: &Verdicts, services: &Services, verbose: bool) -> (Outcome, String) {
+    if verdicts.not_applicable.contains_key(name) {
+        return (Outcome::NotApplicable, String::new());
+    }
+    let missing = verdicts.missing.get(name);
+    // What is known to be missing is tried again only when it is asked for: it mostly ends in a deadline.
+    if missing.is_some() && !verbose {
+        return (Outcome::Missing, String::new());
+    }
+    let found = match replay(dir, services).await {
+        Ok(found) => found,
+        Err(error) => return (Outcome::Failed, format!("{error:#}")),
+    };
+    let better = verdicts.better.get(name);
+    let patterns = better.map_or(&[][..], |better| better.differs.as_slice());
+    let unexpected: Vec<&Difference> =
+        found.iter().filter(|difference| !patterns.iter().any(|pattern| matches(pattern, difference))).collect();
+    let equal_after_all: Vec<&String> =
+        patterns.iter().filter(|pattern| !found.iter().any(|difference| matches(pattern, difference))).collect();
+    if !unexpected.is_empty() {
+        let mut said = format!("{} differences", unexpected.len());
+        let shown = if verbose { usize::MAX } else { SHOWN };
+        for difference in unexpected.iter().take(shown) {
+            let _ = write!(said, "\n    {difference}");
+        }
+        return (Outcome::Failed, said);
+    }
+    if !equal_after_all.is_empty() {
+        return (Outcome::Failed, format!("listed as different, but equal: {equal_after_all:?}"));
+    }
+    if missing.is_some() {
+        return (Outcome::Failed, "listed as missing, but equal".to_owned());
+    }
+    match better {
+        Some(Better { reason, .. }) if reason.is_empty() => (Outcome::Failed, "better without a reason".to_owned()),
+        Some(_) => (Outcome::Better, String::new()),
+        None => (Outcome::Equal, String::new()),
+    }
+}
+
+/// Whether the segments of the pattern stand in the difference's path in a row, the topic's name before them.
+fn matches(pattern: &str, difference: &Difference) -> bool {
+    let wanted: Vec<&str> = pattern.split('/').collect();
+    let path: Vec<&str> =
+        std::iter::once(difference.topic.as_str()).chain(difference.path.iter().map(String::as_str)).collect();
+    path.windows(wanted.len()).any(|window| window == wanted.as_slice())
+}
+
+/// Runs a case and says in what it differs.
+async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
+    let read =
+        |file: &str| std::fs::read_to_string(dir.join(file)).with_context(|| format!("{}/{file}", dir.display()));
+    let options: BTreeMap<String, serde_json::Value> = serde_json::from_str(&read("connector.json")?)?;
+    let options = Options(options.into_iter().map(|(name, value)| (name, plain(&value))).collect());
+    let settings = options.settings()?;
+    let recorded = recording::recorded(&read("events.jsonl")?)?;
+
+    let database = services.catalog.create_database("golden").await?;
+    let mut script = Script::new(&database);
+    script.run(&read("setup.sql")?).await?;
+    let tables = tables(&database).await?;
+    // Names of topics and schemas hold the prefix, and other cases have the same one at the same time.
+    let prefix = unique_name("golden");
+    let url = format!("postgres://postgres:postgres@127.0.0.1:{}/{}", database.server.port, database.name);
+    let mut pipeline = Pipeline::new(LOCKSTEP, services, &database).source_url(url);
+    pipeline = pipeline.set("kafka", &format!("topic_prefix = \"{prefix}\""));
+    pipeline = settings.into_iter().fold(pipeline, |pipeline, line| pipeline.set("wire", &line));
+    let recorded_prefix = options.get("topic.prefix").context("a topic prefix")?.to_owned();
+    for (i, table) in tables.iter().enumerate() {
+        pipeline = pipeline.connector_file(&format!("table_{i}"), table, "");
+    }
+    let _topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
+    let mut process = pipeline.spawn(&["source"])?;
+    let loads = options.get("snapshot.mode") == Some("initial");
+    started(&mut process, services, &prefix, loads).await?;
+    script.run(&read("steps.sql")?).await?;
+    caught_up(&mut process, &database).await?;
+    let ours = consume(&services.kafka, &prefix, &recorded_prefix)?;
+    process.terminate(PATIENCE).await?;
+    Ok(recording::differences(&recorded, &ours))
+}
+
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The connector's options.
+struct Options(BTreeMap<String, String>);
+
+impl Options {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The lines of `[wire]` that mean the same; Debezium's own defaults where it says nothing.
+    fn settings(&self) -> Result<Vec<String>> {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let or = |name: &str, default: &str| quoted(self.get(name).unwrap_or(default));
+        let converter = self.get("value.converter").unwrap_or_default();
+        ensure!(converter.ends_with("JsonConverter"), "no counterpart of converter {converter}");
+        let unknown = if self.get("include.unknown.datatypes") == Some("true") { "bytes" } else { "skip" };
+        let snapshot = self.get("snapshot.mode").unwrap_or("initial");
+        let flag = |name: &str, default: bool| self.get(name).map_or(default, |text| text == "true");
+        let mut lines = vec![
+            "context_headers = true".to_owned(),
+            "logical_messages = true".to_owned(),
+            "conversion_failure = \"null\"".to_owned(),
+            format!("decimal_handling = {}", or("decimal.handling.mode", "precise")),
+            format!("time_precision = {}", or("time.precision.mode", "adaptive")),
+            format!("interval_handling = {}", or("interval.handling.mode", "numeric")),
+            format!("binary_handling = {}", or("binary.handling.mode", "bytes")),
+            format!("hstore_handling = {}", or("hstore.handling.mode", "json")),
+            format!("unknown_types = \"{unknown}\""),
+            format!("snapshot = \"{snapshot}\""),
+            format!("schemas = {}", flag("value.converter.schemas.enable", true)),
+            format!("null_as_default = {}", flag("value.converter.replace.null.with.default", true)),
+            format!("tombstones = {}", flag("tombstones.on.delete", true)),
+            format!("transaction_metadata = {}", flag("provide.transaction.metadata", false)),
+        ];
+        let list = |text: &str| text.split(',').map(quoted).collect::<Vec<_>>().join(", ");
+        let skipped = self.get("skipped.operations").unwrap_or("t");
+        let skipped = if skipped == "none" { String::new() } else { list(skipped) };
+        lines.push(format!("skipped_operations = [{skipped}]"));
+        if let Some(placeholder) = self.get("unavailable.value.placeholder") {
+            lines.push(format!("unavailable_value_placeholder = {}", quoted(placeholder)));
+        }
+        if let Some(prefixes) = self.get("message.prefix.exclude.list") {
+            lines.push(format!("message_prefixes_excluded = [{}]", list(prefixes)));
+        }
+        if let Some(interval) = self.get("heartbeat.interval.ms") {
+            lines.push(format!("heartbeat_interval = \"{interval}ms\""));
+        }
+        if let Some(query) = self.get("heartbeat.action.query") {
+            lines.push(format!("heartbeat_query = {}", quoted(query)));
+        }
+        self.all_known()?;
+        Ok(lines)
+    }
+
+    fn all_known(&self) -> Result<()> {
+        const KNOWN: &[&str] = &[
+            "binary.handling.mode",
+            "decimal.handling.mode",
+            "golden.quiet.s",
+            "heartbeat.action.query",
+            "heartbeat.interval.ms",
+            "hstore.handling.mode",
+            "include.unknown.datatypes",
+            "interval.handling.mode",
+            "key.converter",
+            "key.converter.replace.null.with.default",
+            "key.converter.schemas.enable",
+            "message.prefix.exclude.list",
+            "provide.transaction.metadata",
+            "skipped.operations",
+            "snapshot.mode",
+            "time.precision.mode",
+            "tombstones.on.delete",
+            "topic.prefix",
+            "unavailable.value.placeholder",
+            "value.converter",
+            "value.converter.replace.null.with.default",
+            "value.converter.schemas.enable",
+        ];
+        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+            Some(name) => bail!("no counterpart of option {name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every table that a publication can hold, as a connector names it.
+async fn tables(database: &Database) -> Result<Vec<String>> {
+    let sql = "SELECT format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', '\"\"'))
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+        ORDER BY n.nspname, c.relname";
+    let rows = database.superuser().await?.query(sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Sessions of a case, by name.
+struct Script<'a> {
+    database: &'a Database,
+    sessions: BTreeMap<String, Client>,
+}
+
+impl Script<'_> {
+    fn new(database: &Database) -> Script<'_> {
+        Script { database, sessions: BTreeMap::new() }
+    }
+
+    /// As psql without ON_ERROR_STOP: each statement by itself, errors are passed over.
+    async fn run(&mut self, sql: &str) -> Result<()> {
+        let (mut session, mut statement) = ("main".to_owned(), String::new());
+        for line in sql.lines() {
+            if let Some(directive) = line.strip_prefix("-- @") {
+                let (name, argument) = directive.split_once(' ').context("a directive without an argument")?;
+                match name {
+                    "session" => session = argument.trim().to_owned(),
+                    "sleep" => tokio::time::sleep(Duration::from_millis(argument.trim().parse()?)).await,
+                    other => bail!("no counterpart of directive @{other}"),
+                }
+                continue;
+            }
+            statement.push_str(line);
+            statement.push('\n');
+            if line.trim_end().ends_with(';') {
+                let client = self.session(&session).await?;
+                let _ = client.simple_query(&std::mem::take(&mut statement)).await;
+            }
+        }
+        ensure!(statement.trim().is_empty(), "a statement without an end: {statement}");
+        Ok(())
+    }
+
+    async fn session(&mut self, name: &str) -> Result<&Client> {
+        if !self.sessions.contains_key(name) {
+            let client = self.database.superuser().await?;
+            self.sessions.insert(name.to_owned(), client);
+        }
+        Ok(&self.sessions[name])
+    }
+}
+
+/// Waits until changes are streamed and, where there are rows to load, all are in their topics.
+async fn started(process: &mut Process, services: &Services, prefix: &str, loads: bool) -> Result<()> {
+    process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await?;
+    let deadline = Instant::now() + PATIENCE;
+    let ledger = format!("{prefix}.ledger");
+    while loads {
+        let kafka = services.kafka.clone();
+        let topic = ledger.clone();
+        let entries = tokio::task::spawn_blocking(move || read(&kafka, &[topic])).await??;
+        let has =
+            |kind: &str| entries.iter().any(|(_, record)| record.value.get("type").and_then(Json::text) == Some(kind));
+        if has("done") {
+            return Ok(());
+        }
+        process.ensure_running()?;
+        ensure!(Instant::now() < deadline, "existing rows were not loaded within {PATIENCE:?}");
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Waits until everything that is committed now is in the ledger.
+async fn caught_up(process: &mut Process, database: &Database) -> Result<()> {
+    let lsn = database.wal_lsn().await?;
+    // The log must go on beyond that point. Ours, so that it becomes no record.
+    let client = database.superuser().await?;
+    client.execute("SELECT pg_logical_emit_message(true, 'lockstep-flush', '')", &[]).await?;
+    let reached = |status: &support::Status| {
+        let position = status.0["source"]["position"].as_str().and_then(|text| text.parse().ok());
+        position.is_some_and(|position: lockstep::lsn::Lsn| position >= lsn) || status.halt_code(None).is_some()
+    };
+    let status = process.wait_until("catching up", PATIENCE, reached).await?;
+    ensure!(status.halt_code(None).is_none(), "halted: {}", status.0["source"]["halt"]);
+    Ok(())
+}
+
+/// Everything in the topics of a prefix but the ledger, under the recorded prefix.
+fn consume(kafka: &str, prefix: &str, recorded_prefix: &str) -> Result<Topics> {
+    let consumer = consumer(kafka)?;
+    let metadata = consumer.fetch_metadata(None, KAFKA_TIMEOUT)?;
+    let names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
+    let heartbeat = format!("__debezium-heartbeat.{prefix}");
+    let ledger = format!("{prefix}.ledger");
+    let mine = |name: &String| (name.starts_with(&format!("{prefix}.")) && *name != ledger) || *name == heartbeat;
+    let names: Vec<String> = names.into_iter().filter(mine).collect();
+    let mut topics = Topics::new();
+    for (topic, mut record) in read(kafka, &names)? {
+        record.headers.retain(|(name, _)| !name.starts_with("ls"));
+        record.headers.iter_mut().for_each(|(_, value)| rename(value, prefix, recorded_prefix));
+        rename(&mut record.key, prefix, recorded_prefix);
+        rename(&mut record.value, prefix, recorded_prefix);
+        topics.entry(topic.replace(prefix, recorded_prefix)).or_default().push(record);
+    }
+    Ok(topics)
+}
+
+fn rename(json: &mut Json, from: &str, to: &str) {
+    match json {
+        Json::Text(text) => *text = text.replace(from, to),
+        Json::List(items) => items.iter_mut().for_each(|item| rename(item, from, to)),
+        Json::Object(fields) => fields.iter_mut().for_each(|(_, value)| rename(value, from, to)),
+        _ => {}
+    }
+}
+
+fn consumer(kafka: &str) -> Result<BaseConsumer> {
+    Ok(ClientConfig::new()
+        .set("bootstrap.servers", kafka)
+        .set("group.id", "lockstep-golden")
+        .set("enable.auto.commit", "false")
+        .create()?)
+}
+
+/// Every record of topics of one partition, in order.
+fn read(kafka: &str, topics: &[String]) -> Result<Vec<(String, Record)>> {
+    let consumer = consumer(kafka)?;
+    let mut records = Vec::new();
+    for topic in topics {
+        let (low, high) = match consumer.fetch_watermarks(topic, 0, KAFKA_TIMEOUT) {
+            Ok(watermarks) => watermarks,
+            Err(error) => bail!("{topic}: {error}"),
+        };
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, Offset::Offset(low))?;
+        consumer.assign(&list)?;
+        let mut next = low;
+        while next < high {
+            let message = consumer.poll(KAFKA_TIMEOUT).context("records that the watermark promises")??;
+            next = message.offset() + 1;
+            let json = |bytes: Option<&[u8]>| match bytes {
+                None => Ok(Json::Null),
+                Some(bytes) => Json::parse(std::str::from_utf8(bytes)?),
+            };
+            let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+            let text = |bytes: Option<&[u8]>| {
+                bytes.map_or(Json::Null, |bytes| Json::Text(String::from_utf8_lossy(bytes).into_owned()))
+            };
+            let record = Record {
+                headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+                key: json(message.key())?,
+                value: json(message.payload())?,
+            };
+            records.push((topic.clone(), record));
+        }
+    }
+    Ok(records)
+}
+
+/// Topics of a prefix that is not the pipeline's name; deleted with the value.
+struct Leftovers {
+    kafka: String,
+    prefix: String,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let (kafka, prefix) = (self.kafka.clone(), self.prefix.clone());
+        let outcome = support::services::block_on_elsewhere(async move {
+            support::pipeline::delete_topics(&kafka, &prefix).await?;
+            support::pipeline::delete_topics(&kafka, &format!("__debezium-heartbeat.{prefix}")).await
+        });
+        if let Err(error) = outcome {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
