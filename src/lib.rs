@@ -20,6 +20,7 @@ pub mod lsn;
 pub mod pgtext;
 pub mod postgres;
 pub mod record;
+pub mod registry;
 pub mod relation;
 pub mod run;
 pub mod session;

@@ -88,7 +88,10 @@ pub fn quote_literal(text: &str) -> String {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
+    /// JSON without schemas.
     Json,
+    /// Avro in Confluent's framing, its schemas in a registry.
+    Avro,
 }
 
 /// The handling modes of Debezium's connector and of Connect's converters that shape a record. Defaults lose nothing.

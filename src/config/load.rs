@@ -16,7 +16,7 @@ use super::findings::{At, File, Findings, Report};
 use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process};
 use super::reader::{Env, Text, nearest, read};
 use super::{Config, Database, Sink, SinkTable, Table};
-use crate::relation::TableName;
+use crate::relation::{Format, TableName};
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -154,13 +154,16 @@ struct Routed {
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
-    let Process { name, create, connectors: _, source, kafka, http, wire, sinks } = process;
+    let Process { name, create, connectors: _, source, kafka, registry, http, wire, sinks } = process;
     let Connectors { list, complete } = connectors;
     unused_sinks(&sinks, &list, complete, report);
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
+    if registry.is_none() {
+        without_registry(&list, report);
+    }
     let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
@@ -176,6 +179,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         create,
         source: source?,
         kafka: kafka?,
+        registry,
         http,
         wire,
         sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
@@ -184,7 +188,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, wire, thinned, sinks } = connector;
+    let Connector { table, topic, partitions, wire, thinned, format_at: _, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
@@ -241,6 +245,17 @@ fn unknown_sinks(names: &[&str], connectors: &[Connector], report: &Report) {
             None => format!("add [sinks.{name}] with its url to {FILE}, which has: {}", names.join(", ")),
         };
         report.add(&sink.name.at, format!("there is no sink {name:?} in {FILE}"), hint);
+    }
+}
+
+/// Schemas are registered before records are written with them, so Avro needs a registry.
+fn without_registry(connectors: &[Connector], report: &Report) {
+    for Connector { table, wire, format_at, .. } in connectors {
+        let at = format_at.as_ref().or(table.as_ref().map(|(_, at)| at));
+        if let (Format::Avro, Some(at)) = (wire.format, at) {
+            let hint = format!("write [registry] with url = \"https://HOST:8081\" into {FILE}");
+            report.add(at, "format = \"avro\" needs a schema registry, and none is configured", hint);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::files::{self, Password};
 use super::findings::At;
 use super::reader::{Section, Text};
+use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
@@ -37,6 +38,7 @@ pub(super) struct Process {
     pub connectors: Option<Text>,
     pub source: Option<Source>,
     pub kafka: Option<Kafka>,
+    pub registry: Option<Registry>,
     pub http: Http,
     pub wire: Wire,
     /// In order of name.
@@ -57,6 +59,7 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
         connectors: top.text("connectors"),
         source: top.section("source", |section| source(section, dir, &stem)),
         kafka,
+        registry: top.section("registry", |section| registry::registry(section, dir)),
         http: top.section("http", http),
         wire: top.section("wire", |section| wire(section, &prefix)),
         sinks: top.each("sinks", |name, section| sink(name, section, dir)),
