@@ -51,6 +51,7 @@ fn relation() -> Arc<Relation> {
         format: Format::Json,
         modes: Modes::default(),
         columns: columns.collect(),
+        avro: None,
         transforms: vec![],
     })
 }

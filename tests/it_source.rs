@@ -13,7 +13,7 @@ use lockstep::postgres::catalog::{self, Identity, RelationShape, StreamedColumn,
 use lockstep::postgres::chunk::{self, ChunkRead, ChunkRequest, Extent};
 use lockstep::postgres::publication::{self, PublicationState};
 use lockstep::postgres::{preflight, slot, types};
-use lockstep::relation::{Modes, Relation, TableName};
+use lockstep::relation::{Format, Modes, Relation, TableName};
 use tokio_postgres::{Client, NoTls};
 
 fn environment(name: &str) -> String {
@@ -83,7 +83,7 @@ fn public(table: &str) -> TableName {
 static MODES: std::sync::LazyLock<Modes> = std::sync::LazyLock::new(Modes::default);
 
 fn shape() -> RelationShape<'static> {
-    RelationShape { topic: "shop.public.t", partitions: 1, modes: &MODES, exact: |column, _| column.type_oid != 701 }
+    RelationShape { topic: "shop.public.t", partitions: 1, format: Format::Json, modes: &MODES, exact: |column, _| column.type_oid != 701 }
 }
 
 /// Runs a test in a database of its own, and removes database, slots and roles of that name whatever happens.

@@ -17,6 +17,7 @@ use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
+use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{Event, Snapshot};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
@@ -34,6 +35,7 @@ use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, Rep
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
 use crate::postgres::types;
+use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
@@ -92,6 +94,7 @@ struct Core {
     machine: Machine,
     loader: Loader<PgSnapshot>,
     emitter: Emitter,
+    registry: Option<Registry>,
     appender: Appender,
     tail: Tail,
     chunks: ChunkReader,
@@ -161,6 +164,7 @@ impl Reader {
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter = Emitter::new(producer, config.clone(), metrics.clone());
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
+        let registry = config.registry.as_ref().map(Registry::open).transpose()?;
         let chunks = ChunkReader::start(config.clone())?;
         let now = Instant::now();
         let mut core = Core {
@@ -171,6 +175,7 @@ impl Reader {
             machine,
             loader,
             emitter,
+            registry,
             appender,
             tail,
             chunks,
@@ -218,7 +223,7 @@ impl Reader {
                     self.frames().await?;
                 }
                 Woke::Entry(record) => self.core.ledger_record(record?)?,
-                Woke::Answer(answer) => self.core.answer(answer?)?,
+                Woke::Answer(answer) => self.core.answer(answer?).await?,
                 Woke::Acked | Woke::Tick => {}
             }
             self.core.beat().await?;
@@ -458,16 +463,23 @@ impl Core {
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
         let types = types::types(&*self.session, &oids).await?;
         let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, chunks::shape(table))?;
+        let relation = avro::complete(relation, &config.kafka.topic_prefix)?;
         let oid = body.oid;
-        let version = self.version(relation)?;
+        let version = self.version(relation).await?;
         self.names.insert(name, version.relation.fingerprint);
         self.streamed.insert(oid, version);
         Ok(())
     }
 
     /// A relation version, told to the ledger before the first checkpoint that needs it.
-    fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
-        let (version, _) = self.emitter.version(relation);
+    async fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
+        let version = match self.emitter.known(relation.fingerprint) {
+            Some(version) => version,
+            None => {
+                let ids = self.register(&relation).await?;
+                self.emitter.version(relation, ids)?
+            }
+        };
         let fingerprint = version.relation.fingerprint;
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
@@ -478,13 +490,26 @@ impl Core {
         Ok(version)
     }
 
+    /// Asks the registry for the ids of the relation's schemas: no record is written before they are known.
+    async fn register(&self, relation: &Relation) -> Result<Option<SchemaIds>> {
+        let Some(schemas) = &relation.avro else { return Ok(None) };
+        let registry = self.registry.as_ref().expect("a configuration with Avro has a registry");
+        let what = format!("table {}", relation.name);
+        let key = match &schemas.key {
+            Some(schema) => Some(registry.register(&what, &format!("{}-key", relation.topic), schema).await?),
+            None => None,
+        };
+        let value = registry.register(&what, &format!("{}-value", relation.topic), &schemas.value).await?;
+        Ok(Some(SchemaIds { key, value }))
+    }
+
     /// The message of a chunk: the chunk was handed over before it was written.
     async fn mark(&mut self, start: Lsn, content: &[u8]) -> Result<()> {
         let Some(nonce) = std::str::from_utf8(content).ok().and_then(|text| Uuid::try_parse(text).ok()) else {
             return Ok(());
         };
         while let Some(answer) = self.chunks.try_recv() {
-            self.answer(answer)?;
+            self.answer(answer).await?;
         }
         let names = &self.names;
         let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
@@ -496,7 +521,7 @@ impl Core {
 
     async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
         let relation = self.state.relations.get(&ready.relation).expect("a chunk's version came with it").clone();
-        let version = self.version(Relation::clone(&relation))?;
+        let version = self.version(Relation::clone(&relation)).await?;
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
@@ -515,14 +540,14 @@ impl Core {
         Ok(())
     }
 
-    fn answer(&mut self, answer: Answer) -> Result<()> {
+    async fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
             Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
-                self.version(relation)?;
+                self.version(relation).await?;
                 self.loader.chunk(chunk);
             }
             Answer::Failed(asked, error) => {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
+use crate::codec::avro::SchemaIds;
 use crate::codec::{
     Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Op as Wire, RecordBuf, TransactionMark,
 };
@@ -120,23 +121,28 @@ impl Emitter {
         }
     }
 
-    /// The version ready for writing, and whether it is new to this incarnation.
-    pub fn version(&mut self, relation: Relation) -> (Arc<Version>, bool) {
-        if let Some(known) = self.versions.get(&relation.fingerprint) {
-            return (known.clone(), false);
-        }
+    /// The version, if it is ready for writing already.
+    pub fn known(&self, fingerprint: Fingerprint) -> Option<Arc<Version>> {
+        self.versions.get(&fingerprint).cloned()
+    }
+
+    /// Makes a version ready for writing; in Avro with the ids of its schemas.
+    pub fn version(&mut self, relation: Relation, ids: Option<SchemaIds>) -> Result<Arc<Version>> {
         let route = self.route(&relation.topic.clone(), false);
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
         let relation = Arc::new(relation);
-        let database = &self.config.source.database.dbname;
-        let encoder = Encoder::new(relation.clone(), &self.config.kafka.topic_prefix, database);
+        let (prefix, database) = (&self.config.kafka.topic_prefix, &self.config.source.database.dbname);
+        let encoder = match ids {
+            Some(ids) => Encoder::avro(relation.clone(), ids, prefix, database)?,
+            None => Encoder::new(relation.clone(), prefix, database),
+        };
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
         let version =
             Arc::new(Version { collection: relation.name.to_string(), relation, key, wire, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
-        (version, true)
+        Ok(version)
     }
 
     fn route(&mut self, topic: &str, foreign: bool) -> Route {

@@ -125,7 +125,13 @@ fn standby_warning(facts: &SourceFacts, slot: &str) -> Option<String> {
 }
 
 fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: &table.wire.modes, exact: mapping::exact }
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        format: table.wire.format,
+        modes: &table.wire.modes,
+        exact: mapping::exact,
+    }
 }
 
 async fn check_kafka(config: &Config) -> Part {

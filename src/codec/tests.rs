@@ -32,6 +32,7 @@ fn relation_of(columns: Vec<Column>) -> Arc<Relation> {
         format: Format::Json,
         modes: Modes::default(),
         columns,
+        avro: None,
         transforms: vec![],
     };
     Arc::new(relation.sealed())

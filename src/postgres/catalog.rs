@@ -435,6 +435,7 @@ pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
 pub struct RelationShape<'a> {
     pub topic: &'a str,
     pub partitions: i32,
+    pub format: Format,
     pub modes: &'a Modes,
     /// Whether the format carries every value of a column exactly.
     pub exact: fn(&Column, &Modes) -> bool,
@@ -573,9 +574,10 @@ fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShap
         name,
         topic: shape.topic.to_owned(),
         partitions: shape.partitions,
-        format: Format::Json,
+        format: shape.format,
         modes: shape.modes.clone(),
         columns,
+        avro: None,
         transforms: Vec::new(),
     }
     .sealed()
