@@ -83,7 +83,13 @@ fn public(table: &str) -> TableName {
 static MODES: std::sync::LazyLock<Modes> = std::sync::LazyLock::new(Modes::default);
 
 fn shape() -> RelationShape<'static> {
-    RelationShape { topic: "shop.public.t", partitions: 1, format: Format::Json, modes: &MODES, exact: |column, _| column.type_oid != 701 }
+    RelationShape {
+        topic: "shop.public.t",
+        partitions: 1,
+        format: Format::Json,
+        modes: &MODES,
+        exact: |column, _| column.type_oid != 701,
+    }
 }
 
 /// Runs a test in a database of its own, and removes database, slots and roles of that name whatever happens.

@@ -136,7 +136,7 @@ pub enum Encoder {
 
 impl Encoder {
     /// In JSON. `prefix` is the topic prefix (Debezium's logical name), `db` the source's database.
-    pub fn json(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
+    pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
         Encoder::Json(Box::new(JsonEncoder::new(relation, prefix, db)))
     }
 
@@ -212,9 +212,15 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    pub fn new(relation: Arc<Relation>) -> Result<Decoder> {
+    /// Of JSON.
+    pub fn new(relation: Arc<Relation>) -> Decoder {
+        Decoder::Json(Box::new(JsonDecoder::new(relation)))
+    }
+
+    /// Of the relation's format. In Avro, a relation without a schema that this build can read is RECORD_INVALID.
+    pub fn of(relation: Arc<Relation>) -> Result<Decoder> {
         Ok(match relation.format {
-            Format::Json => Decoder::Json(Box::new(JsonDecoder::new(relation))),
+            Format::Json => Decoder::new(relation),
             Format::Avro => Decoder::Avro(Box::new(avro::Decoder::new(relation)?)),
         })
     }
@@ -317,4 +323,4 @@ fn null_key(relation: &Relation, column: usize) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,8 +20,8 @@ use crate::value::{Cell, RowBuf};
 pub struct Decoder {
     relation: Arc<Relation>,
     encodings: Vec<Encoding>,
-    /// Indexes of the key columns in key order, and the shape of each in the key.
-    key: Vec<(usize, Shape)>,
+    /// Indexes of the key columns in key order, and the shape of each in the key; `None` where it has no field.
+    key: Vec<(usize, Option<Shape>)>,
     /// Of each column's field; `None` where it has none.
     columns: Vec<Option<Shape>>,
     /// Of the envelope's fields, in order.
@@ -122,7 +122,8 @@ impl Decoder {
         if !(key.is_empty() && self.key.is_empty()) {
             let mut input = self.unframed(key)?;
             for (column, shape) in &self.key {
-                self.column(*column, shape, &mut input, header_cell(*column, Side::Before, None, &texts), &mut found)?;
+                let cell = header_cell(*column, Side::Before, None, &texts);
+                self.column(*column, shape.as_ref(), &mut input, cell, &mut found)?;
             }
             self.ended(input)?;
         }
@@ -146,23 +147,24 @@ impl Decoder {
     ) -> Result<()> {
         for (column, shape) in self.columns.iter().enumerate() {
             let cell = header_cell(column, side, absent, texts);
-            match shape {
-                Some(shape) => self.column(column, shape, input, cell, out)?,
-                None => out.push(cell.ok_or_else(|| self.invalid(Some(column), UNFIT))?),
-            }
+            self.column(column, shape.as_ref(), input, cell, out)?;
         }
         Ok(())
     }
 
-    /// One column: what a header gives, or else what the datum holds.
+    /// One column: what a header gives, or else what the datum holds if the column has a field there.
     fn column(
         &self,
         column: usize,
-        shape: &Shape,
+        shape: Option<&Shape>,
         input: &mut &[u8],
         cell: Option<Cell<'_>>,
         out: &mut RowBuf,
     ) -> Result<()> {
+        let Some(shape) = shape else {
+            out.push(cell.ok_or_else(|| self.invalid(Some(column), UNFIT))?);
+            return Ok(());
+        };
         if let Some(cell) = cell {
             self.read(skip(shape, input), Some(column))?;
             out.push(cell);
@@ -244,7 +246,7 @@ fn take<'a, const N: usize>(input: &mut &'a [u8]) -> Option<&'a [u8; N]> {
     Some(head)
 }
 
-fn long(input: &mut &[u8]) -> Option<i64> {
+pub(super) fn long(input: &mut &[u8]) -> Option<i64> {
     let mut bits = 0u64;
     for shift in (0..70).step_by(7) {
         let [byte] = *take::<1>(input)?;
@@ -286,7 +288,7 @@ fn is_there(shape: &Shape, input: &mut &[u8]) -> Option<bool> {
     }
 }
 
-fn skip(shape: &Shape, input: &mut &[u8]) -> Option<()> {
+pub(super) fn skip(shape: &Shape, input: &mut &[u8]) -> Option<()> {
     if !is_there(shape, input)? {
         return Some(());
     }

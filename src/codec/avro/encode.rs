@@ -25,8 +25,8 @@ const SECOND: u8 = 2;
 pub struct Encoder {
     relation: Arc<Relation>,
     columns: Vec<Column>,
-    /// Indexes of the key columns in key order, and the shape of each in the key.
-    key: Vec<(usize, Shape)>,
+    /// Indexes of the key columns in key order, and the shape of each in the key; `None` where it has no field.
+    key: Vec<(usize, Option<Shape>)>,
     key_frame: [u8; FRAME_BYTES],
     value_frame: [u8; FRAME_BYTES],
     /// Version, connector, name.
@@ -60,29 +60,29 @@ impl Encoder {
             let encoding = mapping::encoding(column, modes);
             let Some(shape) = shape else {
                 let none = Vec::new;
-                return Some(Column {
+                return Column {
                     encoding,
                     shape: None,
                     null: none(),
                     null_beside: true,
                     unavailable: none(),
                     unsent: none(),
-                });
+                };
             };
             let unsent = mapping::unsent(column, &encoding, modes);
             let replaced = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
             // The catalog may know of a NOT NULL that is younger than the row.
             let replaced = replaced.or_else(|| (!matches!(shape, Shape::Nullable { .. })).then(|| unsent.clone()));
-            Some(Column {
-                null: datum_of(replaced.as_ref().unwrap_or(&Value::Null), &shape)?,
+            Column {
+                null: datum_of(replaced.as_ref().unwrap_or(&Value::Null), &shape),
                 null_beside: replaced.is_some(),
-                unavailable: datum_of(&mapping::unavailable(column, &encoding, modes), &shape)?,
-                unsent: datum_of(&unsent, &shape)?,
+                unavailable: datum_of(&mapping::unavailable(column, &encoding, modes), &shape),
+                unsent: datum_of(&unsent, &shape),
                 encoding,
                 shape: Some(shape),
-            })
+            }
         };
-        let columns: Option<Vec<Column>> = relation.columns.iter().zip(shapes.columns).map(|(c, s)| column(c, s)).collect();
+        let columns = relation.columns.iter().zip(shapes.columns).map(|(c, s)| column(c, s)).collect();
         let mut source_head = Vec::new();
         for text in [VERSION, "postgresql", prefix] {
             push_bytes(&mut source_head, text.as_bytes());
@@ -92,7 +92,7 @@ impl Encoder {
         push_bytes(&mut source_table, relation.name.schema.as_bytes());
         push_bytes(&mut source_table, relation.name.table.as_bytes());
         Ok(Encoder {
-            columns: columns.ok_or_else(|| super::foreign_schema(&relation))?,
+            columns,
             key: shapes.key,
             key_frame: frame(ids.key.unwrap_or_default()),
             value_frame: frame(ids.value),
@@ -117,6 +117,7 @@ impl Encoder {
         self.check_width(row)?;
         out.key.extend_from_slice(&self.key_frame);
         for (index, shape) in &self.key {
+            let Some(shape) = shape else { continue };
             match row.get(*index) {
                 Cell::Text(text) => self.value(*index, shape, text, &mut out.key)?,
                 Cell::Null => return Err(no_key(&self.relation, *index, "NULL in a key column")),
@@ -267,7 +268,7 @@ fn push_sequence(out: &mut Vec<u8>, event: &Event) {
 }
 
 /// A string that is printed in its place: most are shorter than 64 bytes, whose length takes one.
-fn push_printed(out: &mut Vec<u8>, print: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn push_printed(out: &mut Vec<u8>, print: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.push(0);
     print(out);
@@ -290,12 +291,27 @@ fn insert_long(out: &mut Vec<u8>, start: usize, value: i64) {
     out[start..].rotate_right(added);
 }
 
-/// The bytes of a value in that place; `None` if it has none there.
-fn datum_of(value: &Value, shape: &Shape) -> Option<Vec<u8>> {
+/// The bytes of what stands for a value. Where Debezium has nothing that the schema allows, zeros: a header says that they mean
+/// nothing.
+fn datum_of(value: &Value, shape: &Shape) -> Vec<u8> {
     let mut datum = Vec::new();
     let mut writer = AvroWriter::new(shape, &mut datum);
     value.write(&mut writer);
-    (!writer.misfit).then_some(datum)
+    if writer.misfit {
+        datum.clear();
+        push_zero(&mut datum, shape);
+    }
+    datum
+}
+
+fn push_zero(out: &mut Vec<u8>, shape: &Shape) {
+    match shape {
+        Shape::Nullable { null, .. } => out.push(*null),
+        Shape::Float => out.extend_from_slice(&[0; 4]),
+        Shape::Double => out.extend_from_slice(&[0; 8]),
+        Shape::Record(fields) => fields.iter().for_each(|field| push_zero(out, &field.shape)),
+        Shape::Boolean | Shape::Integer | Shape::Bytes | Shape::String | Shape::Array(_) | Shape::Map(_) => out.push(0),
+    }
 }
 
 /// Writes values of one schema. What does not fit it is noted, not written: the caller looks.

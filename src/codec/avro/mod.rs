@@ -20,7 +20,7 @@ mod encode;
 pub mod schema;
 mod shape;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use decode::Decoder;
 pub use encode::Encoder;
@@ -48,8 +48,8 @@ pub struct SchemaIds {
 
 /// A relation's schemas taken apart.
 struct Shapes {
-    /// Indexes of the key columns in key order, and the shape of each in the key.
-    key: Vec<(usize, Shape)>,
+    /// Indexes of the key columns in key order, and the shape of each in the key; `None` where it has no field.
+    key: Vec<(usize, Option<Shape>)>,
     /// Of each column in a row; `None` where it has no field.
     columns: Vec<Option<Shape>>,
     envelope: Shape,
@@ -72,15 +72,18 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
             _ => Some(fields.next()?.shape.clone()),
         });
     }
-    let key = match &schemas.key {
+    let key_schema = match &schemas.key {
         Some(schema) => Shape::parse(schema)?,
         None => Shape::Record(Vec::new()),
     };
-    let named = relation.key_columns().into_iter().filter(|index| columns[*index].is_some());
-    let key_columns: Vec<usize> = named.collect();
-    let shapes = key.fields().iter().map(|field| field.shape.clone());
-    let whole = fields.next().is_none() && key.fields().len() == key_columns.len();
-    whole.then(|| Shapes { key: key_columns.iter().copied().zip(shapes).collect(), columns, envelope })
+    let mut key_fields = key_schema.fields().iter();
+    let mut key = Vec::new();
+    for index in relation.key_columns() {
+        let shape = if columns[index].is_some() { Some(key_fields.next()?.shape.clone()) } else { None };
+        key.push((index, shape));
+    }
+    let whole = fields.next().is_none() && key_fields.next().is_none();
+    whole.then(|| Shapes { key, columns, envelope })
 }
 
 fn foreign_schema(relation: &Relation) -> Error {
