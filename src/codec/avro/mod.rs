@@ -83,7 +83,7 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
         key.push((index, shape));
     }
     let whole = fields.next().is_none() && key_fields.next().is_none();
-    whole.then(|| Shapes { key, columns, envelope })
+    whole.then_some(Shapes { key, columns, envelope })
 }
 
 fn foreign_schema(relation: &Relation) -> Error {
