@@ -27,7 +27,7 @@ async fn scene(hint: &str, schema: &str, tables: &[Keyed]) -> Scene {
     let scene = Scene::new(LOCKSTEP, hint, schema, tables).await;
     let registry = scene.services.registry.clone();
     assert!(!registry.is_empty(), "no schema registry: run scripts/test, or scripts/services up --registry");
-    scene.configure(|p| with_registry(p.set("", "format = \"avro\""), &registry))
+    scene.configure(|p| with_registry(p.set("wire", "format = \"avro\""), &registry))
 }
 
 fn with_registry(pipeline: Pipeline, url: &str) -> Pipeline {
@@ -225,7 +225,7 @@ async fn effects_come_once_and_the_format_can_be_changed() {
         process.kill9().unwrap();
         let registry = scene.services.registry.clone();
         let line = format!("format = \"{format}\"");
-        scene = scene.configure(|p| with_registry(p.unset("").set("", &line), &registry));
+        scene = scene.configure(|p| with_registry(p.unset("wire").set("wire", &line), &registry));
         process = scene.spawn(&[]);
     }
     assert!(load.stop().await > 100);

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::machine::{Admit, Machine, ReadBack};
+use crate::capture::schemas;
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
@@ -69,11 +70,16 @@ pub async fn run(
     metrics: SourceMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
-    let started = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        started = start::start(&config, &reporter, &stop) => started?,
+    let registry = config.registry.as_ref().map(Registry::open).transpose()?;
+    let starting = async {
+        let events = schemas::event_ids(registry.as_ref(), &config).await?;
+        Ok::<_, Error>((events, start::start(&config, &reporter, &stop).await?))
     };
-    let mut reader = Reader::new(config, started, reporter, metrics)?;
+    let (events, started) = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        started = starting => started?,
+    };
+    let mut reader = Reader::new(config, started, (registry, events), reporter, metrics)?;
     tracing::info!(epoch = %reader.core.machine.epoch(), position = %reader.core.machine.position(), "streaming");
     let outcome = reader.run(&stop).await;
     reader.close(outcome.is_ok()).await;
@@ -156,15 +162,20 @@ enum Woke {
 }
 
 impl Reader {
-    fn new(config: Arc<Config>, started: Started, reporter: SourceReporter, metrics: SourceMetrics) -> Result<Reader> {
+    fn new(
+        config: Arc<Config>,
+        started: Started,
+        (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
+        reporter: SourceReporter,
+        metrics: SourceMetrics,
+    ) -> Result<Reader> {
         let Started {
             session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, ..
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone());
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events);
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
-        let registry = config.registry.as_ref().map(Registry::open).transpose()?;
         let chunks = ChunkReader::start(config.clone())?;
         let now = Instant::now();
         let mut core = Core {
@@ -476,7 +487,7 @@ impl Core {
         let version = match self.emitter.known(relation.fingerprint) {
             Some(version) => version,
             None => {
-                let ids = self.register(&relation).await?;
+                let ids = schemas::relation_ids(self.registry.as_ref(), &relation).await?;
                 self.emitter.version(relation, ids)?
             }
         };
@@ -488,19 +499,6 @@ impl Core {
             self.state.relations.insert(fingerprint, version.relation.clone());
         }
         Ok(version)
-    }
-
-    /// Asks the registry for the ids of the relation's schemas: no record is written before they are known.
-    async fn register(&self, relation: &Relation) -> Result<Option<SchemaIds>> {
-        let Some(schemas) = &relation.avro else { return Ok(None) };
-        let registry = self.registry.as_ref().expect("a configuration with Avro has a registry");
-        let what = format!("table {}", relation.name);
-        let key = match &schemas.key {
-            Some(schema) => Some(registry.register(&what, &format!("{}-key", relation.topic), schema).await?),
-            None => None,
-        };
-        let value = registry.register(&what, &format!("{}-value", relation.topic), &schemas.value).await?;
-        Ok(Some(SchemaIds { key, value }))
     }
 
     /// The message of a chunk: the chunk was handed over before it was written.

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
-use crate::codec::avro::SchemaIds;
+use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
-    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Op as Wire, RecordBuf, TransactionMark,
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, JsonEventEncoder, Op as Wire, RecordBuf,
+    TransactionMark,
 };
 use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
@@ -105,14 +106,25 @@ struct Outlet {
 }
 
 impl Emitter {
-    pub fn new(producer: Producer, config: Arc<Config>, metrics: SourceMetrics) -> Emitter {
+    /// `ids` are those of the topics that hold no rows, if these are in Avro.
+    pub fn new(
+        producer: Producer,
+        config: Arc<Config>,
+        metrics: SourceMetrics,
+        ids: Option<[SchemaIds; 3]>,
+    ) -> Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
+        let modes = &config.wire.tables.modes;
+        let events = match ids {
+            Some(ids) => EventEncoder::Avro(Box::new(avro::EventEncoder::new(prefix, database, modes, ids))),
+            None => EventEncoder::Json(Box::new(JsonEventEncoder::new(prefix, database, modes))),
+        };
         let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
         Emitter {
             outlet: Outlet { producer, acks: Vec::new(), foreign: Vec::new(), context },
             topics: Vec::new(),
             versions: HashMap::new(),
-            events: EventEncoder::new(prefix, database, &config.wire.tables.modes),
+            events,
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,

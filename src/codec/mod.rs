@@ -24,8 +24,7 @@ pub mod write;
 
 use std::sync::Arc;
 
-pub use events::{EventEncoder, TransactionMark};
-
+pub use events::{JsonEventEncoder, TransactionMark};
 pub use json_decode::Decoder as JsonDecoder;
 pub use json_encode::{Encoder as JsonEncoder, JsonWriter};
 
@@ -254,6 +253,50 @@ impl Decoder {
             Decoder::Json(json) => json.key(key, text, out),
             Decoder::Avro(avro) => avro.key(key, text, out),
         }
+    }
+}
+
+/// Writes the records of the topics that hold no rows.
+pub enum EventEncoder {
+    Json(Box<JsonEventEncoder>),
+    Avro(Box<avro::EventEncoder>),
+}
+
+impl EventEncoder {
+    /// BEGIN or END of a transaction.
+    pub fn transaction(&self, mark: &TransactionMark<'_>, out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.transaction(mark, out),
+            EventEncoder::Avro(avro) => avro.transaction(mark, out),
+        }
+    }
+
+    pub fn heartbeat(&self, now_ms: i64, out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.heartbeat(now_ms, out),
+            EventEncoder::Avro(avro) => avro.heartbeat(now_ms, out),
+        }
+    }
+
+    /// A message of `pg_logical_emit_message`.
+    pub fn message(&self, event: &Event, prefix: &str, content: &[u8], out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.message(event, prefix, content, out),
+            EventEncoder::Avro(avro) => avro.message(event, prefix, content, out),
+        }
+    }
+}
+
+/// Debezium names a transaction anew with each of its events; what stays the same stands before the colon.
+fn transaction_id(xid: u64, lsn: u64) -> String {
+    format!("{xid}:{lsn}")
+}
+
+/// `source.sequence`: the last commit, null before there was one, and the event, in JSON.
+fn sequence(event: &Event) -> String {
+    match event.last_commit_lsn {
+        None => format!("[null,\"{}\"]", event.lsn.0),
+        Some(last) => format!("[\"{}\",\"{}\"]", last.0, event.lsn.0),
     }
 }
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
-use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process};
+use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::{Config, Database, Sink, SinkTable, Table};
 use crate::relation::{Format, TableName};
@@ -161,8 +161,11 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
-    if registry.is_none() {
-        without_registry(&list, report);
+    for connector in list.iter().filter(|connector| registry.is_none() && connector.wire.format == Format::Avro) {
+        // What lockstep.toml says for all has its finding.
+        if let Some(at) = &connector.format_at {
+            without_registry(report, at);
+        }
     }
     let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
     let mut routed = without_twins(routed, report);
@@ -245,17 +248,6 @@ fn unknown_sinks(names: &[&str], connectors: &[Connector], report: &Report) {
             None => format!("add [sinks.{name}] with its url to {FILE}, which has: {}", names.join(", ")),
         };
         report.add(&sink.name.at, format!("there is no sink {name:?} in {FILE}"), hint);
-    }
-}
-
-/// Schemas are registered before records are written with them, so Avro needs a registry.
-fn without_registry(connectors: &[Connector], report: &Report) {
-    for Connector { table, wire, format_at, .. } in connectors {
-        let at = format_at.as_ref().or(table.as_ref().map(|(_, at)| at));
-        if let (Format::Avro, Some(at)) = (wire.format, at) {
-            let hint = format!("write [registry] with url = \"https://HOST:8081\" into {FILE}");
-            report.add(at, "format = \"avro\" needs a schema registry, and none is configured", hint);
-        }
     }
 }
 

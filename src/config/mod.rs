@@ -203,7 +203,13 @@ pub struct TableWire {
 
 impl Default for TableWire {
     fn default() -> TableWire {
-        TableWire { format: Format::Json, modes: Modes::default(), tombstones: true, skipped: Vec::new(), snapshot: true }
+        TableWire {
+            format: Format::Json,
+            modes: Modes::default(),
+            tombstones: true,
+            skipped: Vec::new(),
+            snapshot: true,
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use super::process::check_topic;
 use super::reader::Section;
 use super::{Messages, TableWire, Wire};
 use crate::relation::{
-    BinaryMode, ConversionFailure, DecimalMode, Format, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode, UnknownMode,
+    BinaryMode, ConversionFailure, DecimalMode, Format, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode,
+    UnknownMode,
 };
 
 /// Faster than this, heartbeats are most of the traffic.

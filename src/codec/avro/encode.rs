@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::shape::Shape;
-use super::{FRAME_BYTES, Float, MAGIC, SchemaIds, push_bytes, push_float, push_long};
+use super::{FRAME_BYTES, Float, SchemaIds, frame, push_bytes, push_float, push_long};
 use crate::codec::mapping::{self, Encoding};
 use crate::codec::schema::Value;
 use crate::codec::write::{Fidelity, Unfit, Writer, write};
@@ -224,8 +224,9 @@ impl Encoder {
             Some(xid) => push_some(out, xid.cast_signed()),
         }
         push_some(out, event.lsn.0.cast_signed());
-        // xmin, origin, origin_lsn; transaction.
-        out.extend_from_slice(&[FIRST; 4]);
+        // xmin, origin, origin_lsn
+        out.extend_from_slice(&[FIRST; 3]);
+        push_block(out, event);
         push_bytes(out, &[u8::try_from(op.letter()).expect("an ASCII letter")]);
         push_some(out, event.now_ns.div_euclid(1_000_000));
         push_some(out, event.now_ns.div_euclid(1_000));
@@ -237,9 +238,17 @@ impl Encoder {
     }
 }
 
-fn frame(id: u32) -> [u8; FRAME_BYTES] {
-    let [a, b, c, d] = id.to_be_bytes();
-    [MAGIC, a, b, c, d]
+/// The transaction block, or null.
+fn push_block(out: &mut Vec<u8>, event: &Event) {
+    let (Some(block), Some(xid)) = (event.block, event.xid) else { return out.push(FIRST) };
+    out.push(SECOND);
+    push_printed(out, |out| {
+        out.extend_from_slice(itoa::Buffer::new().format(xid).as_bytes());
+        out.push(b':');
+        out.extend_from_slice(itoa::Buffer::new().format(event.lsn.0).as_bytes());
+    });
+    push_long(out, block.total_order.cast_signed());
+    push_long(out, block.collection_order.cast_signed());
 }
 
 /// A nullable long that is not null.
@@ -293,7 +302,7 @@ fn insert_long(out: &mut Vec<u8>, start: usize, value: i64) {
 
 /// The bytes of what stands for a value. Where Debezium has nothing that the schema allows, zeros: a header says that they mean
 /// nothing.
-fn datum_of(value: &Value, shape: &Shape) -> Vec<u8> {
+pub(super) fn datum_of(value: &Value, shape: &Shape) -> Vec<u8> {
     let mut datum = Vec::new();
     let mut writer = AvroWriter::new(shape, &mut datum);
     value.write(&mut writer);

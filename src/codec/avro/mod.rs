@@ -17,6 +17,7 @@
 
 mod decode;
 mod encode;
+mod events;
 pub mod schema;
 mod shape;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub(super) mod tests;
 
 pub use decode::Decoder;
 pub use encode::Encoder;
+pub use events::{EventEncoder, EventKind};
 pub use schema::{complete, schemas};
 
 use crate::codec::mapping::{self, Encoding};
@@ -89,6 +91,11 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
 fn foreign_schema(relation: &Relation) -> Error {
     let found = "its relation version has no Avro schema that this build can read";
     invalid(relation, None, found, "lockstep ledger; then run the version that wrote the relation".to_owned())
+}
+
+fn frame(id: u32) -> [u8; FRAME_BYTES] {
+    let [a, b, c, d] = id.to_be_bytes();
+    [MAGIC, a, b, c, d]
 }
 
 /// Appends a long: zig-zag, seven bits a byte, the least significant first.

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::codec::mapping::oid;
 use crate::codec::tests::{EVENT, column, relation_of};
-use crate::codec::{Decoder, Encoder, Op, RecordBuf};
+use crate::codec::{Block, Decoder, Encoder, Event, Op, RecordBuf, TransactionMark};
 use crate::error::Code;
 use crate::record::{Side, absent_bitmap};
 use crate::relation::{
@@ -353,6 +353,78 @@ fn schemas_are_those_that_confluents_converter_registered() {
     let registered: Vec<&str> = registered.iter().map(|entry| entry["schema"].as_str().unwrap()).collect();
     assert_eq!(schemas.key.unwrap(), registered[0]);
     assert_eq!(schemas.value, registered[1]);
+}
+
+fn registered(case: &str, subject: &str) -> String {
+    let all: Vec<serde_json::Value> = serde_json::from_str(&golden(case, "schemas.json")).unwrap();
+    all.iter().find(|entry| entry["subject"] == subject).unwrap()["schema"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn transactions_are_those_that_debezium_wrote() {
+    let schemas = EventKind::Transaction.schemas(&debezium_modes());
+    assert_eq!(schemas.key.as_ref().unwrap(), &registered("21-avro-transactions", "g21.transaction-key"));
+    assert_eq!(schemas.value, registered("21-avro-transactions", "g21.transaction-value"));
+    let events = EventEncoder::new("g21", "golden", &debezium_modes(), [IDS; 3]);
+    let schema = apache_avro::Schema::parse_str(&schemas.value).unwrap();
+    let reader = GenericDatumReader::builder(&schema).build().unwrap();
+    let mut seen = 0;
+    for line in golden("21-avro-transactions", "events.jsonl").lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        if record["topic"] != "g21.transaction" {
+            continue;
+        }
+        let theirs = [&record["key_hex"], &record["value_hex"]].map(|hex| hex::decode(hex.as_str().unwrap()).unwrap());
+        let read: serde_json::Value = reader.read_value(&mut &theirs[1][FRAME_BYTES..]).unwrap().try_into().unwrap();
+        let (xid, lsn) = read["id"].as_str().unwrap().split_once(':').unwrap();
+        let collections: Option<Vec<(String, u64)>> = read["data_collections"].as_array().map(|all| {
+            let one = |c: &serde_json::Value| {
+                (c["data_collection"].as_str().unwrap().to_owned(), c["event_count"].as_u64().unwrap())
+            };
+            all.iter().map(one).collect()
+        });
+        let mark = TransactionMark {
+            xid: xid.parse().unwrap(),
+            lsn: lsn.parse().unwrap(),
+            commit_time_us: read["ts_ms"].as_i64().unwrap() * 1_000,
+            collections: collections.as_deref(),
+        };
+        let mut buf = RecordBuf::default();
+        events.transaction(&mark, &mut buf);
+        assert_eq!(hex::encode(&buf.key[FRAME_BYTES..]), hex::encode(&theirs[0][FRAME_BYTES..]));
+        assert_eq!(hex::encode(&buf.value[FRAME_BYTES..]), hex::encode(&theirs[1][FRAME_BYTES..]));
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
+}
+
+#[test]
+fn heartbeats_messages_and_blocks_are_what_the_oracle_reads() {
+    for binary in [BinaryMode::Bytes, BinaryMode::Hex] {
+        let modes = Modes { binary, ..Modes::default() };
+        let events = EventEncoder::new("p", "d", &modes, [IDS; 3]);
+        let check = |kind: EventKind, buf: &RecordBuf| {
+            let schemas = kind.schemas(&modes);
+            oracle(schemas.key.as_ref().unwrap(), &buf.key);
+            oracle(&schemas.value, &buf.value);
+        };
+        let mut buf = RecordBuf::default();
+        events.heartbeat(1_700_000_000_000, &mut buf);
+        check(EventKind::Heartbeat, &buf);
+        let block = Some(Block { total_order: 3, collection_order: 2 });
+        for event in [EVENT, Event { block, ..EVENT }, Event { xid: None, last_commit_lsn: None, ..EVENT }] {
+            events.message(&event, "audit", b"\x00\xff", &mut buf);
+            check(EventKind::Message, &buf);
+        }
+    }
+    // In the envelope of a row.
+    let relation = avro_of(&relation_of(vec![column("id", oid::INT4, -1, false, Some(0))]));
+    let encoder = Encoder::avro(relation.clone(), IDS, "p", "d").unwrap();
+    let mut buf = RecordBuf::default();
+    let event = Event { block: Some(Block { total_order: 300, collection_order: 200 }), ..EVENT };
+    encoder.create(&event, row(&[text("1")]).row(), &mut buf).unwrap();
+    oracle(&relation.avro.as_ref().unwrap().value, &buf.value);
+    assert!(hex::encode(&buf.value).contains(&hex::encode("5:17")));
 }
 
 /// The rows of 01-scalars, written by us, against the datums that Debezium wrote of the same rows.
