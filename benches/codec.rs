@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lockstep::codec::avro::{self, SchemaIds};
 use lockstep::codec::mapping::oid;
 use lockstep::codec::{Decoder, Encoder, Event, RecordBuf, Snapshot};
 use lockstep::lsn::Lsn;
@@ -51,12 +52,13 @@ fn relation() -> Arc<Relation> {
         format: Format::Json,
         modes: Modes::default(),
         columns: columns.collect(),
+        avro: None,
         transforms: vec![],
     })
 }
 
 /// Median nanoseconds of one call.
-fn measure(name: &str, bytes: usize, mut call: impl FnMut()) {
+fn measure(name: &str, bytes: usize, call: &mut dyn FnMut()) {
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let start = Instant::now();
@@ -66,7 +68,7 @@ fn measure(name: &str, bytes: usize, mut call: impl FnMut()) {
         .collect();
     rounds.sort_by(f64::total_cmp);
     let median = rounds[ROUNDS / 2];
-    eprintln!("{name:<28} {median:>7.0} ns/record (best {:.0}), {bytes} bytes", rounds[0]);
+    eprintln!("{name:<34} {median:>7.0} ns/record (best {:.0}), {bytes} bytes", rounds[0]);
     println!(
         "{}",
         serde_json::json!({ "bench": "codec", "figure": name, "value": median.round(), "unit": "ns/record" })
@@ -74,8 +76,17 @@ fn measure(name: &str, bytes: usize, mut call: impl FnMut()) {
 }
 
 fn main() {
-    let relation = relation();
-    let (encoder, decoder) = (Encoder::new(relation.clone(), "shop", "catalog"), Decoder::new(relation));
+    let json = relation();
+    bench("JSON", &Encoder::new(json.clone(), "shop", "catalog"), &Decoder::new(json.clone()));
+    let avro = Relation { format: Format::Avro, ..Relation::clone(&json) };
+    let avro = Arc::new(avro::complete(avro, "shop").expect("the columns' names are Avro's"));
+    let ids = SchemaIds { key: Some(1), value: 2 };
+    let encoder = Encoder::avro(avro.clone(), ids, "shop", "catalog").expect("the schema is ours");
+    bench("Avro", &encoder, &Decoder::of(avro).expect("the schema is ours"));
+}
+
+fn bench(format: &str, encoder: &Encoder, decoder: &Decoder) {
+    let measure = |name: &str, bytes, call: &mut dyn FnMut()| measure(&format!("{format} {name}"), bytes, call);
     let row: RowBuf = ROW.iter().map(|(_, _, text)| Cell::Text(text.as_bytes())).collect();
     let event = Event {
         last_commit_lsn: Some(Lsn(1_786_684_288)),
@@ -93,27 +104,27 @@ fn main() {
     encoder.update(&event, Some(row.row()), row.row(), &mut out).expect("the row fits");
     let update = out.value.clone();
 
-    measure("encode create with key", create.len() + key.len(), || {
+    measure("encode create with key", create.len() + key.len(), &mut || {
         encoder.create(black_box(&event), black_box(row.row()), &mut out).expect("the row fits");
         encoder.key(black_box(row.row()), &mut out).expect("the row has a key");
         black_box(&out);
     });
-    measure("encode update, full identity", update.len(), || {
+    measure("encode update, full identity", update.len(), &mut || {
         encoder.update(black_box(&event), Some(row.row()), black_box(row.row()), &mut out).expect("the row fits");
         black_box(&out);
     });
     let mut back = RowBuf::new();
-    measure("decode after", create.len(), || {
+    measure("decode after", create.len(), &mut || {
         decoder.row(black_box(&create), Side::After, None, None, &mut back).expect("our own record");
         black_box(&back);
     });
     assert!(back == row);
-    measure("decode before, full identity", update.len(), || {
+    measure("decode before, full identity", update.len(), &mut || {
         decoder.row(black_box(&update), Side::Before, None, None, &mut back).expect("our own record");
         black_box(&back);
     });
-    measure("decode key", key.len(), || {
-        decoder.key(black_box(&key), &mut back).expect("our own key");
+    measure("decode key", key.len(), &mut || {
+        decoder.key(black_box(&key), None, &mut back).expect("our own key");
         black_box(&back);
     });
 }

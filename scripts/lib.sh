@@ -13,7 +13,7 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 # Outside the tree: a work tree stays small to copy and several checkouts share one build of the dependencies.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/lockstep/target}"
 
-# Kafka 4 needs Java 17.
+# Kafka 4 needs Java 17; the schema registry needs a newer one (scripts/registry.sh).
 # shellcheck disable=SC2034 # read by the scripts that source this file
 JAVA_VERSION_MIN=17
 
@@ -141,12 +141,12 @@ java_version() {
     [[ $text =~ version\ \"([0-9]+) ]] && echo "${BASH_REMATCH[1]}" || echo 0
 }
 
-# find_java CACHE USER: prints the first java that USER can run and that is new enough: the user's choice, the system's, then the one that scripts/setup
-# downloaded. Fails if there is none.
+# find_java CACHE USER [VERSION]: prints the first java that USER can run and that is new enough: the user's choice, the
+# system's, then the one that scripts/setup downloaded. Fails if there is none.
 find_java() {
-    local java
+    local java min=${3:-$JAVA_VERSION_MIN}
     for java in ${JAVA_HOME:+"$JAVA_HOME/bin/java"} "$(command -v java || true)" /usr/lib/jvm/*/bin/java "$1/jdk/bin/java"; do
-        if run_as "$2" test -x "$java" && (($(java_version "$java") >= JAVA_VERSION_MIN)); then
+        if run_as "$2" test -x "$java" && (($(java_version "$java") >= min)); then
             readlink -f -- "$java"
             return
         fi

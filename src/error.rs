@@ -186,6 +186,10 @@ codes! {
     SourceEncoding = "SOURCE_ENCODING",
     /// A record can't be read: no known header, another version, or values that do not fit its relation.
     RecordInvalid = "RECORD_INVALID",
+    /// The schema registry refuses us, sends us elsewhere, or answers what no schema registry answers.
+    RegistryRefused = "REGISTRY_REFUSED",
+    /// The schema registry refuses a table's schema as incompatible with those before it, or as invalid.
+    SchemaRefused = "SCHEMA_REFUSED",
     /// There is a slot but no ledger, or the ledger lost its end.
     LedgerLost = "LEDGER_LOST",
     /// The ledger topic is another one than the sink's progress was written against.

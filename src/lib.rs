@@ -22,6 +22,7 @@ mod malloc;
 pub mod pgtext;
 pub mod postgres;
 pub mod record;
+pub mod registry;
 pub mod relation;
 pub mod run;
 pub mod session;

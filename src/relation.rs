@@ -88,7 +88,10 @@ pub fn quote_literal(text: &str) -> String {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
+    /// JSON without schemas.
     Json,
+    /// Avro in Confluent's framing, its schemas in a registry.
+    Avro,
 }
 
 /// The handling modes of Debezium's connector and of Connect's converters that shape a record. Defaults lose nothing.
@@ -296,6 +299,16 @@ pub struct Column {
     pub exact: bool,
 }
 
+/// The Avro schemas that a relation's records are written with, as the registry has them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AvroSchemas {
+    /// `None`: the null key of a table without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Of the envelope.
+    pub value: String,
+}
+
 /// A relation version.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Relation {
@@ -308,6 +321,9 @@ pub struct Relation {
     pub format: Format,
     pub modes: Modes,
     pub columns: Vec<Column>,
+    /// Only in Avro: sinks read by these, whatever their own build would make of the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avro: Option<AvroSchemas>,
     /// Reserved for masks, renames and filters; none yet.
     pub transforms: Vec<serde_json::Value>,
 }
@@ -357,6 +373,7 @@ mod tests {
             format: Format::Json,
             modes: Modes::default(),
             columns: vec![column("a", Some(1)), column("b", None), column("c", Some(0))],
+            avro: None,
             transforms: vec![],
         }
     }

@@ -202,6 +202,7 @@ fn placeholder() -> Arc<Relation> {
         format: Format::Json,
         modes: Modes::default(),
         columns: vec![],
+        avro: None,
         transforms: vec![],
     })
 }

@@ -243,6 +243,7 @@ fn relation(table: &str, columns: &str) -> Relation {
         format: Format::Json,
         modes: Modes::default(),
         columns: columns.collect(),
+        avro: None,
         transforms: vec![],
     }
     .sealed()

@@ -13,7 +13,7 @@ use lockstep::postgres::catalog::{self, Identity, RelationShape, StreamedColumn,
 use lockstep::postgres::chunk::{self, ChunkRead, ChunkRequest, Extent};
 use lockstep::postgres::publication::{self, PublicationState};
 use lockstep::postgres::{preflight, slot, types};
-use lockstep::relation::{Modes, Relation, TableName};
+use lockstep::relation::{Format, Modes, Relation, TableName};
 use tokio_postgres::{Client, NoTls};
 
 fn environment(name: &str) -> String {
@@ -90,6 +90,7 @@ fn shape() -> RelationShape<'static> {
     RelationShape {
         topic: "shop.public.t",
         partitions: 1,
+        format: Format::Json,
         modes: &MODES,
         exact: |column, _| column.type_oid != 701,
         insert_only: false,

@@ -268,7 +268,7 @@ impl Writer {
         let plan = self.sink.plan(&[wanted]).await?.remove(0);
         let key = relation.key_columns();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
-        let (table, decoder) = (relation.name.clone(), Decoder::new(relation));
+        let (table, decoder) = (relation.name.clone(), Decoder::of(relation)?);
         let version = Arc::new(Version { table, decoder, plan, key, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::capture::snapshot::{ChunkRead, Read, Visibility};
-use crate::codec::mapping;
+use crate::codec::{avro, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
@@ -72,11 +72,13 @@ impl Visibility for PgSnapshot {
     }
 }
 
-/// The relation version's shape that a configured table asks for.
+/// The relation version's shape that a configured table asks for. What is built of it is completed by
+/// [`avro::complete`](crate::codec::avro::complete).
 pub fn shape(table: &Table) -> RelationShape<'_> {
     RelationShape {
         topic: &table.topic,
         partitions: table.partitions,
+        format: table.wire.format,
         modes: &table.wire.modes,
         exact: mapping::exact,
         insert_only: table.insert_only,
@@ -270,6 +272,7 @@ impl Worker {
         };
         let found = chunk::read_chunk(session, &request).await?;
         let relation = catalog::build_relation(&found.facts, shape(table))?;
+        let relation = avro::complete(relation, &config.kafka.topic_prefix)?;
         let key_columns = relation.key_columns();
         let key_names = key_columns.iter().map(|&i| relation.columns[i].name.clone()).collect();
         let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();

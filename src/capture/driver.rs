@@ -15,9 +15,11 @@ use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
+use crate::capture::schemas;
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
+use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{Event, Snapshot};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
@@ -39,6 +41,7 @@ use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
 use crate::postgres::types;
+use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
@@ -75,11 +78,16 @@ pub async fn run(
     metrics: SourceMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
-    let started = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        started = start::start(&config, &reporter, &stop) => started?,
+    let registry = config.registry.as_ref().map(Registry::open).transpose()?;
+    let starting = async {
+        let events = schemas::event_ids(registry.as_ref(), &config).await?;
+        Ok::<_, Error>((events, start::start(&config, &reporter, &stop).await?))
     };
-    let (mut reader, looks) = Reader::new(config, started, reporter, metrics)?;
+    let (events, started) = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        started = starting => started?,
+    };
+    let (mut reader, looks) = Reader::new(config, started, (registry, events), reporter, metrics)?;
     reader.begin(looks).await?;
     tracing::info!(epoch = %reader.core.machine.epoch(), position = %reader.core.machine.position(), "streaming");
     let outcome = reader.run(&stop).await;
@@ -101,6 +109,7 @@ struct Core {
     machine: Machine,
     loader: Loader<PgSnapshot>,
     emitter: Emitter,
+    registry: Option<Registry>,
     appender: Appender,
     tail: Tail,
     chunks: ChunkReader,
@@ -173,6 +182,7 @@ impl Reader {
     fn new(
         config: Arc<Config>,
         started: Started,
+        (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
         reporter: SourceReporter,
         metrics: SourceMetrics,
     ) -> Result<(Reader, Vec<Option<Look>>)> {
@@ -192,7 +202,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone());
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events);
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let known = Looks::new(state.catalog.clone());
@@ -205,6 +215,7 @@ impl Reader {
             machine,
             loader,
             emitter,
+            registry,
             appender,
             tail,
             chunks,
@@ -523,10 +534,13 @@ impl Core {
         let known = self.state.relations.values().find(|known| ahead && streamed.is_of(known, shape));
         let relation = match known {
             Some(known) => Relation::clone(known),
-            None => catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, shape)?,
+            None => {
+                let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, shape)?;
+                avro::complete(relation, &config.kafka.topic_prefix)?
+            }
         };
         let oid = body.oid;
-        let version = self.version(relation)?;
+        let version = self.version(relation).await?;
         self.names.insert(name, version.relation.fingerprint);
         self.unrouted.remove(&oid);
         self.streamed.insert(oid, version);
@@ -611,8 +625,14 @@ impl Core {
     }
 
     /// A relation version, told to the ledger before the first checkpoint that needs it.
-    fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
-        let (version, _) = self.emitter.version(relation);
+    async fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
+        let version = match self.emitter.known(relation.fingerprint) {
+            Some(version) => version,
+            None => {
+                let ids = schemas::relation_ids(self.registry.as_ref(), &relation).await?;
+                self.emitter.version(relation, ids)?
+            }
+        };
         let fingerprint = version.relation.fingerprint;
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
@@ -641,7 +661,7 @@ impl Core {
 
     async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
         let relation = self.state.relations.get(&ready.relation).expect("a chunk's version came with it").clone();
-        let version = self.version(Relation::clone(&relation))?;
+        let version = self.version(Relation::clone(&relation)).await?;
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
@@ -673,7 +693,7 @@ impl Core {
                     let found = look::looks(&*self.session, &self.config.source.publication, &table).await?;
                     self.look(table, found).await?;
                 }
-                self.version(relation)?;
+                self.version(relation).await?;
                 self.loader.chunk(chunk);
             }
             Answer::Failed(asked, error) => {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
+use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
-    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Op as Wire, RecordBuf, TransactionMark,
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, JsonEventEncoder, Op as Wire, RecordBuf,
+    TransactionMark,
 };
 use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
@@ -119,14 +121,25 @@ struct Outlet {
 }
 
 impl Emitter {
-    pub fn new(producer: Producer, config: Arc<Config>, metrics: SourceMetrics) -> Emitter {
+    /// `ids` are those of the topics that hold no rows, if these are in Avro.
+    pub fn new(
+        producer: Producer,
+        config: Arc<Config>,
+        metrics: SourceMetrics,
+        ids: Option<[SchemaIds; 3]>,
+    ) -> Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
+        let modes = &config.wire.tables.modes;
+        let events = match ids {
+            Some(ids) => EventEncoder::Avro(Box::new(avro::EventEncoder::new(prefix, database, modes, ids))),
+            None => EventEncoder::Json(Box::new(JsonEventEncoder::new(prefix, database, modes))),
+        };
         let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
         Emitter {
             outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new(), foreign: Vec::new(), context },
             topics: Vec::new(),
             versions: HashMap::new(),
-            events: EventEncoder::new(prefix, database, &config.wire.tables.modes),
+            events,
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,
@@ -135,24 +148,29 @@ impl Emitter {
         }
     }
 
-    /// The version ready for writing, and whether it is new to this incarnation.
-    pub fn version(&mut self, relation: Relation) -> (Arc<Version>, bool) {
-        if let Some(known) = self.versions.get(&relation.fingerprint) {
-            return (known.clone(), false);
-        }
+    /// The version, if it is ready for writing already.
+    pub fn known(&self, fingerprint: Fingerprint) -> Option<Arc<Version>> {
+        self.versions.get(&fingerprint).cloned()
+    }
+
+    /// Makes a version ready for writing; in Avro with the ids of its schemas.
+    pub fn version(&mut self, relation: Relation, ids: Option<SchemaIds>) -> Result<Arc<Version>> {
         let route = self.route(&relation.topic.clone(), false);
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(relation.columns[i].type_oid))).collect();
         let relation = Arc::new(relation);
-        let database = &self.config.source.database.dbname;
-        let encoder = Encoder::new(relation.clone(), &self.config.kafka.topic_prefix, database);
+        let (prefix, database) = (&self.config.kafka.topic_prefix, &self.config.source.database.dbname);
+        let encoder = match ids {
+            Some(ids) => Encoder::avro(relation.clone(), ids, prefix, database)?,
+            None => Encoder::new(relation.clone(), prefix, database),
+        };
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
         let collection = relation.name.to_string();
         let version = Arc::new(Version { relation, key, key_orders, wire, collection, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
-        (version, true)
+        Ok(version)
     }
 
     fn route(&mut self, topic: &str, foreign: bool) -> Route {

@@ -140,6 +140,7 @@ fn shape(table: &Table) -> RelationShape<'_> {
     RelationShape {
         topic: &table.topic,
         partitions: table.partitions,
+        format: table.wire.format,
         modes: &table.wire.modes,
         exact: mapping::exact,
         insert_only: table.insert_only,

@@ -1,15 +1,16 @@
 //! Records that are not rows, as Debezium writes them: transactions, heartbeats, logical messages.
 //!
-//! They are for other consumers; our sinks never read them. JSON only, with or without schemas like the rows.
+//! They are for other consumers; our sinks never read them. In JSON with or without schemas, as most tables are; in Avro:
+//! [`super::avro::EventEncoder`].
 
 use super::json_encode::{JsonWriter, Source, push_block, push_integer, push_str};
 use super::schema::{self, Schema, Type, push_json};
 use super::write::opaque;
-use super::{Event, RecordBuf};
+use super::{Event, RecordBuf, transaction_id};
 use crate::relation::{BinaryMode, Modes};
 
 /// Writes the records of the topics that hold no rows.
-pub struct EventEncoder {
+pub struct JsonEventEncoder {
     prefix: String,
     source: Source,
     binary: BinaryMode,
@@ -34,8 +35,8 @@ pub struct TransactionMark<'a> {
     pub collections: Option<&'a [(String, u64)]>,
 }
 
-impl EventEncoder {
-    pub fn new(prefix: &str, db: &str, modes: &Modes) -> EventEncoder {
+impl JsonEventEncoder {
+    pub fn new(prefix: &str, db: &str, modes: &Modes) -> JsonEventEncoder {
         let content = match modes.binary {
             BinaryMode::Bytes => Schema::new(Type::Bytes),
             _ => schema::string(),
@@ -46,13 +47,13 @@ impl EventEncoder {
             message: [head(&schema::message_key()), head(&schema::message_value(content))],
         });
         let source = Source::new(prefix, db, "", "");
-        EventEncoder { prefix: prefix.to_owned(), source, binary: modes.binary, heads }
+        JsonEventEncoder { prefix: prefix.to_owned(), source, binary: modes.binary, heads }
     }
 
     /// BEGIN or END of a transaction.
     pub fn transaction(&self, mark: &TransactionMark<'_>, out: &mut RecordBuf) {
         let TransactionMark { xid, lsn, commit_time_us, collections } = *mark;
-        let id = format!("{xid}:{lsn}");
+        let id = transaction_id(xid, lsn);
         self.put(self.heads.as_ref().map(|heads| &heads.transaction), out, |key, value| {
             key.extend_from_slice(format!(r#"{{"id":"{id}"}}"#).as_bytes());
             let status = if collections.is_some() { "END" } else { "BEGIN" };

@@ -17,7 +17,7 @@ use super::mapping::{self, Encoding, Unit};
 use super::write::{
     DATE_INFINITY, DATE_MINUS_INFINITY, FLOAT_NAMES, NUMERIC_NAMES, push_money, stamp_of, timestamp_unit,
 };
-use super::{Op, invalid};
+use super::{Op, invalid, null_key};
 use crate::error::{Error, Result};
 use crate::pgtext::{self, Temporal};
 use crate::record::{Side, is_absent, read_texts};
@@ -41,11 +41,7 @@ impl Decoder {
         &self.relation
     }
 
-    /// Reads one side of an envelope into `out`, which is cleared first: all columns in the relation's order, or no cell at
-    /// all where that side is null (`after` of a delete, `before` of an insert, both of a truncate).
-    ///
-    /// `absent` and `text` are the record's `ls-absent` and `ls-text`. `ls-absent` speaks of `after` wherever there is one, else of
-    /// `before`: the `before` beside an `after` is always whole.
+    /// As [`super::Decoder::row`].
     pub fn row(
         &self,
         value: &[u8],
@@ -67,11 +63,7 @@ impl Decoder {
         op.map_err(|e| self.refuse(&at, &e))
     }
 
-    /// Reads a key into `out`, which is cleared first: a row over all columns of the relation with only the key's set, the
-    /// others absent. An empty key is that of a table without one.
-    ///
-    /// `text` is the `ls-text` of the record whose `before` is of that key: what the key's JSON does not carry exactly stands
-    /// there for `before`.
+    /// As [`super::Decoder::key`].
     pub fn key(&self, key: &[u8], text: Option<&[u8]>, out: &mut RowBuf) -> Result<()> {
         out.clear();
         let texts = match text {
@@ -98,7 +90,7 @@ impl Decoder {
         for column in 0..self.relation.columns.len() {
             match self.key.iter().position(|k| *k == column) {
                 Some(place) if found.row().get(place) == Cell::Null => {
-                    return Err(self.invalid(Some(column), "the record's key is null here"));
+                    return Err(null_key(&self.relation, column));
                 }
                 Some(place) => out.push(found.row().get(place)),
                 None => out.push(Cell::Absent),
@@ -396,7 +388,7 @@ impl Visitor<'_> for Value<'_> {
 }
 
 /// Appends the Postgres text of a value whose JSON is a string.
-fn read_string(encoding: &Encoding, text: &str, out: &mut Vec<u8>) -> Option<()> {
+pub(super) fn read_string(encoding: &Encoding, text: &str, out: &mut Vec<u8>) -> Option<()> {
     match encoding {
         Encoding::DecimalText { .. } => {
             let known = NUMERIC_NAMES.iter().find(|(_, debezium)| *debezium == text);
@@ -432,7 +424,7 @@ fn read_string(encoding: &Encoding, text: &str, out: &mut Vec<u8>) -> Option<()>
 
 /// Appends the Postgres text of a value whose JSON is no string, or is one only at times. What never stands for itself, like
 /// an array, was to be in `ls-text`.
-fn read_raw(encoding: &Encoding, raw: &str, out: &mut Vec<u8>) -> Option<()> {
+pub(super) fn read_raw(encoding: &Encoding, raw: &str, out: &mut Vec<u8>) -> Option<()> {
     match encoding {
         Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => {
             out.extend_from_slice(pgtext::is_integer(raw.as_bytes()).then_some(raw.as_bytes())?);

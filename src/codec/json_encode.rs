@@ -14,15 +14,12 @@ use super::events::head;
 use super::mapping::{self, Encoding};
 use super::schema::{RelationSchemas, Value};
 use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
-use super::{Event, Op, RecordBuf, invalid};
-use crate::error::{Error, Result};
+use super::{Event, Op, RecordBuf, VERSION, no_key, unfit, wrong_width};
+use crate::error::Result;
 use crate::pgtext;
 use crate::record::{Side, push_text};
 use crate::relation::{ConversionFailure, Relation};
 use crate::value::{Cell, Row};
-
-/// What `source.version` says: the program that wrote the record, as Debezium says its own version there.
-const VERSION: &str = concat!("lockstep-", env!("CARGO_PKG_VERSION"));
 
 /// Writes the records of one relation version.
 pub struct Encoder {
@@ -134,42 +131,15 @@ impl Encoder {
                 Cell::Text(text) => {
                     self.value(column, text, out)?;
                 }
-                Cell::Null => return Err(self.no_key(column, "NULL in a key column")),
-                Cell::Absent => return Err(self.no_key(column, "the source did not send this key column")),
+                Cell::Null => return Err(no_key(&self.relation, column, "NULL in a key column")),
+                Cell::Absent => return Err(no_key(&self.relation, column, "the source did not send this key column")),
             }
         }
         out.push(b'}');
         Ok(())
     }
 
-    /// A row that was inserted, or the new half of a key change.
-    pub fn create(&self, event: &Event, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.envelope(Op::Create, event, None, Some(after), out)
-    }
-
-    /// A row that was changed. `before` is written if it is whole (REPLICA IDENTITY FULL); a partial old row says nothing
-    /// that the key does not say, and Debezium leaves it null.
-    pub fn update(&self, event: &Event, before: Option<Row<'_>>, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.envelope(Op::Update, event, before.filter(|row| !row.has_absent()), Some(after), out)
-    }
-
-    /// A row that was deleted, or the old half of a key change. `before` is what the source sent of it.
-    pub fn delete(&self, event: &Event, before: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.envelope(Op::Delete, event, Some(before), None, out)
-    }
-
-    /// A row that was read by a snapshot.
-    pub fn read(&self, event: &Event, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.envelope(Op::Read, event, None, Some(after), out)
-    }
-
-    /// Every row is gone. Its key is null: `out.key` is cleared.
-    pub fn truncate(&self, event: &Event, out: &mut RecordBuf) -> Result<()> {
-        out.key.clear();
-        self.envelope(Op::Truncate, event, None, None, out)
-    }
-
-    fn envelope(
+    pub(super) fn envelope(
         &self,
         op: Op,
         event: &Event,
@@ -253,38 +223,12 @@ impl Encoder {
                 out.extend_from_slice(&field.unsent);
                 Ok(Fidelity::NeedsText)
             }
-            Err(unfit) => Err(self.unfit(column, unfit)),
+            Err(why) => Err(unfit(&self.relation, column, why)),
         }
     }
 
     fn check_width(&self, row: Row<'_>) -> Result<()> {
-        if row.len() == self.fields.len() {
-            return Ok(());
-        }
-        let found = format!("a row of {} columns, the relation has {}", row.len(), self.fields.len());
-        Err(invalid(&self.relation, None, &found, "report it: the relation and the row disagree".to_owned()))
-    }
-
-    fn unfit(&self, column: usize, unfit: Unfit) -> Error {
-        let found = match unfit {
-            Unfit::NoForm => {
-                let found = "the modes of this table have no form for a value: a number that is none as a precise decimal, \
-                             or a moment beyond 64 bits of nanoseconds";
-                let hint = "write conversion_failure = \"null\" into [wire] of its connector, or choose another mode";
-                return invalid(&self.relation, Some(column), found, hint.to_owned());
-            }
-            Unfit::NotUtf8 => "a value is not valid UTF-8, so it can't be written without loss",
-            Unfit::NotOfItsType => "a value is not the text that Postgres prints for the column's type",
-        };
-        // Only a database without an encoding, or a damaged one, sends such bytes although the session asks for UTF-8.
-        let hint = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database(); \
-                    then repair the value with UPDATE";
-        invalid(&self.relation, Some(column), found, hint.to_owned())
-    }
-
-    fn no_key(&self, column: usize, found: &str) -> Error {
-        let hint = format!("ALTER TABLE {} REPLICA IDENTITY FULL", self.relation.name.quoted());
-        invalid(&self.relation, Some(column), found, hint)
+        if row.len() == self.fields.len() { Ok(()) } else { Err(wrong_width(&self.relation, row.len())) }
     }
 }
 

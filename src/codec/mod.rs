@@ -1,9 +1,9 @@
-//! One change as a record of Debezium's shape, and back: JSON with or without schemas, in all of Debezium's modes.
+//! One change as a record of Debezium's shape, and back: JSON with or without schemas, or Avro, in all of Debezium's modes.
 //!
 //! Consumers that know Debezium read the value; our sinks read the same bytes and get the exact Postgres text back. The rule
-//! for every type: `decode(encode(text)) == text`, byte for byte. Where JSON in Debezium's shape does not carry a text
+//! for every type: `decode(encode(text)) == text`, byte for byte. Where Debezium's shape does not carry a text
 //! exactly, the text rides beside it in `ls-text`, and the decoder prefers that. Where the value of a column was not sent,
-//! Debezium's placeholder or fallback stands in the JSON, and `ls-absent` says that it means nothing.
+//! Debezium's placeholder or fallback stands in its place, and `ls-absent` says that it means nothing.
 //!
 //! Invariants: [`mapping`] alone decides how a type is written, for both directions. Nothing is written lossily: text that
 //! is not UTF-8, or not of its type, is `RECORD_INVALID` naming the column, never the value (values may be personal data).
@@ -14,6 +14,7 @@
 //!
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
+pub mod avro;
 mod events;
 mod json_decode;
 mod json_encode;
@@ -21,13 +22,21 @@ pub mod mapping;
 pub mod schema;
 pub mod write;
 
-pub use events::{EventEncoder, TransactionMark};
-pub use json_decode::Decoder;
-pub use json_encode::{Encoder, JsonWriter};
+use std::sync::Arc;
 
-use crate::error::{Code, Error};
+pub use events::{JsonEventEncoder, TransactionMark};
+pub use json_decode::Decoder as JsonDecoder;
+pub use json_encode::{Encoder as JsonEncoder, JsonWriter};
+
+use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
-use crate::relation::Relation;
+use crate::record::Side;
+use crate::relation::{Format, Relation};
+use crate::value::{Row, RowBuf};
+use write::Unfit;
+
+/// What `source.version` says: the program that wrote the record, as Debezium says its own version there.
+const VERSION: &str = concat!("lockstep-", env!("CARGO_PKG_VERSION"));
 
 /// Header on the delete and tombstone of a key change: the new key's JSON.
 pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
@@ -118,10 +127,183 @@ impl Op {
     }
 }
 
+/// Writes the records of one relation version in its format.
+pub enum Encoder {
+    Json(Box<JsonEncoder>),
+    Avro(Box<avro::Encoder>),
+}
+
+impl Encoder {
+    /// In JSON. `prefix` is the topic prefix (Debezium's logical name), `db` the source's database.
+    pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
+        Encoder::Json(Box::new(JsonEncoder::new(relation, prefix, db)))
+    }
+
+    /// In Avro, under the ids that the registry gave the relation's schemas.
+    pub fn avro(relation: Arc<Relation>, ids: avro::SchemaIds, prefix: &str, db: &str) -> Result<Encoder> {
+        Ok(Encoder::Avro(Box::new(avro::Encoder::new(relation, ids, prefix, db)?)))
+    }
+
+    /// Writes the row's key into `out.key`, which stays empty for a table without one. A key column that is NULL or was not sent
+    /// is RECORD_INVALID.
+    pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        match self {
+            Encoder::Json(json) => json.key(row, out),
+            Encoder::Avro(avro) => avro.key(row, out),
+        }
+    }
+
+    /// The key as JSON without its schema, for the headers of a key change ([`HEADER_NEW_KEY`], [`HEADER_OLD_KEY`]), which are
+    /// so in every format. Clears `out`, which stays empty for a table without a key.
+    pub fn key_json(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Encoder::Json(json) => json.key_json(row, out),
+            Encoder::Avro(avro) => avro.key_json(row, out),
+        }
+    }
+
+    /// A row that was inserted, or the new half of a key change.
+    pub fn create(&self, event: &Event, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        self.envelope(Op::Create, event, None, Some(after), out)
+    }
+
+    /// A row that was changed. `before` is written if it is whole (REPLICA IDENTITY FULL); a partial old row says nothing
+    /// that the key does not say, and Debezium leaves it null.
+    pub fn update(&self, event: &Event, before: Option<Row<'_>>, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        self.envelope(Op::Update, event, before.filter(|row| !row.has_absent()), Some(after), out)
+    }
+
+    /// A row that was deleted, or the old half of a key change. `before` is what the source sent of it.
+    pub fn delete(&self, event: &Event, before: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        self.envelope(Op::Delete, event, Some(before), None, out)
+    }
+
+    /// A row that was read by a snapshot.
+    pub fn read(&self, event: &Event, after: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        self.envelope(Op::Read, event, None, Some(after), out)
+    }
+
+    /// Every row is gone. Its key is null: `out.key` is cleared.
+    pub fn truncate(&self, event: &Event, out: &mut RecordBuf) -> Result<()> {
+        out.key.clear();
+        self.envelope(Op::Truncate, event, None, None, out)
+    }
+
+    fn envelope(
+        &self,
+        op: Op,
+        event: &Event,
+        before: Option<Row<'_>>,
+        after: Option<Row<'_>>,
+        out: &mut RecordBuf,
+    ) -> Result<()> {
+        match self {
+            Encoder::Json(json) => json.envelope(op, event, before, after, out),
+            Encoder::Avro(avro) => avro.envelope(op, event, before, after, out),
+        }
+    }
+}
+
+/// Reads the records of one relation version, by its entry in the ledger alone.
+pub enum Decoder {
+    Json(Box<JsonDecoder>),
+    Avro(Box<avro::Decoder>),
+}
+
+impl Decoder {
+    /// Of JSON.
+    pub fn new(relation: Arc<Relation>) -> Decoder {
+        Decoder::Json(Box::new(JsonDecoder::new(relation)))
+    }
+
+    /// Of the relation's format. In Avro, a relation without a schema that this build can read is RECORD_INVALID.
+    pub fn of(relation: Arc<Relation>) -> Result<Decoder> {
+        Ok(match relation.format {
+            Format::Json => Decoder::new(relation),
+            Format::Avro => Decoder::Avro(Box::new(avro::Decoder::new(relation)?)),
+        })
+    }
+
+    /// Reads one side of an envelope into `out`, which is cleared first: all columns in the relation's order, or no cell at
+    /// all where that side is null (`after` of a delete, `before` of an insert, both of a truncate).
+    ///
+    /// `absent` and `text` are the record's `ls-absent` and `ls-text`. `ls-absent` speaks of `after` wherever there is one, else of
+    /// `before`: the `before` beside an `after` is always whole.
+    pub fn row(
+        &self,
+        value: &[u8],
+        side: Side,
+        absent: Option<&[u8]>,
+        text: Option<&[u8]>,
+        out: &mut RowBuf,
+    ) -> Result<Op> {
+        match self {
+            Decoder::Json(json) => json.row(value, side, absent, text, out),
+            Decoder::Avro(avro) => avro.row(value, side, absent, text, out),
+        }
+    }
+
+    /// Reads a key into `out`, which is cleared first: a row over all columns of the relation with only the key's set, the
+    /// others absent. An empty key is that of a table without one.
+    ///
+    /// `text` is the `ls-text` of the record whose `before` is of that key: what the key does not carry exactly stands there for
+    /// `before`.
+    pub fn key(&self, key: &[u8], text: Option<&[u8]>, out: &mut RowBuf) -> Result<()> {
+        match self {
+            Decoder::Json(json) => json.key(key, text, out),
+            Decoder::Avro(avro) => avro.key(key, text, out),
+        }
+    }
+}
+
+/// Writes the records of the topics that hold no rows.
+pub enum EventEncoder {
+    Json(Box<JsonEventEncoder>),
+    Avro(Box<avro::EventEncoder>),
+}
+
+impl EventEncoder {
+    /// BEGIN or END of a transaction.
+    pub fn transaction(&self, mark: &TransactionMark<'_>, out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.transaction(mark, out),
+            EventEncoder::Avro(avro) => avro.transaction(mark, out),
+        }
+    }
+
+    pub fn heartbeat(&self, now_ms: i64, out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.heartbeat(now_ms, out),
+            EventEncoder::Avro(avro) => avro.heartbeat(now_ms, out),
+        }
+    }
+
+    /// A message of `pg_logical_emit_message`.
+    pub fn message(&self, event: &Event, prefix: &str, content: &[u8], out: &mut RecordBuf) {
+        match self {
+            EventEncoder::Json(json) => json.message(event, prefix, content, out),
+            EventEncoder::Avro(avro) => avro.message(event, prefix, content, out),
+        }
+    }
+}
+
+/// Debezium names a transaction anew with each of its events; what stays the same stands before the colon.
+fn transaction_id(xid: u64, lsn: u64) -> String {
+    format!("{xid}:{lsn}")
+}
+
+/// `source.sequence`: the last commit, null before there was one, and the event, in JSON.
+fn sequence(event: &Event) -> String {
+    match event.last_commit_lsn {
+        None => format!("[null,\"{}\"]", event.lsn.0),
+        Some(last) => format!("[\"{}\",\"{}\"]", last.0, event.lsn.0),
+    }
+}
+
 /// Where an encoder writes; one is enough for all records of a thread.
 #[derive(Default, Debug)]
 pub struct RecordBuf {
-    /// The key's JSON; empty for the null key of a table without a key.
+    /// The key; empty for the null key of a table without a key.
     pub key: Vec<u8>,
     /// The envelope.
     pub value: Vec<u8>,
@@ -150,5 +332,38 @@ fn invalid(relation: &Relation, column: Option<usize>, found: &str, hint: String
     Error::halt(Code::RecordInvalid, format!("{place}: {found}"), hint)
 }
 
+/// A value that the format or the modes can't say.
+fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
+    let found = match why {
+        Unfit::NoForm => {
+            let found = "the modes of this table have no form for a value: a number that is none as a precise decimal, \
+                         or a moment beyond 64 bits of nanoseconds";
+            let hint = "write conversion_failure = \"null\" into [wire] of its connector, or choose another mode";
+            return invalid(relation, Some(column), found, hint.to_owned());
+        }
+        Unfit::NotUtf8 => "a value is not valid UTF-8, so it can't be written without loss",
+        Unfit::NotOfItsType => "a value is not the text that Postgres prints for the column's type",
+    };
+    // Only a database without an encoding, or a damaged one, sends such bytes although the session asks for UTF-8.
+    let hint = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database(); \
+                then repair the value with UPDATE";
+    invalid(relation, Some(column), found, hint.to_owned())
+}
+
+fn no_key(relation: &Relation, column: usize, found: &str) -> Error {
+    let hint = format!("ALTER TABLE {} REPLICA IDENTITY FULL", relation.name.quoted());
+    invalid(relation, Some(column), found, hint)
+}
+
+fn wrong_width(relation: &Relation, columns: usize) -> Error {
+    let found = format!("a row of {columns} columns, the relation has {}", relation.columns.len());
+    invalid(relation, None, &found, "report it: the relation and the row disagree".to_owned())
+}
+
+fn null_key(relation: &Relation, column: usize) -> Error {
+    let hint = format!("lockstep resync {}", relation.name);
+    invalid(relation, Some(column), "the record's key is null here", hint)
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

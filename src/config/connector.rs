@@ -27,6 +27,8 @@ pub(super) struct Connector {
     pub wire: TableWire,
     /// Where `[wire]` says something that leaves records out.
     pub thinned: Option<(&'static str, At)>,
+    /// Where `[wire]` says a format.
+    pub format_at: Option<At>,
     /// In order of sink name.
     pub sinks: Vec<ConnectorSink>,
 }
@@ -47,11 +49,11 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let topic = top.text("topic");
     check_topic(top, "topic", topic.as_ref());
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
-    let (wire, thinned) = top.section("wire", |section| {
+    let (wire, thinned, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);
         let thinned = ["tombstones", "skipped_operations"].into_iter();
         let thinned = thinned.filter_map(|key| Some((key, section.place(key)?))).next();
-        (wire, thinned)
+        (wire, thinned, section.place("format"))
     });
     Connector {
         table,
@@ -60,6 +62,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         insert_only: top.boolean("insert_only", false),
         wire,
         thinned,
+        format_at,
         sinks: top.each("sinks", sink),
     }
 }

@@ -6,8 +6,8 @@
 use std::fmt::Write;
 
 use super::units::{show_duration, show_size};
-use super::wire::{BINARIES, DECIMALS, FAILURES, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
-use super::{Compression, Config, Database, Sink, Table, TableWire, Tls};
+use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
+use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
 
 /// Every value as it is in force, without secrets.
 pub fn describe(config: &Config) -> String {
@@ -16,6 +16,9 @@ pub fn describe(config: &Config) -> String {
     pair(&mut out, "create", config.create.to_string());
     source(&mut out, config);
     kafka(&mut out, config);
+    if let Some(each) = &config.registry {
+        registry(&mut out, each);
+    }
     out.push_str("\n[http]\n");
     pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
     wire(&mut out, config);
@@ -69,6 +72,7 @@ fn wire(out: &mut String, config: &Config) {
 
 fn table_wire(out: &mut String, wire: &TableWire) {
     let modes = &wire.modes;
+    pair(out, "format", text(word(&FORMATS, wire.format)));
     pair(out, "decimal_handling", text(word(&DECIMALS, modes.decimal)));
     pair(out, "time_precision", text(word(&TIMES, modes.time)));
     pair(out, "interval_handling", text(word(&INTERVALS, modes.interval)));
@@ -122,6 +126,24 @@ fn kafka(out: &mut String, config: &Config) {
         pair(out, "sasl_username", text(&sasl.username));
         out.push_str("# the SASL password is set\n");
     }
+}
+
+fn registry(out: &mut String, registry: &Registry) {
+    let urls: Vec<String> = registry.endpoints.iter().map(ToString::to_string).collect();
+    out.push_str("\n[registry]\n");
+    pair(out, "url", text(&urls.join(",")));
+    match &registry.auth {
+        None => {}
+        Some(RegistryAuth::Basic { username, .. }) => {
+            pair(out, "username", text(username));
+            out.push_str("# the password is set\n");
+        }
+        Some(RegistryAuth::Bearer(_)) => out.push_str("# the token is set\n"),
+    }
+    if let Some(ca_file) = &registry.ca_file {
+        pair(out, "ca_file", text(&ca_file.display().to_string()));
+    }
+    pair(out, "timeout", text(&show_duration(registry.timeout)));
 }
 
 fn database(out: &mut String, database: &Database) {

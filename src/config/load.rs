@@ -13,10 +13,10 @@ use std::rc::Rc;
 use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
-use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process};
+use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::{Config, Database, Sink, SinkTable, Table};
-use crate::relation::TableName;
+use crate::relation::{Format, TableName};
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -154,13 +154,19 @@ struct Routed {
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
-    let Process { name, create, connectors: _, source, kafka, http, wire, sinks } = process;
+    let Process { name, create, connectors: _, source, kafka, registry, http, wire, sinks } = process;
     let Connectors { list, complete } = connectors;
     unused_sinks(&sinks, &list, complete, report);
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
+    for connector in list.iter().filter(|connector| registry.is_none() && connector.wire.format == Format::Avro) {
+        // What lockstep.toml says for all has its finding.
+        if let Some(at) = &connector.format_at {
+            without_registry(report, at);
+        }
+    }
     let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
@@ -176,6 +182,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         create,
         source: source?,
         kafka: kafka?,
+        registry,
         http,
         wire,
         sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
@@ -184,7 +191,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, wire, thinned, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),

@@ -15,6 +15,7 @@ mod findings;
 mod load;
 mod process;
 mod reader;
+mod registry;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -24,6 +25,7 @@ mod wire;
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
 pub use load::{FILE, load};
+pub use registry::{Endpoint, Registry, RegistryAuth};
 pub use url::UrlRefused;
 
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::relation::{Modes, TableName};
+use crate::relation::{Format, Modes, TableName};
 
 /// A whole pipeline: one source, one Kafka, its tables and sinks.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct Config {
     pub create: bool,
     pub source: Source,
     pub kafka: Kafka,
+    /// `None`: no table is written in Avro.
+    pub registry: Option<Registry>,
     pub http: Http,
     pub wire: Wire,
     /// In order of name.
@@ -196,6 +200,7 @@ pub struct Messages {
 /// What the records of one table look like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableWire {
+    pub format: Format,
     pub modes: Modes,
     /// A tombstone behind each delete.
     pub tombstones: bool,
@@ -207,7 +212,13 @@ pub struct TableWire {
 
 impl Default for TableWire {
     fn default() -> TableWire {
-        TableWire { modes: Modes::default(), tombstones: true, skipped: Vec::new(), snapshot: true }
+        TableWire {
+            format: Format::Json,
+            modes: Modes::default(),
+            tombstones: true,
+            skipped: Vec::new(),
+            snapshot: true,
+        }
     }
 }
 

@@ -9,12 +9,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::files::{self, Password};
-use super::findings::At;
+use super::findings::{At, Report};
 use super::reader::{Section, Text};
+use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
 use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, Wire};
+use crate::relation::Format;
 
 /// Longest topic name that Kafka takes (Topic.java, MAX_NAME_LENGTH).
 pub(super) const TOPIC_BYTES_MAX: usize = 249;
@@ -37,6 +39,7 @@ pub(super) struct Process {
     pub connectors: Option<Text>,
     pub source: Option<Source>,
     pub kafka: Option<Kafka>,
+    pub registry: Option<Registry>,
     pub http: Http,
     pub wire: Wire,
     /// In order of name.
@@ -51,16 +54,28 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     let stem = name.clone().unwrap_or_else(|| "name".into());
     let kafka = top.section("kafka", |section| kafka(section, dir, &stem));
     let prefix = kafka.as_ref().map_or(stem.clone(), |kafka| kafka.topic_prefix.clone());
+    let registry = top.section("registry", |section| registry::registry(section, dir));
+    let (wire, format_at) = top.section("wire", |section| (wire(section, &prefix), section.place("format")));
+    if let (Format::Avro, None, Some(at)) = (wire.tables.format, &registry, format_at) {
+        without_registry(top.report(), &at);
+    }
     Process {
         name,
         create: top.boolean("create", true),
         connectors: top.text("connectors"),
         source: top.section("source", |section| source(section, dir, &stem)),
         kafka,
+        registry,
         http: top.section("http", http),
-        wire: top.section("wire", |section| wire(section, &prefix)),
+        wire,
         sinks: top.each("sinks", |name, section| sink(name, section, dir)),
     }
+}
+
+/// Schemas are registered before records are written with them, so Avro needs a registry.
+pub(super) fn without_registry(report: &Report, at: &At) {
+    let hint = "write [registry] with url = \"https://HOST:8081\" into lockstep.toml";
+    report.add(at, "format = \"avro\" needs a schema registry, and none is configured", hint);
 }
 
 fn check_name(section: &Section<'_>, what: &str, name: &Text) -> bool {

@@ -109,13 +109,19 @@ fn everything_can_be_said_otherwise() {
         sasl_mechanism = "SCRAM-SHA-256"
         sasl_username = "k"
         sasl_password_file = "kafka.pw"
+        [registry]
+        url = "https://r1:443/api/, http://[::1]"
+        ca_file = "ca.pem"
+        username = "r"
+        password_env = "PW"
+        timeout = "900ms"
         [http]
         listen = "off"
         [sinks]
         b = { url = "postgres://u:%24@${HOST}/b", ca_file = "ca.pem" }
         a = { url = "postgres://u@/a?host=/run/pg", password_file = "a.pw", batch_rows_max = 1, span_wait = "2m" }
     "#;
-    let odd = "table = '\"My Schema\".\"t/ö.x\"'\npartitions = 3\n[sinks]\nb = { columns = [\"A b\"], evolve = \"full\" }\na.table = 'x.y'\n";
+    let odd = "table = '\"My Schema\".\"t/ö.x\"'\npartitions = 3\n[wire]\nformat = \"avro\"\n[sinks]\nb = { columns = [\"A b\"], evolve = \"full\" }\na.table = 'x.y'\n";
     let config = Folder::with(&[
         ("lockstep.toml", main),
         ("ca.pem", PEM),
@@ -258,6 +264,37 @@ password_file = "gone.pw"
 }
 
 #[test]
+fn a_registry_is_asked_for_and_its_address_holds_no_secret() {
+    let avro = "table = 'a'\n[wire]\nformat = \"avro\"\n[sinks.orders]\n";
+    let said = |registry: &str, connector: &str| {
+        let main = MAIN.replace("[source]", &format!("{registry}\n[source]"));
+        let files = [
+            ("lockstep.toml", main.as_str()),
+            ("connectors/a.toml", connector),
+            ("ca.pem", PEM),
+            ("r.pw", "s3cret\n"),
+            ("bad.pw", "s3crét"),
+        ];
+        Folder::with(&files).said()
+    };
+    let plain = "table = 'a'\n[sinks.orders]\n";
+    let all = [
+        said("", avro),
+        said("[wire]\nformat = \"avro\"", plain),
+        said("[wire]\nformat = \"Avro\"", plain),
+        said("[registry]\ntimeout = \"1s\"", plain),
+        said("[registry]\nurl = \"registry:8081\"", avro),
+        said("[registry]\nurl = \"http://u:hunter2@r\"", avro),
+        said("[registry]\nurl = \"http://r\"\nca_file = \"ca.pem\"\nusername = \"u\"", avro),
+        said("[registry]\nurl = \"http://r\"\npassword_file = \"r.pw\"", avro),
+        said("[registry]\nurl = \"http://r\"\nusername = \"u:v\"\npassword_file = \"r.pw\"", avro),
+        said("[registry]\nurl = \"http://r\"\ntoken_file = \"bad.pw\"", avro),
+        said("[registry]\nurl = \"http://r\"\nusername = \"u\"\npassword_env = \"PW\"\ntoken_file = \"r.pw\"", avro),
+    ];
+    insta::assert_snapshot!(all.join("\n\n"));
+}
+
+#[test]
 fn folders_that_hold_no_configuration() {
     let mut said = Folder::with(&[]).said();
     let alone = Folder::with(&[("config/lockstep.toml", MAIN)]);
@@ -317,7 +354,7 @@ fn the_examples_load_and_their_comments_are_the_defaults() {
 fn the_examples_name_every_key() {
     let odd = "\nzzzzzzzzzzzz = 1\n";
     let mut main = String::from(odd);
-    for section in ["source", "source.snapshot", "kafka", "http", "wire", "sinks.orders"] {
+    for section in ["source", "source.snapshot", "kafka", "registry", "http", "wire", "sinks.orders"] {
         main.push_str(&format!("[{section}]{odd}"));
     }
     let connector = format!("{odd}[wire]{odd}[sinks.orders]{odd}");
@@ -327,7 +364,7 @@ fn the_examples_name_every_key() {
     let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
     let findings = folder.load().unwrap_err();
     let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
-    assert_eq!(lists.len(), 10);
+    assert_eq!(lists.len(), 11);
     for key in lists.iter().flat_map(|list| list.split(", ")) {
         let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
         assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");

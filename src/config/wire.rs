@@ -9,7 +9,8 @@ use super::process::check_topic;
 use super::reader::Section;
 use super::{Messages, TableWire, Wire};
 use crate::relation::{
-    BinaryMode, ConversionFailure, DecimalMode, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode, UnknownMode,
+    BinaryMode, ConversionFailure, DecimalMode, Format, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode,
+    UnknownMode,
 };
 
 /// Faster than this, heartbeats are most of the traffic.
@@ -19,6 +20,7 @@ const HEARTBEAT_MOST: Duration = Duration::from_secs(86_400);
 /// Debezium's letters of operations that may be skipped.
 const OPERATIONS: [(&str, char); 4] = [("c", 'c'), ("u", 'u'), ("d", 'd'), ("t", 't')];
 
+pub(super) const FORMATS: [(&str, Format); 2] = [("json", Format::Json), ("avro", Format::Avro)];
 pub(super) const DECIMALS: [(&str, DecimalMode); 3] =
     [("string", DecimalMode::String), ("precise", DecimalMode::Precise), ("double", DecimalMode::Double)];
 pub(super) const TIMES: [(&str, TimeMode); 6] = [
@@ -65,6 +67,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         placeholder: placeholder(section).unwrap_or_else(|| modes.placeholder.clone()),
     };
     TableWire {
+        format: section.choice("format", &FORMATS).unwrap_or(default.format),
         modes,
         tombstones: section.boolean("tombstones", default.tombstones),
         skipped: skipped(section).unwrap_or_else(|| default.skipped.clone()),

@@ -533,6 +533,7 @@ const INSERT_ONLY: &str =
 pub struct RelationShape<'a> {
     pub topic: &'a str,
     pub partitions: i32,
+    pub format: Format,
     pub modes: &'a Modes,
     /// Whether the format carries every value of a column exactly.
     pub exact: fn(&Column, &Modes) -> bool,
@@ -588,7 +589,8 @@ impl StreamedRelation {
             let keyed = self.identity == Identity::Full || ours.key == known.key.is_some();
             ours.name == known.name && ours.type_oid == known.type_oid && ours.typmod == known.typmod && keyed
         };
-        let shaped = (shape.topic, shape.partitions, shape.modes) == (&*known.topic, known.partitions, &known.modes);
+        let shaped = (shape.topic, shape.partitions, shape.format, shape.modes)
+            == (&*known.topic, known.partitions, known.format, &known.modes);
         (self.oid, &self.name) == (known.oid, &known.name)
             && shaped
             && self.columns.len() == known.columns.len()
@@ -689,9 +691,10 @@ fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShap
         name,
         topic: shape.topic.to_owned(),
         partitions: shape.partitions,
-        format: Format::Json,
+        format: shape.format,
         modes: shape.modes.clone(),
         columns,
+        avro: None,
         transforms: Vec::new(),
     }
     .sealed()

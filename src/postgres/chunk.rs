@@ -376,6 +376,7 @@ mod tests {
             format: Format::Json,
             modes: Modes::default(),
             columns: vec![],
+            avro: None,
             transforms: vec![],
         };
         let mut request = ChunkRequest {

@@ -106,7 +106,7 @@ pub fn not_offered(db: &Database) -> Error {
 }
 
 /// Looks behind the wrappers: an `io::Error` shows what it holds by `get_ref`, not as its source.
-fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+pub fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next: Option<&'a (dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<rustls::Error>() {

@@ -167,8 +167,29 @@ impl Seen {
     }
 }
 
-/// Everything in a topic, partition by partition.
+/// Everything in a topic of JSON, partition by partition.
 pub fn read_topic(brokers: &str, topic: &str) -> Vec<Seen> {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let seen = |raw: Raw| Seen {
+        partition: raw.partition,
+        key: raw.key.map(text),
+        value: raw.value.map(|value| serde_json::from_slice(&value).unwrap()),
+        headers: raw.headers,
+    };
+    read_raw(brokers, topic).into_iter().map(seen).collect()
+}
+
+/// One record's own bytes.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// Everything in a topic of any format, partition by partition.
+pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "lockstep-test")
@@ -187,10 +208,10 @@ pub fn read_topic(brokers: &str, topic: &str) -> Vec<Seen> {
             let message = consumer.poll(KAFKA_TIMEOUT).expect("records that the watermark promises").unwrap();
             next = message.offset() + 1;
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-            seen.push(Seen {
+            seen.push(Raw {
                 partition: partition.id(),
-                key: message.key().map(|key| String::from_utf8(key.to_vec()).unwrap()),
-                value: message.payload().map(|value| serde_json::from_slice(value).unwrap()),
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
                 headers: headers.map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect(),
             });
         }

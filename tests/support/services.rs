@@ -34,6 +34,8 @@ pub struct Services {
     pub inventory: Server,
     /// HOST:PORT of the broker.
     pub kafka: String,
+    /// The schema registry's address; empty for a set without one.
+    pub registry: String,
     /// Signs the servers' certificates.
     pub ca: PathBuf,
     /// Where the Unix sockets are; only root and the servers' user can enter.
@@ -72,6 +74,7 @@ impl Services {
             orders: server("orders", "ORDERS_PORT"),
             inventory: server("inventory", "INVENTORY_PORT"),
             kafka: get("KAFKA"),
+            registry: env::var("LOCKSTEP_TEST_REGISTRY").unwrap_or_default(),
             ca: PathBuf::from(get("CA")),
             socket_dir: PathBuf::from(get("SOCKET_DIR")),
             postgres_version: number("POSTGRES_VERSION"),

@@ -1,0 +1,50 @@
+//! Ids for the schemas of records in Avro: no record is written before its schemas have them.
+
+use crate::codec::avro::{EventKind, SchemaIds};
+use crate::config::{Config, Wire};
+use crate::error::Result;
+use crate::registry::Registry;
+use crate::relation::{AvroSchemas, Format, Relation};
+
+/// Of a relation version; `None` if its format needs none.
+pub async fn relation_ids(registry: Option<&Registry>, relation: &Relation) -> Result<Option<SchemaIds>> {
+    let Some(schemas) = &relation.avro else { return Ok(None) };
+    let registry = registry.expect("a configuration with Avro has a registry");
+    let what = format!("table {}", relation.name);
+    Ok(Some(ids(registry, &what, &relation.topic, schemas).await?))
+}
+
+/// Of the topics that hold no rows, in the order of [`EventKind::ALL`]; `None` if they are not in Avro. They are written in the
+/// format that tables have by default.
+pub async fn event_ids(registry: Option<&Registry>, config: &Config) -> Result<Option<[SchemaIds; 3]>> {
+    let wire = &config.wire;
+    if wire.tables.format != Format::Avro {
+        return Ok(None);
+    }
+    let mut found = [SchemaIds { key: None, value: 0 }; 3];
+    for (kind, found) in EventKind::ALL.into_iter().zip(&mut found) {
+        if let Some(topic) = topic(kind, wire) {
+            let registry = registry.expect("a configuration with Avro has a registry");
+            *found = ids(registry, &format!("topic {topic}"), topic, &kind.schemas(&wire.tables.modes)).await?;
+        }
+    }
+    Ok(Some(found))
+}
+
+/// The topic of these records; `None` if they are not asked for.
+fn topic(kind: EventKind, wire: &Wire) -> Option<&str> {
+    match kind {
+        EventKind::Transaction => wire.transaction_topic.as_deref(),
+        EventKind::Heartbeat => wire.heartbeat.as_ref().map(|(_, topic)| topic.as_str()),
+        EventKind::Message => wire.messages.as_ref().map(|messages| messages.topic.as_str()),
+    }
+}
+
+/// Subjects are named after the topic (Confluent's TopicNameStrategy).
+async fn ids(registry: &Registry, what: &str, topic: &str, schemas: &AvroSchemas) -> Result<SchemaIds> {
+    let key = match &schemas.key {
+        Some(schema) => Some(registry.register(what, &format!("{topic}-key"), schema).await?),
+        None => None,
+    };
+    Ok(SchemaIds { key, value: registry.register(what, &format!("{topic}-value"), &schemas.value).await? })
+}

@@ -1,0 +1,315 @@
+//! Tables in Avro, end to end: real servers, a real schema registry, the real binary.
+//!
+//! What a plain consumer sees is read with the schemas that the registry gives for the ids in the records, by `apache-avro`.
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use apache_avro::Schema;
+use apache_avro::reader::datum::GenericDatumReader;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+use support::Pipeline;
+use support::scene::{
+    AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, Keyed, PATIENCE, Raw, Scene, assert_once, read_raw, text,
+};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+
+async fn scene(hint: &str, schema: &str, tables: &[Keyed]) -> Scene {
+    let scene = Scene::new(LOCKSTEP, hint, schema, tables).await;
+    let registry = scene.services.registry.clone();
+    assert!(!registry.is_empty(), "no schema registry: run scripts/test, or scripts/services up --registry");
+    scene.configure(|p| with_registry(p.set("wire", "format = \"avro\""), &registry))
+}
+
+fn with_registry(pipeline: Pipeline, url: &str) -> Pipeline {
+    pipeline.unset("registry").set("registry", &format!("url = \"{url}\""))
+}
+
+/// A request to the registry over HTTP/1.0; status and body.
+fn ask(registry: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let (authority, base) = registry.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let mut stream = TcpStream::connect(authority).unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} /{base}{path} HTTP/1.0\r\nHost: {authority}\r\nContent-Type: application/vnd.schemaregistry.v1+json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+/// Reads records as a consumer with Confluent's deserializer does.
+#[derive(Default)]
+struct Consumer {
+    registry: String,
+    schemas: HashMap<u32, Schema>,
+}
+
+impl Consumer {
+    fn read(&mut self, framed: &[u8]) -> Value {
+        assert_eq!(framed[0], 0);
+        let id = u32::from_be_bytes(framed[1..5].try_into().unwrap());
+        let schema = self.schemas.entry(id).or_insert_with(|| {
+            let (status, answer) = ask(&self.registry, "GET", &format!("/schemas/ids/{id}"), "");
+            assert_eq!(status, 200, "{answer}");
+            Schema::parse_str(answer["schema"].as_str().unwrap()).unwrap()
+        });
+        let mut datum = &framed[5..];
+        let value = GenericDatumReader::builder(schema).build().unwrap().read_value(&mut datum).unwrap();
+        assert!(datum.is_empty());
+        value.try_into().unwrap()
+    }
+
+    /// `key op before after`.
+    fn show(&mut self, record: &Raw) -> String {
+        let key = record.key.as_ref().map_or(Value::Null, |key| self.read(key));
+        match &record.value {
+            None => format!("{key} tombstone"),
+            Some(value) => {
+                let value = self.read(value);
+                format!("{key} {} {} {}", value["op"].as_str().unwrap(), value["before"], value["after"])
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_arrive_and_a_plain_consumer_reads_the_topic() {
+    let schema =
+        "CREATE TABLE public.items (id int PRIMARY KEY, \"the name\" text, price numeric(8,2), rating float8 NOT NULL)";
+    let scene = scene("avro_items", schema, &[("public.items", &["id"])]).await;
+    scene.sql("INSERT INTO items VALUES (0, 'zero', 0.10, 0.5)").await;
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO items VALUES (1, 'one', 1.10, 1.5), (2, 'two', NULL, -0.1)").await;
+    scene.sql("UPDATE items SET price = 1.20 WHERE id = 1").await;
+    scene.sql("UPDATE items SET id = 3 WHERE id = 2").await;
+    scene.sql("DELETE FROM items WHERE id = 1").await;
+    scene.equal(&mut process).await;
+
+    let topic = format!("{}.public.items", scene.pipeline.name);
+    let mut consumer = Consumer { registry: scene.services.registry.clone(), ..Consumer::default() };
+    let records = read_raw(&scene.services.kafka, &topic);
+    let shown: Vec<String> = records.iter().map(|record| consumer.show(record)).collect();
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    {"id":0} r null {"id":0,"price":"0.10","rating":0.5,"the_name":"zero"}
+    {"id":1} c null {"id":1,"price":"1.10","rating":1.5,"the_name":"one"}
+    {"id":2} c null {"id":2,"price":null,"rating":-0.1,"the_name":"two"}
+    {"id":1} u null {"id":1,"price":"1.20","rating":1.5,"the_name":"one"}
+    {"id":2} d {"id":2,"price":null,"rating":0.0,"the_name":null} null
+    {"id":2} tombstone
+    {"id":3} c null {"id":3,"price":null,"rating":-0.1,"the_name":"two"}
+    {"id":1} d {"id":1,"price":null,"rating":0.0,"the_name":null} null
+    {"id":1} tombstone
+    "#);
+    let header = |i: usize, name: &str| {
+        let found = records[i].headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        found.map(|value| String::from_utf8(value).unwrap())
+    };
+    // As Connect's SimpleHeaderConverter, whatever the format.
+    assert_eq!(header(4, "__debezium.newkey").as_deref(), Some("{\"id\":3}"));
+    assert_eq!(header(6, "__debezium.oldkey").as_deref(), Some("{\"id\":2}"));
+    let first = consumer.read(records[1].value.as_ref().unwrap());
+    assert_eq!(first["source"]["table"], "items");
+    assert_eq!(first["source"]["connector"], "postgresql");
+    assert!(first["ts_ms"].as_i64().unwrap() > 1_700_000_000_000, "{first}");
+
+    // One version of each subject, also after a start that registers them again.
+    process.terminate(PATIENCE).await.unwrap();
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO items VALUES (9, 'nine', 9, 9)").await;
+    scene.equal(&mut process).await;
+    for subject in ["key", "value"] {
+        let path = format!("/subjects/{topic}-{subject}/versions");
+        assert_eq!(ask(&scene.services.registry, "GET", &path, "").1, json!([1]), "{subject}");
+    }
+}
+
+const MIXED_SCHEMA: &str = "
+CREATE TYPE public.mood AS ENUM ('sad', 'ok', 'happy');
+CREATE TABLE public.mixed (id int, b text, v float8, f float4, n numeric, at timestamptz, day date, bits bit(5), tags text[],
+    grid int[], j jsonb, u uuid, m money, span interval, feeling mood, raw bytea, big text, PRIMARY KEY (id, b));
+CREATE TABLE public.whole (id int PRIMARY KEY, v text, big text);
+ALTER TABLE public.mixed ALTER big SET STORAGE EXTERNAL;
+ALTER TABLE public.whole ALTER big SET STORAGE EXTERNAL;
+ALTER TABLE public.whole REPLICA IDENTITY FULL;
+";
+const MIXED: [Keyed; 2] = [("public.mixed", &["id", "b"]), ("public.whole", &["id"])];
+
+/// What is awkward to carry, each statement a transaction; the big columns are out of line and mostly not sent.
+const STATEMENTS: [&str; 12] = [
+    "INSERT INTO mixed SELECT i, 'k' || i, i / 3.0, i / 3.0, i / 7.0, now() - i * interval '1 day', date '2024-01-01' + i,
+         i::bit(5), ARRAY['a' || i, NULL], ARRAY[[i, 2], [3, 4]], jsonb_build_object('n', i), md5(i::text)::uuid, i::text::money,
+         i * interval '1 mon 2 days 3.5 s', 'ok', decode(md5(i::text), 'hex'), repeat(md5(i::text), 300) FROM generate_series(1, 40) i",
+    "INSERT INTO whole SELECT i, 'v', repeat(md5(i::text), 300) FROM generate_series(1, 20) i",
+    "UPDATE mixed SET v = v * 1.1, feeling = 'happy' WHERE id % 2 = 0",
+    "UPDATE whole SET v = 'w' WHERE id % 3 = 0",
+    "UPDATE mixed SET id = id + 1000 WHERE id % 5 = 0",
+    "UPDATE whole SET id = -id WHERE id % 4 = 0",
+    "UPDATE mixed SET v = 'NaN', f = '-Infinity', n = 'NaN', at = 'infinity', day = '-infinity' WHERE id < 4",
+    "UPDATE mixed SET v = 9.999999999999999e+22, f = 1e-45, n = -0.00000000000000000001, day = '4713-01-01 BC', tags = '[3:4]={x,y}'
+         WHERE id BETWEEN 4 AND 8",
+    "UPDATE mixed SET b = b || '!' , big = NULL WHERE id = 1; UPDATE mixed SET big = 'short' WHERE id = 1",
+    "DELETE FROM mixed WHERE id BETWEEN 10 AND 14; DELETE FROM whole WHERE id = 1",
+    "INSERT INTO mixed (id, b) VALUES (-1, ''), (-2, 'é€😀')",
+    "UPDATE whole SET big = repeat('é', 5000) WHERE id = 2; UPDATE whole SET v = NULL",
+];
+
+/// Every kind of change while the process is killed again and again; a truncate in the middle; equal in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_arrives_whatever_is_killed() {
+    let scene = scene("avro_mixed", MIXED_SCHEMA, &MIXED).await;
+    let mut process = scene.start().await;
+    for statement in STATEMENTS {
+        scene.sql(&format!("BEGIN; {statement}; COMMIT")).await;
+    }
+    scene.equal(&mut process).await;
+    let mut random = StdRng::seed_from_u64(7);
+    for round in 0..3 {
+        if round == 1 {
+            scene.sql("TRUNCATE mixed, whole").await;
+        } else {
+            scene.sql("DELETE FROM mixed; DELETE FROM whole").await;
+        }
+        for (i, statement) in STATEMENTS.iter().enumerate() {
+            scene.sql(&format!("BEGIN; {statement}; COMMIT")).await;
+            if i % 4 == round {
+                sleep(Duration::from_millis(random.random_range(0..400))).await;
+                process.kill9().unwrap();
+                process = scene.spawn(&[]);
+            }
+        }
+        scene.equal(&mut process).await;
+    }
+}
+
+/// Waits until more than so many records are there. Before the first start there is no topic.
+async fn wait_more(process: &mut support::Process, before: usize, count: impl Fn() -> usize) {
+    process.wait_until("a source that streams", PATIENCE, |s| !s.0["source"]["position"].is_null()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while count() <= before {
+        process.ensure_running().unwrap();
+        assert!(Instant::now() < deadline, "nothing is written");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Every effect once, with kills, an existing load and a new start in the other format.
+#[tokio::test(flavor = "multi_thread")]
+async fn effects_come_once_and_the_format_can_be_changed() {
+    let scene = scene("avro_once", EVENTS_SCHEMA, &EVENTS).await;
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    scene.sql("INSERT INTO events SELECT i, i / 3, 'before' FROM generate_series(-3000, -1) i").await;
+    let load = Events::on(&scene, Duration::from_millis(2));
+    let mut process = scene.spawn(&[]);
+    let mut random = StdRng::seed_from_u64(3);
+    let mut scene = scene;
+    let topic = format!("{}.public.journal", scene.pipeline.name);
+    for (i, format) in ["avro", "avro", "json", "avro"].into_iter().enumerate() {
+        // Until this start has written something, a kill would say nothing about its format.
+        let written = || read_raw(&scene.services.kafka, &topic).len();
+        wait_more(&mut process, if i == 0 { 0 } else { written() }, written).await;
+        sleep(Duration::from_millis(random.random_range(0..400))).await;
+        process.kill9().unwrap();
+        let registry = scene.services.registry.clone();
+        let line = format!("format = \"{format}\"");
+        scene = scene.configure(|p| with_registry(p.unset("wire").set("wire", &line), &registry));
+        process = scene.spawn(&[]);
+    }
+    assert!(load.stop().await > 100);
+    scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+    let raw = read_raw(&scene.services.kafka, &topic);
+    let avro = raw.iter().filter(|record| record.value.as_ref().is_some_and(|value| value[0] == 0)).count();
+    assert!(avro > 0 && avro < raw.len(), "{avro} of {}", raw.len());
+}
+
+/// A column more is a new version; one that the subject's level forbids halts the source where it is, and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_refused_halts_before_its_first_record() {
+    let schema = "CREATE TABLE public.items (id int PRIMARY KEY, n int)";
+    let scene = scene("avro_refused", schema, &[("public.items", &["id"])]).await.configure(Pipeline::several);
+    let registry = scene.services.registry.clone();
+    let topic = format!("{}.public.items", scene.pipeline.name);
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO items VALUES (1, 1)").await;
+    scene.equal(&mut process).await;
+    let level = |level: &str| {
+        let body = json!({ "compatibility": level }).to_string();
+        assert_eq!(ask(&registry, "PUT", &format!("/config/{topic}-value"), &body).0, 200);
+    };
+    level("BACKWARD");
+    scene.orders().execute("ALTER TABLE items ADD COLUMN note text").await.unwrap();
+    scene.sql("ALTER TABLE items ADD COLUMN note text").await;
+    scene.sql("INSERT INTO items VALUES (2, 2, 'second')").await;
+    scene.equal(&mut process).await;
+    let versions = format!("/subjects/{topic}-value/versions");
+    assert_eq!(ask(&registry, "GET", &versions, "").1, json!([1, 2]));
+
+    let change = "ALTER TABLE items DROP COLUMN n; ALTER TABLE items ADD COLUMN n text";
+    scene.orders().execute(change).await.unwrap();
+    let records = read_raw(&scene.services.kafka, &topic).len();
+    let before = scene.source.wal_lsn().await.unwrap();
+    scene.sql(change).await;
+    scene.sql("INSERT INTO items VALUES (3, 'third', 'x')").await;
+    let halted = |s: &support::Status| s.halt_code(None) == Some("SCHEMA_REFUSED");
+    let status = process.wait_until("a refused schema", PATIENCE, halted).await.unwrap();
+    let halt = status.0["source"]["halt"].to_string();
+    assert!(halt.contains("table public.items") && halt.contains(&format!("{topic}-value")), "{halt}");
+    assert_eq!(read_raw(&scene.services.kafka, &topic).len(), records, "a record was written with a refused schema");
+    assert_eq!(text(scene.orders(), "SELECT count(*) FROM items WHERE id = 3").await, "0");
+    process.kill9().unwrap();
+    let commit =
+        text(&scene.source, &format!("SELECT pg_wal_lsn_diff('{}', '{before}') > 400", scene.confirmed().await)).await;
+    assert_eq!(commit, "false", "the slot was moved past a change that was not written");
+
+    level("NONE");
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    assert_eq!(ask(&registry, "GET", &versions, "").1, json!([1, 2, 3]));
+}
+
+/// A registry that is down is waited for, in words; what happened meanwhile arrives once it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_down_is_waited_for() {
+    let schema = "CREATE TABLE public.items (id int PRIMARY KEY, v text)";
+    let scene = scene("avro_down", schema, &[("public.items", &["id"])]).await;
+    let real = scene.services.registry.clone();
+    let (authority, base) = real.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let scene = scene.configure(|p| with_registry(p, &format!("http://127.0.0.1:{port}/{base}")));
+    scene.sql("INSERT INTO items VALUES (1, 'one')").await;
+    let mut process = scene.spawn(&[]);
+    let waits = |s: &support::Status| {
+        let waiting = s.0["source"]["waiting_for"].as_str().unwrap_or_default();
+        s.source_state() == "retrying"
+            && waiting.contains("asking the schema registry")
+            && waiting.contains(&port.to_string())
+    };
+    process.wait_until("a registry that is waited for", PATIENCE, waits).await.unwrap();
+    scene.sql("INSERT INTO items VALUES (2, 'two')").await;
+
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let authority = authority.to_owned();
+    let forward = tokio::spawn(async move {
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let mut to = tokio::net::TcpStream::connect(&authority).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    scene.equal(&mut process).await;
+    forward.abort();
+}
