@@ -12,7 +12,7 @@ mod support;
 use std::env;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 
 use differential::types::SETUP;
@@ -108,6 +108,12 @@ async fn run(cases: &[Case]) -> Result<()> {
     });
     try_join_all(cases.iter().map(|case| execute(&scene.source, &case.before))).await?;
     let mut process = scene.pipeline.spawn(&[])?;
+    // Half of the dozens change while their rows are being loaded, half of them while they stream.
+    let settled = (cases[0].seed / DOZEN).is_multiple_of(2);
+    let sinks = [("orders", scene.orders())];
+    if settled {
+        scene.pipeline.wait_caught_up(&mut process, &scene.source, &sinks, PATIENCE).await?;
+    }
     let halves = |case: &Case| -> [Vec<Transaction>; 2] {
         let (first, second) = case.after.split_at(case.after.len() / 2);
         [first.to_vec(), second.to_vec()]
@@ -116,8 +122,12 @@ async fn run(cases: &[Case]) -> Result<()> {
     try_join_all(halves.iter().map(|[first, _]| execute(&scene.source, first))).await?;
     process.kill9()?;
     let mut process = scene.pipeline.spawn(&[])?;
-    try_join_all(halves.iter().map(|[_, second]| execute(&scene.source, second))).await?;
-    let sinks = [("orders", scene.orders())];
+    for table in cases.iter().filter_map(|case| case.resync.as_ref()).filter(|_| settled) {
+        let output = scene.pipeline.command(&["resync", table, "--sink", "orders"])?;
+        ensure!(output.status.success(), "resync {table}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let rivals = cases.iter().map(|case| execute(&scene.source, &case.rival));
+    try_join_all(halves.iter().map(|[_, second]| execute(&scene.source, second)).chain(rivals)).await?;
     let equal = scene.pipeline.wait_equal(&mut process, &scene.source, &sinks, &tables, PATIENCE).await;
     if equal.is_ok() {
         process.terminate(Duration::from_secs(60)).await?;
@@ -136,8 +146,11 @@ async fn execute(source: &Database, transactions: &[Transaction]) -> Result<()> 
                 Ok(()) => client.batch_execute("RELEASE before").await?,
                 Err(error) => {
                     let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
-                    // A key that is taken; a row to swap with that is not there.
-                    assert!(["23505", "P0002"].contains(&code.as_str()), "the source refused: {statement}: {error:?}");
+                    // A key that is taken; a row to swap with that is not there; two sessions that wait for each other.
+                    assert!(
+                        ["23505", "P0002", "40P01"].contains(&code.as_str()),
+                        "the source refused: {statement}: {error:?}"
+                    );
                     client.batch_execute("ROLLBACK TO before").await?;
                 }
             }

@@ -46,6 +46,9 @@ pub struct ColumnFacts {
     pub base_sql: String,
     /// How SQL names the declared type, with its modifier.
     pub declared_sql: String,
+    /// A call of the base type's input function with `%` in the place of its cstring, where a cast of text would call another
+    /// function: that of regclass, for one, does not know the `-` that stands for none.
+    pub input: Option<String>,
     pub not_null: bool,
     pub has_default: bool,
     pub identity_always: bool,
@@ -115,7 +118,12 @@ SELECT a.attrelid, a.attname::text,
        a.attnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type x WHERE x.oid = a.atttypid AND x.typnotnull),
        a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL,
        a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true),
-       pg_catalog.format_type(a.atttypid, a.atttypmod)
+       pg_catalog.format_type(a.atttypid, a.atttypmod),
+       (SELECT pg_catalog.quote_ident(pn.nspname) || '.' || pg_catalog.quote_ident(p.proname) || CASE p.pronargs WHEN 1 THEN '(%)'
+               ELSE '(%, ' || CASE t.typelem WHEN 0 THEN t.oid ELSE t.typelem END || '::pg_catalog.oid, -1)' END
+          FROM pg_catalog.pg_cast k JOIN pg_catalog.pg_proc p ON p.oid = t.typinput
+          JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
+         WHERE k.castsource = 'pg_catalog.text'::pg_catalog.regtype AND k.casttarget = t.oid AND k.castmethod = 'f')
   FROM base b
   JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
   JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
@@ -213,6 +221,7 @@ fn column(row: &tokio_postgres::Row) -> ColumnFacts {
         generated: row.get(11),
         deterministic: row.get(12),
         declared_sql: row.get(13),
+        input: row.get(14),
     }
 }
 

@@ -122,6 +122,7 @@ mod tests {
             typmod: -1,
             base_sql: String::new(),
             declared_sql: String::new(),
+            input: None,
             not_null: *name == "id",
             has_default: false,
             identity_always: false,

@@ -313,6 +313,7 @@ mod tests {
             typmod,
             base_sql: String::new(),
             declared_sql: String::new(),
+            input: None,
             not_null: false,
             has_default: false,
             identity_always: false,

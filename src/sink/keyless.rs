@@ -56,7 +56,8 @@ impl SinkTablePlan {
 
     /// The given old rows as `w`: image `i`, number `n` among equal ones, and the new values of `present`.
     fn numbered_old(&self, rows: Rows, present: &[usize]) -> String {
-        let old = (0..self.columns.len()).map(|place| format!("v.o{place}::{}", self.columns[place].stored));
+        let all = 0..self.columns.len();
+        let old = all.map(|place| format!("{}::{}", self.old_value(rows, place), self.columns[place].stored));
         let values = present.iter().map(|&place| format!(", {} AS c{place}", self.value(rows, place)));
         let list = format!("{} AS i{}", image(old), values.collect::<String>());
         numbered(&list, present, &self.source_of(rows, present, true))

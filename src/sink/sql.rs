@@ -10,6 +10,8 @@
 use std::collections::HashSet;
 
 use super::WantedTable;
+#[cfg(doc)]
+use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::fit;
 use crate::apply::bag::Bag;
@@ -69,8 +71,20 @@ pub(super) struct PlanColumn {
     pub cast: String,
     /// The type as declared, with its modifier: what a value is once it is stored.
     pub stored: String,
+    /// See [`ColumnFacts::input`].
+    input: Option<String>,
     base: String,
     source_oid: u32,
+}
+
+impl PlanColumn {
+    /// The value of a text, as the type's input function reads it.
+    pub fn parse(&self, text: &str) -> String {
+        match &self.input {
+            Some(input) => input.replacen('%', &format!("pg_catalog.textout({text})"), 1),
+            None => format!("{text}::{}", self.cast),
+        }
+    }
 }
 
 /// Types whose equal values have equal texts, given a deterministic collation: two texts never name one key.
@@ -105,6 +119,7 @@ impl SinkTablePlan {
                     quoted: quote_identifier(&sink.name),
                     cast: sink.base_sql.clone(),
                     stored: sink.declared_sql.clone(),
+                    input: sink.input.clone(),
                     base: sink.base.clone(),
                     source_oid: wanted.column.type_oid,
                 }
@@ -307,14 +322,14 @@ impl SinkTablePlan {
 
     pub(super) fn value(&self, rows: Rows, place: usize) -> String {
         match rows {
-            Rows::Parameters => format!("v.c{place}::{}", self.columns[place].cast),
+            Rows::Parameters => self.columns[place].parse(&format!("v.c{place}")),
             Rows::Stage => format!("v.c{place}"),
         }
     }
 
-    fn old_value(&self, rows: Rows, k: usize) -> String {
+    pub(super) fn old_value(&self, rows: Rows, k: usize) -> String {
         match rows {
-            Rows::Parameters => format!("v.o{k}::{}", self.columns[self.key[k]].cast),
+            Rows::Parameters => self.columns[self.key[k]].parse(&format!("v.o{k}")),
             Rows::Stage => format!("v.o{k}"),
         }
     }
@@ -384,6 +399,7 @@ mod tests {
             quoted: quote_identifier(name),
             cast: cast.into(),
             stored: format!("{cast}(5)"),
+            input: None,
             base: "int4".into(),
             source_oid: 23,
         };
@@ -456,13 +472,24 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_read_as_the_type_reads_it() {
+        let mut plan = plan(1, &[]);
+        plan.columns[2].input = Some("s.\"in\"(%, 7::pg_catalog.oid, -1)".into());
+        assert!(
+            plan.insert(Rows::Parameters)
+                .contains("v.c1::tk, s.\"in\"(pg_catalog.textout(v.c2), 7::pg_catalog.oid, -1) FROM")
+        );
+        assert!(plan.insert(Rows::Stage).contains("v.c1, v.c2 FROM"));
+    }
+
+    #[test]
     fn rows_without_a_key_are_found_by_all_they_hold() {
         let plan = SinkTablePlan { key: vec![0, 1, 2], keyless: true, equals: vec![], ..plan(1, &[]) };
         assert!(!plan.insert(Rows::Stage).contains("ON CONFLICT"));
         assert_eq!(
             plan.delete_whole(Rows::Parameters),
             "WITH w AS MATERIALIZED (SELECT s.i, pg_catalog.row_number() OVER (PARTITION BY s.i) AS n FROM \
-             (SELECT ROW(v.o0::ta(5), v.o1::tk(5), v.o2::tb(5))::pg_catalog.text COLLATE pg_catalog.\"C\" AS i FROM \
+             (SELECT ROW(v.o0::ta::ta(5), v.o1::tk::tk(5), v.o2::tb::tb(5))::pg_catalog.text COLLATE pg_catalog.\"C\" AS i FROM \
              unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS v(o0, o1, o2)) AS s) \
              DELETE FROM \"s\".\"t\" AS t USING (SELECT f.o, f.c, f.i, pg_catalog.row_number() OVER (PARTITION BY f.i) AS n \
              FROM (SELECT t.tableoid AS o, t.ctid AS c, \

@@ -348,8 +348,8 @@ impl PostgresSink {
                 plan.table.quoted()
             );
             let try_sql = format!(
-                "INSERT INTO pg_temp.lockstep_probe (c) SELECT v.c::{} FROM unnest($1::pg_catalog.text[]) AS v(c)",
-                column.cast
+                "INSERT INTO pg_temp.lockstep_probe (c) SELECT {} FROM unnest($1::pg_catalog.text[]) AS v(c)",
+                column.parse("v.c")
             );
             let doing = "looking for the refused column";
             self.client.batch_execute(&shape).await.map_err(|error| failure(doing, Some(plan), error))?;
