@@ -758,7 +758,8 @@ async fn a_chunk_says_why_it_can_not_be_read() {
         db.admin("ALTER TABLE public.t DISABLE ROW LEVEL SECURITY; REVOKE SELECT ON public.t FROM lockstep").await;
         assert_eq!(read().await.unwrap_err().code(), Some(Code::NoRight));
         db.admin("ALTER TABLE public.t OWNER TO lockstep; ALTER TABLE public.t DROP CONSTRAINT t_pkey").await;
-        assert_eq!(read().await.unwrap_err().code(), Some(Code::RelationChanged));
+        let keyless = read().await.unwrap_err();
+        assert!(keyless.code().is_none() && keyless.to_string().contains("the key of table"), "{keyless}");
         db.admin("ALTER TABLE public.t ADD PRIMARY KEY (v)").await;
         let rekeyed = read().await.unwrap_err();
         assert!(rekeyed.code().is_none() && rekeyed.to_string().contains("the key of table"), "{rekeyed}");

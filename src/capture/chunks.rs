@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::capture::snapshot::{ChunkRead, Read, Visibility};
+use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
 use crate::codec::{avro, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
@@ -51,6 +51,8 @@ pub enum Answer {
     /// In words, what a fence or a read waits for.
     Waiting(String),
     Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
+    /// The table's key is no longer the one that the range speaks of.
+    Rekeyed(TableName),
     /// The read or its message failed in a way that heals.
     Failed(Uuid, Error),
     /// No later attempt can do better.
@@ -261,8 +263,13 @@ impl Worker {
         let session = self.session().await?;
         let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
         let facts = facts.ok_or_else(|| gone(&read.table))?;
+        let relation = catalog::build_relation(&facts, shape(table))?;
+        if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
+            let _ = outbox.send(Answer::Rekeyed(read.table.clone()));
+            return Ok(());
+        }
         let request = ChunkRequest {
-            relation: &catalog::build_relation(&facts, shape(table))?,
+            relation: &relation,
             extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,
@@ -274,8 +281,8 @@ impl Worker {
         let relation = catalog::build_relation(&found.facts, shape(table))?;
         let relation = avro::complete(relation, &config.kafka.topic_prefix)?;
         let key_columns = relation.key_columns();
-        let key_names = key_columns.iter().map(|&i| relation.columns[i].name.clone()).collect();
-        let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
+        let key = range_key(&relation);
+        let key_orders = key.iter().map(|(_, order)| *order).collect();
         let chunk = ChunkRead {
             nonce: read.nonce,
             table: read.table.clone(),
@@ -283,7 +290,7 @@ impl Worker {
             relation: relation.fingerprint,
             key_columns,
             key_orders,
-            key_names,
+            key,
             rows: found.rows,
             range: found.range,
         };
@@ -293,6 +300,12 @@ impl Worker {
         let version = self.version;
         chunk::mark(&**self.session().await?, &read.nonce.to_string(), version).await
     }
+}
+
+/// The key that ranges of this version speak of.
+pub fn range_key(relation: &Relation) -> RangeKey {
+    let column = |i: usize| (relation.columns[i].name.clone(), KeyOrder::of(relation.columns[i].type_oid));
+    relation.key_columns().into_iter().map(column).collect()
 }
 
 fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {

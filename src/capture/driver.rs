@@ -257,10 +257,10 @@ impl Reader {
 
     /// What happened to the tables while nobody looked is answered before anything is written.
     async fn begin(&mut self, looks: Vec<Option<Look>>) -> Result<()> {
+        self.core.go_on_loading();
         self.core.look(self.core.routed(), looks).await?;
         self.core.write_base()?;
         self.core.ask_for_topics()?;
-        self.core.go_on_loading();
         self.core.report();
         Ok(())
     }
@@ -518,10 +518,6 @@ impl Core {
             return Ok(());
         };
         let name = table.name.clone();
-        if let Some(transaction) = self.transaction.filter(|transaction| transaction.take) {
-            // It may have made the very types of its rows.
-            slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
-        }
         let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
         // A table of that name that was made since is not the one whose rows are in the stream.
         let facts = facts.filter(|facts| facts.oid == body.oid);
@@ -556,6 +552,10 @@ impl Core {
         candidates.dedup();
         candidates.retain(|name| routed.contains(name));
         if !candidates.is_empty() {
+            if let Some(transaction) = self.transaction.filter(|transaction| transaction.take) {
+                // It may have changed the table, or made the very types of its rows.
+                slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
+            }
             let found = look::looks(&*self.session, &self.config.source.publication, &candidates).await?;
             // One that is gone has its last rows in the stream.
             let there = candidates.into_iter().zip(found).filter(|(_, found)| found.is_some());
@@ -577,7 +577,9 @@ impl Core {
             match self.looks.compare(&table, now.as_ref()) {
                 None => {}
                 Some(Finding::Reread(why)) => due.push((table.clone(), why)),
-                Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {}
+                Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {
+                    tracing::info!(%table, partitions = came.len(), "new partitions, and empty: nothing to read");
+                }
                 Some(Finding::Leaves(_)) => due.push((table.clone(), "partitions with rows were attached".to_owned())),
                 Some(Finding::Unpublished) => {
                     let what = format!("table {table} was made again; a new start publishes it and reads it");
@@ -618,10 +620,16 @@ impl Core {
         }
         if tables.iter().any(|table| self.loader.remembers(table)) {
             // What it has read so far is of another table, or under another key.
-            self.loader.cancel();
-            self.joins_seen = None;
+            self.cancel_load();
         }
         Ok(())
+    }
+
+    /// Begins the load anew. What is loaded so far nobody watches from here on.
+    fn cancel_load(&mut self) {
+        self.loader.cancel();
+        self.joins_seen = None;
+        self.again.extend(begun(&self.state).flat_map(tables_of));
     }
 
     /// A relation version, told to the ledger before the first checkpoint that needs it.
@@ -687,14 +695,15 @@ impl Core {
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
-                if self.loader.is_of_another_key(&chunk) {
-                    // The sinks forget their ranges with the request that this look leads to.
-                    let table = vec![chunk.table.clone()];
-                    let found = look::looks(&*self.session, &self.config.source.publication, &table).await?;
-                    self.look(table, found).await?;
-                }
                 self.version(relation).await?;
                 self.loader.chunk(chunk);
+            }
+            Answer::Rekeyed(table) => {
+                // The sinks forget their ranges with the request that this look leads to.
+                let tables = vec![table];
+                let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
+                self.look(tables, found).await?;
+                self.cancel_load();
             }
             Answer::Failed(asked, error) => {
                 tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
@@ -846,6 +855,9 @@ impl Core {
         }
         let mut job = plan(&self.config, &self.order, &self.state);
         job.loaded = loaded(&job, &self.state);
+        let key =
+            |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
+        job.keys = job.loaded.iter().filter_map(|(table, _)| Some((table.clone(), key(table)?))).collect();
         // Nobody watches what is loaded for others meanwhile.
         self.again
             .extend(begun(&self.state).filter(|join| !job.requests.contains(&join.request.id)).flat_map(tables_of));
@@ -999,7 +1011,7 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
     let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
     let initial = !tables.iter().any(loaded);
-    Job { requests, only, tables, initial, loaded: Vec::new() }
+    Job { requests, only, tables, initial, loaded: Vec::new(), keys: HashMap::new() }
 }
 
 /// Requests of which something is loaded.

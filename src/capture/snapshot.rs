@@ -48,9 +48,14 @@ pub struct Job {
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
     /// remembered ever since, so only a job that starts before anything is streamed may have some.
     pub loaded: Vec<(TableName, KeyRange)>,
+    /// Their keys.
+    pub keys: HashMap<TableName, RangeKey>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
 }
+
+/// What a range's borders are texts of: the key's columns and their orders. Under another key they say nothing.
+pub type RangeKey = Vec<(String, KeyOrder)>;
 
 /// Where a chunk lies in a first load, for `source.snapshot` of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +86,8 @@ pub struct Read {
     pub range: KeyRange,
     pub rows_max: usize,
     pub nonce: Uuid,
+    /// The key that the range speaks of; `None` where it is the whole table under whatever key.
+    pub key: Option<RangeKey>,
 }
 
 /// A chunk as it was read.
@@ -92,8 +99,8 @@ pub struct ChunkRead<V> {
     pub relation: Fingerprint,
     pub key_columns: Vec<usize>,
     pub key_orders: Vec<KeyOrder>,
-    /// Names of the key's columns: ranges of one key say nothing under another.
-    pub key_names: Vec<String>,
+    /// The key that it was read by.
+    pub key: RangeKey,
     pub rows: Vec<RowBuf>,
     /// What was read of the range asked for.
     pub range: KeyRange,
@@ -130,7 +137,7 @@ struct Running {
     /// Tables that ever had such a range.
     torn: BTreeSet<TableName>,
     mismatch: Option<Fingerprint>,
-    key_names: HashMap<TableName, Vec<String>>,
+    keys: HashMap<TableName, RangeKey>,
     fenced: bool,
     /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
     /// put two questions on their way, and a chunk in the place of another.
@@ -189,7 +196,7 @@ impl<V: Visibility> Loader<V> {
             again: VecDeque::new(),
             torn: BTreeSet::new(),
             mismatch: None,
-            key_names: HashMap::new(),
+            keys: job.keys.clone(),
             fenced: false,
             asked: None,
             left_out: HashSet::new(),
@@ -274,7 +281,8 @@ impl<V: Visibility> Loader<V> {
             return Some(Action::Fence(nonce));
         }
         let (table, range) = running.left[0].clone();
-        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce }))
+        let key = running.keys.get(&table).cloned();
+        Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce, key }))
     }
 
     /// Every transaction older than the driver's own, taken after the question, has ended.
@@ -293,12 +301,6 @@ impl<V: Visibility> Loader<V> {
         }
     }
 
-    /// Whether the chunk was read under another key than those of its table before.
-    pub fn is_of_another_key(&self, chunk: &ChunkRead<V>) -> bool {
-        let before = self.running.as_ref().and_then(|running| running.key_names.get(&chunk.table));
-        before.is_some_and(|before| *before != chunk.key_names)
-    }
-
     /// A chunk was read; its message is still to come in the stream.
     pub fn chunk(&mut self, chunk: ChunkRead<V>) {
         if self.running.as_ref().is_some_and(|running| running.asked == Some(chunk.nonce)) {
@@ -311,9 +313,6 @@ impl<V: Visibility> Loader<V> {
     pub fn mark(&mut self, nonce: Uuid, streamed: impl Fn(&TableName) -> Option<Fingerprint>) -> Result<Option<Ready>> {
         if self.pending.as_ref().is_none_or(|chunk| chunk.nonce != nonce) {
             return Ok(None);
-        }
-        if self.pending.as_ref().is_some_and(|chunk| self.is_of_another_key(chunk)) {
-            self.cancel();
         }
         let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
         running.asked = None;
@@ -344,7 +343,7 @@ impl<V: Visibility> Loader<V> {
             running.rows_of = Some(table.clone());
         }
         running.emitted.push((table.clone(), chunk.range.clone()));
-        running.key_names.insert(table.clone(), chunk.key_names);
+        running.keys.insert(table.clone(), chunk.key);
         running.advance(&chunk.range);
         let extent = running.job.initial.then(|| Extent {
             first: before.is_none(),
@@ -532,8 +531,10 @@ mod tests {
     }
 
     fn job(loaded: &[KeyRange]) -> Job {
-        let loaded = loaded.iter().map(|range| (table(), range.clone())).collect();
-        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true }
+        let loaded: Vec<(TableName, KeyRange)> = loaded.iter().map(|range| (table(), range.clone())).collect();
+        let keys = HashMap::from([(table(), vec![("id".to_owned(), KeyOrder::Integer)])]);
+        let keys = if loaded.is_empty() { HashMap::new() } else { keys };
+        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true, keys }
     }
 
     fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
@@ -575,7 +576,7 @@ mod tests {
             relation,
             key_columns: vec![0],
             key_orders: vec![KeyOrder::Integer],
-            key_names: vec![if below == 0 { "other" } else { "id" }.to_owned()],
+            key: vec![("id".to_owned(), KeyOrder::Integer)],
             rows: rows.to_vec(),
             range,
         };
@@ -736,11 +737,13 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_one_key_are_not_gone_on_with_under_another() {
+    fn a_range_is_of_the_key_that_its_table_was_read_by() {
         let mut loader = loader();
+        assert_eq!(read(&mut loader).key, None);
+        let mut loader = self::loader();
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
-        // The test's snapshot 0 stands for a chunk under another key.
-        assert_eq!(answer(&mut loader, 0, &[], None), None);
+        assert_eq!(read(&mut loader).key, Some(vec![("id".to_owned(), KeyOrder::Integer)]));
+        loader.cancel();
         assert!(loader.is_idle(), "what was asked for is begun again from its first table");
     }
 
