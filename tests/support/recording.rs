@@ -36,7 +36,9 @@ impl Json {
             b't' => Json::Bool(true),
             b'f' => Json::Bool(false),
             b'"' => Json::Text(serde_json::from_str(text)?),
-            b'[' => Json::List(serde_json::from_str::<Items<'_>>(text)?.0.into_iter().map(Json::of).collect::<Result<_>>()?),
+            b'[' => {
+                Json::List(serde_json::from_str::<Items<'_>>(text)?.0.into_iter().map(Json::of).collect::<Result<_>>()?)
+            }
             b'{' => {
                 let fields = serde_json::from_str::<Fields<'_>>(text)?.0.into_iter();
                 Json::Object(fields.map(|(name, raw)| Ok((name, Json::of(raw)?))).collect::<Result<_>>()?)
@@ -225,7 +227,8 @@ fn mask(topic: &str, record: &mut Record) {
         hide(source.get_mut("txId"), any);
         hide(source.get_mut("sequence"), |value| {
             let elements = value.text().and_then(|text| serde_json::from_str::<Vec<Option<String>>>(text).ok());
-            let digits = |text: &Option<String>| text.as_ref().is_none_or(|text| text.bytes().all(|b| b.is_ascii_digit()));
+            let digits =
+                |text: &Option<String>| text.as_ref().is_none_or(|text| text.bytes().all(|b| b.is_ascii_digit()));
             match elements {
                 Some(elements) if elements.len() == 2 && elements.iter().all(digits) => Json::Text("*".into()),
                 _ => value.clone(),
@@ -360,7 +363,12 @@ impl Compare<'_> {
             self.path.pop();
         }
         let order = |fields: &[(String, Json)], others: &[(String, Json)]| {
-            fields.iter().filter(|(name, _)| has(others, name)).map(|(name, _)| name.clone()).collect::<Vec<_>>().join(",")
+            fields
+                .iter()
+                .filter(|(name, _)| has(others, name))
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+                .join(",")
         };
         let (a, b) = (order(theirs, mine), order(mine, theirs));
         if a != b {
