@@ -30,8 +30,12 @@ pub enum Op {
 }
 
 /// A row's key as one byte string: each cell's length (u32, big-endian) and text, in key order. Equal iff the texts are.
+/// Of a table without a key it is the whole row, where NULL has the length 2^32-1 and no text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Box<[u8]>);
+
+/// In the place of a length: NULL.
+const NULL: [u8; 4] = u32::MAX.to_be_bytes();
 
 impl Key {
     /// The key of `row`, whose key columns are `columns` in key order. `None` if one of them is NULL or absent: no row has
@@ -47,20 +51,41 @@ impl Key {
         Some(Key(bytes.into_boxed_slice()))
     }
 
-    /// The key's texts in key order.
-    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
+    /// What names a row of a table without a key: all of it, as far as `columns` go. `None` if one of them is absent.
+    pub fn whole(row: Row<'_>, columns: &[usize]) -> Option<Key> {
+        let mut bytes = Vec::with_capacity(columns.len() * 16);
+        for &column in columns {
+            match row.get(column) {
+                Cell::Absent => return None,
+                Cell::Null => bytes.extend_from_slice(&NULL),
+                Cell::Text(text) => {
+                    let len = u32::try_from(text.len()).expect("Postgres limits a field to 1 GiB");
+                    bytes.extend_from_slice(&len.to_be_bytes());
+                    bytes.extend_from_slice(text);
+                }
+            }
+        }
+        Some(Key(bytes.into_boxed_slice()))
+    }
+
+    /// The key's cells in key order, none of them absent.
+    pub fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
         let mut rest = &*self.0;
         std::iter::from_fn(move || {
             let (len, tail) = rest.split_first_chunk::<4>()?;
+            if *len == NULL {
+                rest = tail;
+                return Some(Cell::Null);
+            }
             let (text, tail) = tail.split_at(u32::from_be_bytes(*len) as usize);
             rest = tail;
-            Some(text)
+            Some(Cell::Text(text))
         })
     }
 
     /// The key as a row of its own: cell `i` is the key's column `i`.
     pub fn to_row(&self) -> RowBuf {
-        self.texts().map(Cell::Text).collect()
+        self.cells().collect()
     }
 
     /// Heap bytes held, for limits.
@@ -90,17 +115,29 @@ mod tests {
         assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
         assert_ne!(key(&["ab", ""]), key(&["a", "b"]));
         assert_ne!(key(&["", "ab"]), key(&["ab", ""]));
-        assert_eq!(key(&["", "x"]).texts().collect::<Vec<_>>(), [&b""[..], b"x"]);
+        assert_eq!(key(&["", "x"]).cells().collect::<Vec<_>>(), [Cell::Text(b""), Cell::Text(b"x")]);
         assert_eq!(key(&["1", "x"]).to_row(), row(&["1", "x"]));
     }
 
     #[test]
     fn the_key_is_taken_in_key_order_and_needs_every_cell() {
         let all = row(&["a", "b", "c"]);
-        assert_eq!(Key::of(all.row(), &[2, 0]).unwrap().texts().collect::<Vec<_>>(), [b"c", b"a"]);
+        assert_eq!(
+            Key::of(all.row(), &[2, 0]).unwrap().cells().collect::<Vec<_>>(),
+            [Cell::Text(b"c"), Cell::Text(b"a")]
+        );
         let null: RowBuf = [Cell::Null, Cell::Text(b"b")].into_iter().collect();
         assert_eq!(Key::of(null.row(), &[0]), None);
         let absent: RowBuf = [Cell::Absent, Cell::Text(b"b")].into_iter().collect();
         assert_eq!(Key::of(absent.row(), &[0]), None);
+    }
+
+    #[test]
+    fn a_whole_row_tells_null_from_nothing() {
+        let whole = |cells: &[Cell<'_>]| Key::whole(cells.iter().copied().collect::<RowBuf>().row(), &[0, 1]);
+        let null = whole(&[Cell::Null, Cell::Text(b"b")]).unwrap();
+        assert_ne!(Some(&null), whole(&[Cell::Text(b""), Cell::Text(b"b")]).as_ref());
+        assert_eq!(null.cells().collect::<Vec<_>>(), [Cell::Null, Cell::Text(b"b")]);
+        assert_eq!(whole(&[Cell::Absent, Cell::Null]), None);
     }
 }

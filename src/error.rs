@@ -158,15 +158,15 @@ codes! {
     Diverged = "DIVERGED",
     /// A routed table does not exist at the source.
     TableMissing = "TABLE_MISSING",
-    /// A routed relation is of a kind whose changes can't be read: a partitioned root, a view, an unlogged table.
+    /// A routed relation is of a kind whose changes can't be read: a view, an unlogged table, a partition of a routed root.
     TableUnsupported = "TABLE_UNSUPPORTED",
-    /// A routed table has no usable key.
+    /// A routed table has no usable key and no other replica identity, or none and too many rows.
     TableWithoutKey = "TABLE_WITHOUT_KEY",
     /// The replica identity would make the application's own updates fail, or does not carry the key.
     ReplicaIdentity = "REPLICA_IDENTITY",
     /// The publication is not the one that was made: tables, columns, filters or operations differ.
     PublicationChanged = "PUBLICATION_CHANGED",
-    /// A table changed its shape in a way that this version can't follow without a re-read.
+    /// A routed table has another name now.
     RelationChanged = "RELATION_CHANGED",
     /// The server sent something that the protocol does not allow.
     SourceProtocol = "SOURCE_PROTOCOL",
@@ -182,6 +182,8 @@ codes! {
     TopicSettings = "TOPIC_SETTINGS",
     /// Records that the ledger counts are not in the topic, or are others than counted.
     TopicGap = "TOPIC_GAP",
+    /// A text of the source is none in its own encoding, so it can't be written as UTF-8.
+    SourceEncoding = "SOURCE_ENCODING",
     /// A record can't be read: no known header, another version, or values that do not fit its relation.
     RecordInvalid = "RECORD_INVALID",
     /// There is a slot but no ledger, or the ledger lost its end.

@@ -294,16 +294,26 @@ pub struct KeyColumn {
     pub order: KeyOrder,
     /// As [`crate::relation::Column::type_name`].
     pub type_name: String,
+    /// The bytes of a text at this database do not sort as those of UTF-8.
+    pub converted: bool,
 }
 
 impl KeyColumn {
+    /// In a database whose encoding is UTF-8, or sorts alike.
     pub fn new(name: &str, order: KeyOrder, type_name: &str) -> KeyColumn {
-        KeyColumn { sql: quote_identifier(name), order, type_name: type_name.to_owned() }
+        KeyColumn { sql: quote_identifier(name), order, type_name: type_name.to_owned(), converted: false }
+    }
+
+    /// `encoding` is the database's, as `server_encoding` names it.
+    pub fn in_encoding(self, encoding: &str) -> KeyColumn {
+        // Latin 1 is the beginning of Unicode; in a database without an encoding only UTF-8 can be read at all.
+        KeyColumn { converted: !matches!(encoding, "UTF8" | "LATIN1" | "SQL_ASCII"), ..self }
     }
 
     /// The expression that sorts as the order demands.
     fn expression(&self) -> String {
         match (self.order, self.type_name.as_str()) {
+            (KeyOrder::Text, _) if self.converted => utf8(&format!("pg_catalog.concat({})", self.sql)),
             (KeyOrder::Text, "text" | "varchar") => format!("{}::pg_catalog.text COLLATE pg_catalog.\"C\"", self.sql),
             (KeyOrder::Text, _) => format!("pg_catalog.concat({}) COLLATE pg_catalog.\"C\"", self.sql),
             (KeyOrder::Integer | KeyOrder::Micros | KeyOrder::Numeric | KeyOrder::Bytes, _) => self.sql.clone(),
@@ -313,12 +323,18 @@ impl KeyColumn {
     fn literal(&self, value: &str) -> String {
         let literal = quote_literal(value);
         match self.order {
+            KeyOrder::Text if self.converted => utf8(&format!("{}::pg_catalog.text", literal.trim_start())),
             KeyOrder::Text => format!("{}::pg_catalog.text", literal.trim_start()),
             KeyOrder::Integer | KeyOrder::Micros | KeyOrder::Numeric | KeyOrder::Bytes => {
                 format!("{}::{}", literal.trim_start(), type_sql(&self.type_name))
             }
         }
     }
+}
+
+/// A text as the bytes that it has in UTF-8; bytea sorts by them.
+fn utf8(text: &str) -> String {
+    format!("pg_catalog.convert_to({text}, 'UTF8')")
 }
 
 /// A type's name for SQL, from `typname` or `schema.typname`.
@@ -500,6 +516,11 @@ mod tests {
             r#"ROW("id", pg_catalog.concat("na""me") COLLATE pg_catalog."C") > ROW('1'::pg_catalog."int4", E'it''s\\'::pg_catalog.text)"#
         );
         assert_eq!(order_by(&columns[..1]), "\"id\"");
+        let converted = [columns[1].clone().in_encoding("WIN1252")];
+        assert_eq!(
+            comparison(&converted, Comparison::Above, &["é".to_owned()]),
+            r#"pg_catalog.convert_to(pg_catalog.concat("na""me"), 'UTF8') > pg_catalog.convert_to('é'::pg_catalog.text, 'UTF8')"#
+        );
         let range = KeyRange { after: None, through: Some(vec!["7".into()]) };
         assert_eq!(predicate(&columns[..1], &range), r#""id" <= '7'::pg_catalog."int4""#);
         assert_eq!(predicate(&columns, &KeyRange::ALL), "true");

@@ -113,8 +113,7 @@ pub enum Phase {
     Waiting,
     /// Its rows are being copied for the first time.
     Snapshot,
-    /// Its rows are being read again; until that ends the copy is not the source's state. Part of the contract, not yet
-    /// reached: rows that are asked for again are a [`Phase::Snapshot`] as well.
+    /// It was whole and its rows are being read again; until that ends the copy is not the source's state.
     Reread,
     Streaming,
 }

@@ -180,7 +180,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     let database = services.catalog.create_database("golden").await?;
     let mut script = Script::new(&database);
     script.run(&read("setup.sql")?).await?;
-    let tables = tables(&database).await?;
+    let tables = tables(&database, options.get("publish.via.partition.root") == Some("true")).await?;
     // Names of topics and schemas hold the prefix, and other cases have the same one at the same time.
     let prefix = unique_name("golden");
     let url = format!("postgres://postgres:postgres@127.0.0.1:{}/{}", database.server.port, database.name);
@@ -188,8 +188,17 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     pipeline = pipeline.set("kafka", &format!("topic_prefix = \"{prefix}\""));
     pipeline = settings.into_iter().fold(pipeline, |pipeline, line| pipeline.set("wire", &line));
     let recorded_prefix = options.get("topic.prefix").context("a topic prefix")?.to_owned();
+    let mut topics = BTreeSet::new();
     for (i, table) in tables.iter().enumerate() {
-        pipeline = pipeline.connector_file(&format!("table_{i}"), table, "");
+        let mut topic = table.topic(&prefix);
+        let mut text = String::new();
+        // Two tables of one topic are refused: the second one gets a name of its own.
+        if !topics.insert(topic.clone()) {
+            topic.push_str("_2");
+            let _ = writeln!(text, "topic = \"{topic}\"");
+        }
+        let _ = writeln!(text, "insert_only = {}", table.insert_only);
+        pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
     }
     let _topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
     let mut process = pipeline.spawn(&["source"])?;
@@ -275,6 +284,8 @@ impl Options {
             "key.converter.schemas.enable",
             "message.prefix.exclude.list",
             "provide.transaction.metadata",
+            "publication.autocreate.mode",
+            "publish.via.partition.root",
             "skipped.operations",
             "snapshot.mode",
             "time.precision.mode",
@@ -292,14 +303,35 @@ impl Options {
     }
 }
 
-/// Every table that a publication can hold, as a connector names it.
-async fn tables(database: &Database) -> Result<Vec<String>> {
-    let sql = "SELECT format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', '\"\"'))
+/// A table of the case.
+struct CaseTable {
+    /// As a connector names it.
+    quoted: String,
+    name: String,
+    /// Without a replica identity Debezium sees nothing but inserts, for nothing else can be published.
+    insert_only: bool,
+}
+
+impl CaseTable {
+    fn topic(&self, prefix: &str) -> String {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let name = format!("{prefix}.{}", self.name);
+        name.chars().map(|c| if legal(c) { c } else { '_' }).collect()
+    }
+}
+
+/// Every table that a publication can hold: partitions, or the tables that they are partitions of.
+async fn tables(database: &Database, roots: bool) -> Result<Vec<CaseTable>> {
+    let sql = "SELECT format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', '\"\"')),
+            n.nspname || '.' || c.relname,
+            c.relreplident = 'n' OR c.relreplident = 'd'
+                AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+        WHERE CASE WHEN $1 THEN c.relkind IN ('r', 'p') AND NOT c.relispartition ELSE c.relkind = 'r' END
+            AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         ORDER BY n.nspname, c.relname";
-    let rows = database.superuser().await?.query(sql, &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let rows = database.superuser().await?.query(sql, &[&roots]).await?;
+    Ok(rows.iter().map(|row| CaseTable { quoted: row.get(0), name: row.get(1), insert_only: row.get(2) }).collect())
 }
 
 /// Sessions of a case, by name.

@@ -85,7 +85,15 @@ impl Topics {
 }
 
 fn message<'a>(route: Route, partition: i32, value: &'a [u8], token: u64) -> Message<'a> {
-    Message { route, partition: Some(partition), key: None, value: Some(value), headers: &[], token }
+    Message {
+        route,
+        partition: Some(partition),
+        key: None,
+        value: Some(value),
+        headers: &[],
+        timestamp_ms: None,
+        token,
+    }
 }
 
 /// Sends, waiting for acknowledgements while full.
@@ -171,6 +179,7 @@ fn acknowledgements_give_dense_spans_per_token_over_several_partitions() {
                     key: Some(&key),
                     value: if i % 7 == 0 { None } else { Some(b"value") },
                     headers: &[("ls", &key), ("empty", b"")],
+                    timestamp_ms: None,
                     token,
                 };
                 send(&mut producer, &message, &mut acks).await;
@@ -711,6 +720,7 @@ fn throughput() {
                 key: Some(&key),
                 value: Some(&value),
                 headers: &[("ls", &header)],
+                timestamp_ms: None,
                 token: i / 1000,
             };
             send(&mut producer, &message, &mut acks).await;

@@ -13,7 +13,7 @@ use support::scene::{
     AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, read_topic, text, wait_text, watch_whole,
 };
 use support::shop::{self, Load, Size};
-use support::{Pipeline, TablePair};
+use support::{Pipeline, Status, TablePair};
 use tokio::time::sleep;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -131,23 +131,38 @@ async fn nothing_is_lost_or_doubled_by_kills() {
     assert_once(scene.orders()).await;
 }
 
-/// The same with a first load that is killed before it ends, over and over.
+/// The same with a first load that is killed before it ends, over and over. Each reader goes on where the one before was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_that_is_killed_goes_on() {
+    const ROWS: usize = 30_000;
     let scene = Scene::new(LOCKSTEP, "load_kills", EVENTS_SCHEMA, &EVENTS).await;
-    scene.sql("INSERT INTO events SELECT i, i / 3, 'before' FROM generate_series(-30000, -1) i").await;
-    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 500"));
+    scene.sql(&format!("INSERT INTO events SELECT -i, i / 3, 'before' FROM generate_series(1, {ROWS}) i")).await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 100"));
     let load = Events::on(&scene, QUICK);
-    let mut random = StdRng::seed_from_u64(5);
     let mut process = scene.spawn(&[]);
-    for _ in 0..5 {
-        sleep(Duration::from_millis(random.random_range(400..1200))).await;
+    let mut killed = 0;
+    while killed < 5 {
+        let begun = |s: &Status| s.0["tables"]["public.events"]["orders"]["rows_done"].as_u64() > Some(2_000);
+        process.wait_until("some of the rows are in", PATIENCE, |s| begun(s) || s.all_streaming()).await.unwrap();
+        if process.status().await.unwrap().all_streaming() {
+            break;
+        }
         process.kill9().unwrap();
+        killed += 1;
         process = scene.spawn(&[]);
     }
+    assert!(killed >= 3, "the load was over after {killed} kills");
     scene.streaming(&mut process).await;
-    load.stop().await;
+    let live = usize::try_from(load.stop().await).unwrap() * 3;
     scene.equal(&mut process).await;
+    let topic = format!("{}.public.events", scene.pipeline.name);
+    let headers = read_topic(&scene.services.kafka, &topic);
+    let kinds = headers.iter().filter_map(|seen| Header::decode(seen.header("ls")?).ok());
+    let read = kinds.filter(|header| header.kind == Kind::ChunkRow).count();
+    assert!(
+        (ROWS..(ROWS + live) * 11 / 10).contains(&read),
+        "{read} rows were read of {ROWS} and up to {live} new ones"
+    );
 }
 
 /// Every role in a process of its own, killed by itself.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Host, SinkTable, Tls};
+use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls};
 use lockstep::error::{Code, Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -182,7 +182,7 @@ impl Owned {
         let to = self.begin().await;
         for (table, op) in ops {
             let plan = plans[*table];
-            let mut net = plan.net();
+            let mut net = plan.fold();
             assert_eq!(net.fold(op.clone()).unwrap(), Folded::Done);
             if let Err(failure) = self.sink.apply(&[(plan, net.drain())]).await {
                 self.sink.rollback().await.unwrap();
@@ -249,7 +249,8 @@ fn relation(table: &str, columns: &str) -> Relation {
 }
 
 fn wanted(table: &str, columns: &str) -> WantedTable {
-    let target = SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None };
+    let target =
+        SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None, evolve: Evolve::Off };
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 
@@ -285,7 +286,7 @@ fn op(text: &str) -> Op {
 }
 
 fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
-    let mut net = plan.net();
+    let mut net = plan.fold();
     for text in ops {
         assert_eq!(net.fold(op(text)).unwrap(), Folded::Done, "{text}");
     }
@@ -864,7 +865,7 @@ async fn one_case(world: &World, a: &mut Owned, plan: &SinkTablePlan, intervals:
     world.run("TRUNCATE items, model").await;
     let mut there = Vec::new();
     for changes in intervals {
-        let (to, mut net) = (a.begin().await, plan.net());
+        let (to, mut net) = (a.begin().await, plan.fold());
         for change in changes {
             let Some(op) = possible(&there, change) else { continue };
             follow(&mut there, &op);

@@ -66,6 +66,7 @@ fn source(database: Database) -> Source {
         sender_timeout: Duration::from_secs(10),
         snapshot_chunk_rows: 1000,
         snapshot_chunk_bytes: 1 << 20,
+        snapshot_keyless_bytes: 1 << 28,
     }
 }
 

@@ -222,12 +222,14 @@ impl Worker {
         let mut last = self.row.standing.join_offset;
         let ahead = |join: &&Join| join.request.sink == self.sink.name && join.offset > self.at.offset;
         // Also those that are done: their chunks are still to come here.
+        let mut phase = self.row.standing.phase;
         for join in state.joins.iter().filter(ahead) {
             self.writer.loads.joined(join.offset, &join.request);
+            phase = loading(phase, join.request.kind);
             last = last.max(Some(join.offset));
         }
         if last != self.row.standing.join_offset {
-            let standing = Standing { join_offset: last, phase: RowPhase::Snapshot, ..self.standing() };
+            let standing = Standing { join_offset: last, phase, ..self.standing() };
             self.write_row(standing).await?;
             self.machine.knows(last.unwrap_or(-1));
         }
@@ -300,7 +302,8 @@ impl Worker {
                 if self.machine.is_known(offset) {
                     return Ok(());
                 }
-                let standing = Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..self.standing() };
+                let phase = loading(self.row.standing.phase, request.kind);
+                let standing = Standing { join_offset: Some(offset), phase, ..self.standing() };
                 self.write_row(standing).await
             }
             Some(Item::Loaded(_)) => {
@@ -490,8 +493,13 @@ impl Worker {
         let loading = !self.writer.loads.is_empty();
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
         let tables = tables.map(|table| {
-            let phase = if self.writer.loads.is_loading(&table.name) { Phase::Snapshot } else { Phase::Streaming };
-            let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase == Phase::Snapshot);
+            let loads = &self.writer.loads;
+            let phase = match loads.is_loading(&table.name) {
+                true if loads.is_reread(&table.name) => Phase::Reread,
+                true => Phase::Snapshot,
+                false => Phase::Streaming,
+            };
+            let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
@@ -520,6 +528,14 @@ fn standing(before: &Standing, at: At) -> Standing {
         closed_lsn: at.closed,
         commit_time_us: (at.commit_time > 0).then_some(at.commit_time),
         ..before.clone()
+    }
+}
+
+/// The phase of a sink that was asked to load: one that was whole reads again, one that never was goes on with its first copy.
+fn loading(before: RowPhase, kind: RequestKind) -> RowPhase {
+    match (before, kind) {
+        (RowPhase::Streaming | RowPhase::Reread, RequestKind::Resync) => RowPhase::Reread,
+        _ => RowPhase::Snapshot,
     }
 }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
-use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request};
+use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
 use crate::ledger::state::{Event, State, push_range};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
@@ -236,6 +236,8 @@ pub struct Loads {
 #[derive(Debug, Clone, PartialEq)]
 struct Loading {
     request: Uuid,
+    /// The table was whole before.
+    reread: bool,
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
     ranges: Vec<(TableName, KeyRange)>,
@@ -265,7 +267,10 @@ impl Loads {
         for table in &request.tables {
             let newer = self.tables.get(table).is_none_or(|loading| loading.since < offset);
             if newer {
-                self.tables.insert(table.clone(), Loading { request: request.id, since: offset, ranges: Vec::new() });
+                let whole = self.tables.get(table).is_none_or(|loading| loading.reread);
+                let reread = whole && request.kind == RequestKind::Resync;
+                let loading = Loading { request: request.id, reread, since: offset, ranges: Vec::new() };
+                self.tables.insert(table.clone(), loading);
             }
         }
     }
@@ -297,6 +302,11 @@ impl Loads {
         self.tables.contains_key(table)
     }
 
+    /// A table under load that was whole before.
+    pub fn is_reread(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_some_and(|loading| loading.reread)
+    }
+
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };
@@ -318,7 +328,7 @@ impl Loads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::{Anchor, Body, Claim, Done, RequestKind};
+    use crate::ledger::entry::{Anchor, Body, Claim, Done};
 
     const A: Epoch = Epoch { offset: 0, nonce: 5 };
 
@@ -345,6 +355,7 @@ mod tests {
             commit_time: 0,
             spans: vec![],
             chunks: vec![],
+            again: vec![],
             prev: prev.map(|(offset, epoch)| Anchor { offset, epoch, to: at(from) }),
         })
     }

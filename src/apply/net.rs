@@ -486,7 +486,7 @@ mod tests {
     }
 
     fn key_text(key: &Key) -> String {
-        key.texts().map(|text| String::from_utf8(text.to_vec()).unwrap()).collect()
+        key.cells().map(|cell| String::from_utf8(cell.text().unwrap().to_vec()).unwrap()).collect()
     }
 
     fn op(text: &str) -> Op {

@@ -124,6 +124,7 @@ mod tests {
             commit_time: 0,
             spans: vec![span.clone()],
             chunks: vec![],
+            again: vec![],
             prev: None,
         };
         SpanCheck::new(&checkpoint, &span)

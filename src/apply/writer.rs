@@ -8,18 +8,19 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::merge::Head;
-use crate::apply::net::{Folded, Net};
+use crate::apply::net::Folded;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
-use crate::config;
+use crate::config::{self, Evolve};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::Chunk;
 use crate::ledger::state::State;
 use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
-use crate::relation::{Fingerprint, TableName};
+use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::postgres::PostgresSink;
 use crate::sink::sql::SinkTablePlan;
 use crate::sink::{Counts, Outcome, WantedTable};
@@ -40,7 +41,7 @@ struct Version {
 /// Changes of one table that are not written yet.
 struct Pending {
     version: Arc<Version>,
-    net: Net,
+    fold: Fold,
 }
 
 /// A chunk whose place in the merged stream was reached and whose rows are coming.
@@ -109,13 +110,15 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
+        // They may have been made for tables that follow no more.
+        self.versions.clear();
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
     /// the sink is named before anything is written.
     pub async fn prepare(&mut self, state: &State) -> Result<()> {
         let known: Vec<Fingerprint> =
-            state.relations.values().filter(|r| self.tables.contains_key(&r.name)).map(|r| r.fingerprint).collect();
+            state.relations.values().filter(|r| self.is_own_business(&r.name)).map(|r| r.fingerprint).collect();
         // Of several versions of a table only the newest must fit, and which it is shows when its records come.
         let single = |f: &&Fingerprint| {
             let name = &state.relations[*f].name;
@@ -125,6 +128,11 @@ impl Writer {
             self.version(*fingerprint, state).await?;
         }
         Ok(())
+    }
+
+    /// A table that we take and never alter.
+    fn is_own_business(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_some_and(|target| target.evolve == Evolve::Off)
     }
 
     /// The chunks of the interval that follows.
@@ -244,7 +252,7 @@ impl Writer {
     }
 
     /// The version at this sink; `None` for a table that the sink does not take.
-    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Result<Option<Arc<Version>>> {
+    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Outcome<Option<Arc<Version>>> {
         if let Some(version) = self.versions.get(&fingerprint) {
             return Ok(Some(version.clone()));
         }
@@ -252,8 +260,11 @@ impl Writer {
             let message = format!("a record names relation version {fingerprint}, which the ledger does not hold");
             Error::halt(Code::LedgerLost, message, format!("lockstep resync --all --sink {}", self.name))
         })?;
-        let Some(target) = self.tables.get(&relation.name) else { return Ok(None) };
-        let wanted = WantedTable::of(&relation, target)?;
+        let Some(target) = self.tables.get(&relation.name).cloned() else { return Ok(None) };
+        let wanted = WantedTable::of(&relation, &target)?;
+        if target.evolve != Evolve::Off {
+            self.follow(&relation, &wanted, &target, state).await?;
+        }
         let plan = self.sink.plan(&[wanted]).await?.remove(0);
         let key = relation.key_columns();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
@@ -263,7 +274,32 @@ impl Writer {
         Ok(Some(version))
     }
 
+    /// Lets the sink's table follow to this version, after everything that was written by another one.
+    async fn follow(
+        &mut self,
+        relation: &Relation,
+        wanted: &WantedTable,
+        target: &config::SinkTable,
+        state: &State,
+    ) -> Outcome<()> {
+        self.write_truncates().await?;
+        self.flush().await?;
+        // What the ledger tells of only behind this interval is to come.
+        let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
+        let others =
+            state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
+        let earlier: Vec<WantedTable> =
+            others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of(r, target).ok()).collect();
+        self.sink.evolve(wanted, &earlier, target.evolve).await?;
+        // Should one of them come back, it is looked at again.
+        self.versions.retain(|_, version| version.table != relation.name);
+        Ok(())
+    }
+
     fn decode(&mut self, version: &Version, head: &Head<'_>) -> Result<Op> {
+        if version.key.is_empty() {
+            return decode_whole(version, head);
+        }
         let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
         let value = head.record.value().ok_or_else(|| half(&version.table))?;
         let op = version.decoder.row(value, Side::After, absent, text, &mut self.row)?;
@@ -284,7 +320,7 @@ impl Writer {
         let mut op = op;
         loop {
             let index = self.pending_of(version).await?;
-            match self.pending[index].net.fold(op)? {
+            match self.pending[index].fold.fold(op)? {
                 Folded::Done => break,
                 Folded::FlushFirst(again) => {
                     self.flush().await?;
@@ -292,8 +328,8 @@ impl Writer {
                 }
             }
         }
-        let rows: usize = self.pending.iter().map(|pending| pending.net.rows()).sum();
-        let bytes: usize = self.pending.iter().map(|pending| pending.net.bytes()).sum();
+        let rows: usize = self.pending.iter().map(|pending| pending.fold.rows()).sum();
+        let bytes: usize = self.pending.iter().map(|pending| pending.fold.bytes()).sum();
         if self.strict || rows >= self.rows_max || bytes >= self.bytes_max {
             self.flush().await?;
         }
@@ -332,7 +368,7 @@ impl Writer {
         if self.pending.iter().any(|pending| pending.version.table == version.table) {
             self.flush().await?;
         }
-        self.pending.push(Pending { version: version.clone(), net: version.plan.net() });
+        self.pending.push(Pending { version: version.clone(), fold: version.plan.fold() });
         Ok(self.pending.len() - 1)
     }
 
@@ -340,7 +376,7 @@ impl Writer {
     pub async fn flush(&mut self) -> Outcome<()> {
         let pending = std::mem::take(&mut self.pending);
         let mut batch = Vec::with_capacity(pending.len());
-        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.net.drain())).collect();
+        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.fold.drain())).collect();
         nets.retain(|(_, net)| !net.is_empty());
         for (version, net) in &mut nets {
             net.loading = self.loads.is_loading(&version.table);
@@ -365,6 +401,22 @@ impl Writer {
         self.sink.truncate(&plans).await?;
         self.counts.truncated += plans.len() as u64;
         Ok(())
+    }
+}
+
+/// A change of a table without a key: its old row is named by all it held.
+fn decode_whole(version: &Version, head: &Head<'_>) -> Result<Op> {
+    let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
+    let value = head.record.value().ok_or_else(|| half(&version.table))?;
+    let (mut old, mut new) = (RowBuf::new(), RowBuf::new());
+    let op = version.decoder.row(value, Side::After, absent, text, &mut new)?;
+    version.decoder.row(value, Side::Before, absent, text, &mut old)?;
+    let (held, holds) = (!old.row().is_empty(), !new.row().is_empty());
+    match op {
+        codec::Op::Create | codec::Op::Read if holds => Ok(Op::Insert(new)),
+        codec::Op::Update if held && holds => Ok(Op::Rekey { old, new }),
+        codec::Op::Delete if held => Ok(Op::Delete(old)),
+        _ => Err(half(&version.table)),
     }
 }
 

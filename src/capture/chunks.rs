@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,11 +17,12 @@ use crate::codec::mapping;
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
+use crate::look::Look;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::{self, RelationShape};
 use crate::postgres::chunk::{self, ChunkRequest, Extent};
 use crate::postgres::snapshot::PgSnapshot;
-use crate::postgres::{publication, slot};
+use crate::postgres::{look, publication, slot};
 use crate::relation::{Relation, TableName};
 use crate::session::{self, Session};
 
@@ -54,10 +55,14 @@ pub enum Answer {
     Failed(Uuid, Error),
     /// No later attempt can do better.
     Halted(Error),
-    /// The source's end of log and the bytes that the slot retains.
+    /// The source's end of log, the bytes that the slot retains, and what the catalog says of our tables.
     Watched {
         current: Lsn,
         retained: Option<u64>,
+        /// In the order of the configuration.
+        looks: Vec<Option<Look>>,
+        /// Whether the publication is what it must be.
+        published: Result<()>,
     },
 }
 
@@ -69,7 +74,13 @@ impl Visibility for PgSnapshot {
 
 /// The relation version's shape that a configured table asks for.
 pub fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: &table.wire.modes, exact: mapping::exact }
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        modes: &table.wire.modes,
+        exact: mapping::exact,
+        insert_only: table.insert_only,
+    }
 }
 
 /// The thread and the ways to it. Dropping stops it.
@@ -133,6 +144,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        let mut watched = Instant::now();
         loop {
             let command = match tokio::time::timeout(WATCH_INTERVAL, inbox.recv()).await {
                 Ok(Some(command)) => Some(command),
@@ -144,11 +156,23 @@ impl Worker {
                 Some(Command::Read(read)) => read.nonce,
                 None => Uuid::nil(),
             };
+            if command.is_some() && watched.elapsed() >= WATCH_INTERVAL {
+                // A long load must not keep us from seeing what happens to its tables.
+                watched = Instant::now();
+                if let Ok(answer) = self.watch().await
+                    && self.outbox.send(answer).is_err()
+                {
+                    return;
+                }
+            }
             let answer = match command {
                 Some(Command::Fence(asked)) => self.fence().await.map(|()| Some(Answer::Fenced(asked))),
                 Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
                 None => match self.watch().await {
-                    Ok(answer) => Ok(Some(answer)),
+                    Ok(answer) => {
+                        watched = Instant::now();
+                        Ok(Some(answer))
+                    }
                     Err(halt @ Error::Halt(_)) => Err(halt),
                     // The stream's own connection tells of a source that is gone.
                     Err(Error::Retry(_)) => {
@@ -191,19 +215,25 @@ impl Worker {
         let slot = config.source.slot.clone();
         let session = self.session().await?;
         let tables: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-        publication::check_published(&**session, &config.source.publication, &tables, &tables).await?;
+        let publication = &config.source.publication;
+        // Looked at before the publication: a table that was taken out after it shows in the next look.
+        let looks = look::looks(&**session, publication, &tables).await?;
+        let published = match publication::check_published(&**session, publication, &tables, &tables).await {
+            Err(error @ Error::Retry(_)) => return Err(error),
+            judged => judged,
+        };
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
-        Ok(Answer::Watched { current, retained })
+        Ok(Answer::Watched { current, retained, looks, published })
     }
 
     /// Takes a transaction id and waits until every older transaction has ended.
     async fn fence(&mut self) -> Result<()> {
-        let (outbox, slot) = (self.outbox.clone(), self.config.source.slot.clone());
-        let session = self.session().await?;
-        let mine = slot::fresh_xid(&**session).await?;
+        let outbox = self.outbox.clone();
+        let mine = slot::fresh_xid(&**self.session().await?).await?;
         let mut asked = 0u32;
         loop {
+            let session = self.session().await?;
             let snapshot = slot::snapshot_now(&**session).await?;
             if snapshot.xmin > mine {
                 return Ok(());
@@ -214,9 +244,8 @@ impl Worker {
                 let oldest = oldest.map_or_else(|| "an older transaction".to_owned(), |blocker| blocker.to_string());
                 let _ = outbox.send(Answer::Waiting(format!("before existing rows can be read, {oldest} must end")));
                 let _ = outbox.send(Answer::Saw(snapshot));
-                let current = slot::current_lsn(&**session).await?;
-                let retained = slot::retained_bytes(&**session, &slot).await?;
-                let _ = outbox.send(Answer::Watched { current, retained });
+                let watched = self.watch().await?;
+                let _ = outbox.send(watched);
             }
             tokio::time::sleep(FENCE_INTERVAL).await;
         }
@@ -235,12 +264,14 @@ impl Worker {
             extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,
+            keyless_bytes_max: config.source.snapshot_keyless_bytes,
             row_bytes: None,
             lock_timeout: LOCK_TIMEOUT,
         };
         let found = chunk::read_chunk(session, &request).await?;
         let relation = catalog::build_relation(&found.facts, shape(table))?;
         let key_columns = relation.key_columns();
+        let key_names = key_columns.iter().map(|&i| relation.columns[i].name.clone()).collect();
         let key_orders = key_columns.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
         let chunk = ChunkRead {
             nonce: read.nonce,
@@ -249,6 +280,7 @@ impl Worker {
             relation: relation.fingerprint,
             key_columns,
             key_orders,
+            key_names,
             rows: found.rows,
             range: found.range,
         };

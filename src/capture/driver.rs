@@ -4,7 +4,7 @@
 //! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
 //! ends the epoch; the next one starts from the ledger.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
+use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
+use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready, unread};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::{Event, Snapshot};
@@ -23,18 +24,22 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
+use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
 use crate::ledger::state::{self, State};
 use crate::ledger::topic::Appender;
+use crate::look::Look;
 use crate::lsn::{Lsn, Position};
 use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
 use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
+use crate::postgres::look;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
+use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
 use crate::postgres::types;
-use crate::relation::{Fingerprint, Relation, TableName};
+use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
 use crate::value::Row;
@@ -47,6 +52,9 @@ const TOPICS: &str = "";
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a commit may stand in the stream and not be visible yet; beyond it the epoch ends and the next one waits again.
+const VISIBLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time left to a producer at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -71,7 +79,8 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
         started = start::start(&config, &reporter, &stop) => started?,
     };
-    let mut reader = Reader::new(config, started, reporter, metrics)?;
+    let (mut reader, looks) = Reader::new(config, started, reporter, metrics)?;
+    reader.begin(looks).await?;
     tracing::info!(epoch = %reader.core.machine.epoch(), position = %reader.core.machine.position(), "streaming");
     let outcome = reader.run(&stop).await;
     reader.close(outcome.is_ok()).await;
@@ -104,6 +113,11 @@ struct Core {
     /// The stream's version of each table, by OID, and of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
+    /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
+    unrouted: HashSet<u32>,
+    looks: Looks,
+    /// Tables without a relation of their name at the last look.
+    gone: HashSet<TableName>,
     scratch: Scratch,
     transaction: Option<Transaction>,
     last_commit_end: Option<Lsn>,
@@ -115,6 +129,8 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
+    /// Tables that the next reader reads from their beginning, should this one end before they are loaded.
+    again: Vec<TableName>,
     /// Of the base that is on its way.
     base_number: Option<u64>,
     /// When Kafka acknowledged something last, or had nothing to.
@@ -153,17 +169,35 @@ enum Woke {
 }
 
 impl Reader {
-    fn new(config: Arc<Config>, started: Started, reporter: SourceReporter, metrics: SourceMetrics) -> Result<Reader> {
+    /// The reader, and what its tables looked like when it started.
+    fn new(
+        config: Arc<Config>,
+        started: Started,
+        reporter: SourceReporter,
+        metrics: SourceMetrics,
+    ) -> Result<(Reader, Vec<Option<Look>>)> {
         let Started {
-            session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, ..
+            session,
+            stream,
+            appender,
+            tail,
+            state,
+            assembler,
+            epoch,
+            topics,
+            closed,
+            order,
+            estimates,
+            looks,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter = Emitter::new(producer, config.clone(), metrics.clone());
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
+        let known = Looks::new(state.catalog.clone());
         let now = Instant::now();
-        let mut core = Core {
+        let core = Core {
             config,
             reporter,
             metrics,
@@ -181,6 +215,9 @@ impl Reader {
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
+            unrouted: HashSet::new(),
+            looks: known,
+            gone: HashSet::new(),
             scratch: Scratch::default(),
             transaction: None,
             last_commit_end: None,
@@ -189,6 +226,7 @@ impl Reader {
             sent_at: std::collections::VecDeque::new(),
             done: Vec::new(),
             joins_seen: None,
+            again: Vec::new(),
             base_number: None,
             progressed: now,
             entries_since_base: 0,
@@ -203,10 +241,17 @@ impl Reader {
             source_end: Lsn::ZERO,
             rows_done: HashMap::new(),
         };
-        core.write_base()?;
-        core.ask_for_topics()?;
-        core.report();
-        Ok(Reader { stream, core })
+        Ok((Reader { stream, core }, looks))
+    }
+
+    /// What happened to the tables while nobody looked is answered before anything is written.
+    async fn begin(&mut self, looks: Vec<Option<Look>>) -> Result<()> {
+        self.core.look(self.core.routed(), looks).await?;
+        self.core.write_base()?;
+        self.core.ask_for_topics()?;
+        self.core.go_on_loading();
+        self.core.report();
+        Ok(())
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
@@ -218,7 +263,7 @@ impl Reader {
                     self.frames().await?;
                 }
                 Woke::Entry(record) => self.core.ledger_record(record?)?,
-                Woke::Answer(answer) => self.core.answer(answer?)?,
+                Woke::Answer(answer) => self.core.answer(answer?).await?,
                 Woke::Acked | Woke::Tick => {}
             }
             self.core.beat().await?;
@@ -377,12 +422,17 @@ impl Core {
     /// Writes a heartbeat if one is due.
     async fn beat(&mut self) -> Result<()> {
         let config = self.config.clone();
-        let Some((interval, topic)) = &config.wire.heartbeat else { return Ok(()) };
-        if self.beaten.elapsed() < *interval {
+        let Some(heartbeat) = &config.wire.heartbeat else { return Ok(()) };
+        if self.beaten.elapsed() < heartbeat.interval {
             return Ok(());
         }
         self.beaten = Instant::now();
-        self.emitter.heartbeat(&mut self.machine, topic, now_ns() / 1_000_000).await
+        if let Some(query) = &heartbeat.query
+            && let Err(error) = self.session.batch_execute(query).await
+        {
+            tracing::warn!(error = %error, "wire.heartbeat_query failed at the source");
+        }
+        self.emitter.heartbeat(&mut self.machine, &heartbeat.topic, now_ns() / 1_000_000).await
     }
 
     fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
@@ -404,7 +454,11 @@ impl Core {
             return Ok(());
         }
         let event = self.event(start, Some(transaction));
-        let version = self.streamed.get(&oid).ok_or_else(out_of_place)?.clone();
+        let version = match self.streamed.get(&oid) {
+            Some(version) => version.clone(),
+            None if self.unrouted.contains(&oid) => return Ok(()),
+            None => return Err(out_of_place()),
+        };
         let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
         let columns = version.relation.columns.len();
         let change = match kind {
@@ -425,7 +479,7 @@ impl Core {
 
     fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
         let relation = &version.relation;
-        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key, op)
+        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key_orders, op)
     }
 
     async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
@@ -435,7 +489,11 @@ impl Core {
         }
         let event = self.event(start, Some(transaction));
         for oid in oids {
-            let version = self.streamed.get(oid).ok_or_else(out_of_place)?.clone();
+            let version = match self.streamed.get(oid) {
+                Some(version) => version.clone(),
+                None if self.unrouted.contains(oid) => continue,
+                None => return Err(out_of_place()),
+            };
             self.emitter.truncate(&mut self.machine, &version, &event).await?;
             if self.loader.remembers(&version.relation.name) {
                 self.remember(transaction.xid, &version, Op::Truncate)?;
@@ -446,22 +504,114 @@ impl Core {
 
     /// The stream names a table's shape: the version of every row of it from here on.
     async fn relation(&mut self, body: RelationBody) -> Result<()> {
-        let name = TableName::new(body.schema.clone(), body.table.clone());
         let config = self.config.clone();
-        let Some(table) = config.tables.iter().find(|table| table.name == name) else {
-            return Err(unrouted(&name, self.streamed.get(&body.oid)));
+        let Some(table) = self.table_of(&body).await?.and_then(|name| config.tables.iter().find(|t| t.name == name))
+        else {
+            self.streamed.remove(&body.oid);
+            self.unrouted.insert(body.oid);
+            return Ok(());
         };
+        let name = table.name.clone();
+        if let Some(transaction) = self.transaction.filter(|transaction| transaction.take) {
+            // It may have made the very types of its rows.
+            slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
+        }
         let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
         // A table of that name that was made since is not the one whose rows are in the stream.
         let facts = facts.filter(|facts| facts.oid == body.oid);
         let streamed = announced(&body, &name);
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
         let types = types::types(&*self.session, &oids).await?;
-        let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, chunks::shape(table))?;
+        let shape = chunks::shape(table);
+        // A catalog that is ahead has forgotten what the message leaves out; the ledger has not.
+        let ahead = !facts.as_ref().is_some_and(|facts| streamed.is_within(facts));
+        let known = self.state.relations.values().find(|known| ahead && streamed.is_of(known, shape));
+        let relation = match known {
+            Some(known) => Relation::clone(known),
+            None => catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, shape)?,
+        };
         let oid = body.oid;
         let version = self.version(relation)?;
         self.names.insert(name, version.relation.fingerprint);
+        self.unrouted.remove(&oid);
         self.streamed.insert(oid, version);
+        Ok(())
+    }
+
+    /// The routed table that a RELATION message is of. Looks at it too: what its rows may no longer be is asked for before
+    /// the first of the rows that follow counts.
+    async fn table_of(&mut self, body: &RelationBody) -> Result<Option<TableName>> {
+        let routed = self.routed();
+        let named = TableName::new(body.schema.clone(), body.table.clone());
+        let mut candidates: Vec<TableName> = self.looks.of_oid(body.oid).cloned().chain([named.clone()]).collect();
+        candidates.dedup();
+        candidates.retain(|name| routed.contains(name));
+        if !candidates.is_empty() {
+            let found = look::looks(&*self.session, &self.config.source.publication, &candidates).await?;
+            // One that is gone has its last rows in the stream.
+            let there = candidates.into_iter().zip(found).filter(|(_, found)| found.is_some());
+            let (candidates, found) = there.unzip();
+            self.look(candidates, found).await?;
+        }
+        let by_oid = self.looks.of_oid(body.oid).find(|name| routed.contains(name)).cloned();
+        Ok(by_oid.or_else(|| routed.contains(&named).then_some(named)))
+    }
+
+    fn routed(&self) -> Vec<TableName> {
+        self.config.tables.iter().map(|table| table.name.clone()).collect()
+    }
+
+    /// Compares tables with what was known of them.
+    async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
+        let mut due: Vec<(TableName, String)> = Vec::new();
+        for (table, now) in tables.into_iter().zip(found) {
+            match self.looks.compare(&table, now.as_ref()) {
+                None => {}
+                Some(Finding::Reread(why)) => due.push((table.clone(), why)),
+                Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {}
+                Some(Finding::Leaves(_)) => due.push((table.clone(), "partitions with rows were attached".to_owned())),
+                Some(Finding::Unpublished) => {
+                    let what = format!("table {table} was made again; a new start publishes it and reads it");
+                    return Err(Error::retry_plain(what));
+                }
+                Some(Finding::Gone(oid)) => {
+                    // Between a DROP and a CREATE there is a moment. The next look is soon.
+                    if self.gone.insert(table.clone()) {
+                        continue;
+                    }
+                    let name = look::name_of(&*self.session, oid).await?;
+                    return Err(gone(&table, name.as_ref()));
+                }
+            }
+            self.gone.remove(&table);
+            if let Some(now) = now {
+                self.looks.see(table, now);
+            }
+        }
+        self.reread(&due)
+    }
+
+    /// Asks for the tables on behalf of every sink that has them.
+    fn reread(&mut self, due: &[(TableName, String)]) -> Result<()> {
+        for (table, why) in due {
+            tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
+        }
+        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
+        for (sink, tables) in self.state.sinks_of(&tables) {
+            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
+            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
+            let request = Request { id: Uuid::new_v4(), kind: RequestKind::Resync, sink, tables, asked_by };
+            self.append(Body::Request(request))?;
+        }
+        if !due.is_empty() {
+            // A base soon, so that a reader which dies does not leave the same difference to be found again.
+            self.entries_since_base = self.config.kafka.base_entries;
+        }
+        if tables.iter().any(|table| self.loader.remembers(table)) {
+            // What it has read so far is of another table, or under another key.
+            self.loader.cancel();
+            self.joins_seen = None;
+        }
         Ok(())
     }
 
@@ -484,7 +634,7 @@ impl Core {
             return Ok(());
         };
         while let Some(answer) = self.chunks.try_recv() {
-            self.answer(answer)?;
+            self.answer(answer).await?;
         }
         let names = &self.names;
         let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
@@ -515,13 +665,19 @@ impl Core {
         Ok(())
     }
 
-    fn answer(&mut self, answer: Answer) -> Result<()> {
+    async fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
             Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
                 let (chunk, relation) = *chunk;
+                if self.loader.is_of_another_key(&chunk) {
+                    // The sinks forget their ranges with the request that this look leads to.
+                    let table = vec![chunk.table.clone()];
+                    let found = look::looks(&*self.session, &self.config.source.publication, &table).await?;
+                    self.look(table, found).await?;
+                }
                 self.version(relation)?;
                 self.loader.chunk(chunk);
             }
@@ -531,9 +687,14 @@ impl Core {
                 self.loader.failed(asked);
             }
             Answer::Halted(error) => return Err(error),
-            Answer::Watched { current, retained } => {
+            Answer::Watched { current, retained, looks, published } => {
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
+                self.look(self.routed(), looks).await?;
+                // A table that is gone for a moment may be made again.
+                if self.gone.is_empty() {
+                    published?;
+                }
             }
         }
         Ok(())
@@ -600,10 +761,11 @@ impl Core {
         if !flush {
             self.base_if_due()?;
         }
+        self.note_again();
         let now = self.now();
         if !self.is_writing_base()
             && (flush || !self.is_base_due())
-            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, flush)
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &self.again, flush)
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));
@@ -655,9 +817,42 @@ impl Core {
             }
         }
         let job = plan(&self.config, &self.order, &self.state);
-        tracing::info!(tables = job.tables.len(), requests = job.requests.len(), "loading existing rows");
+        // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
+        self.again
+            .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
+        self.start_job(job);
+    }
+
+    /// Goes on where the reader before this one was, before anything is streamed.
+    fn go_on_loading(&mut self) {
+        self.again.clone_from(&self.state.again);
+        if !answerable(&self.order, &self.state).any(|join| !join.loaded.is_empty()) {
+            return;
+        }
+        let mut job = plan(&self.config, &self.order, &self.state);
+        job.loaded = loaded(&job, &self.state);
+        // Nobody watches what is loaded for others meanwhile.
+        self.again
+            .extend(begun(&self.state).filter(|join| !job.requests.contains(&join.request.id)).flat_map(tables_of));
+        self.start_job(job);
+    }
+
+    fn start_job(&mut self, job: Job) {
+        let (tables, requests, loaded) = (job.tables.len(), job.requests.len(), job.loaded.len());
+        tracing::info!(tables, requests, loaded, "loading existing rows");
         self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
         self.loader.start(job);
+    }
+
+    /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
+    fn note_again(&mut self) {
+        self.again.extend(self.loader.again().cloned());
+        if !self.again.is_empty() {
+            self.again.sort();
+            self.again.dedup();
+            let state = &self.state;
+            self.again.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
+        }
     }
 
     fn base_if_due(&mut self) -> Result<()> {
@@ -675,7 +870,7 @@ impl Core {
     }
 
     fn write_base(&mut self) -> Result<()> {
-        let base = self.state.as_base(self.machine.epoch(), self.topics.clone());
+        let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone());
         self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
         Ok(())
     }
@@ -700,15 +895,23 @@ impl Core {
         let lag = self.source_end.max(self.received).bytes_since(closed);
         let loading = self.loader.table().cloned();
         let busy = !self.loader.is_idle();
+        // Asked for by nobody who has yet to get it for the first time.
+        let again = |name: &TableName| {
+            let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
+            joins.all(|join| join.request.kind == RequestKind::Resync)
+        };
         let tables = self.config.tables.iter().map(|table| {
             let phase = match &loading {
+                Some(name) if *name == table.name && again(name) => Phase::Reread,
                 Some(name) if *name == table.name => Phase::Snapshot,
                 _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
                     Phase::Waiting
                 }
                 _ => Phase::Streaming,
             };
-            let rows_done = (phase == Phase::Snapshot).then(|| self.rows_done.get(&table.name).copied()).flatten();
+            let rows_done = matches!(phase, Phase::Snapshot | Phase::Reread)
+                .then(|| self.rows_done.get(&table.name).copied())
+                .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
         });
@@ -781,7 +984,49 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
     let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
     let initial = !tables.iter().any(loaded);
-    Job { requests, only, tables, initial }
+    Job { requests, only, tables, loaded: Vec::new(), initial }
+}
+
+/// Requests of which something is loaded.
+fn begun(state: &State) -> impl Iterator<Item = &Join> {
+    state.open_joins().filter(|join| !join.loaded.is_empty())
+}
+
+fn tables_of(join: &Join) -> Vec<TableName> {
+    join.request.tables.clone()
+}
+
+/// What need not be read again for a job: the beginning of each table that all its requests have alike.
+fn loaded(job: &Job, state: &State) -> Vec<(TableName, KeyRange)> {
+    let joins: Vec<&Join> = state.joins.iter().filter(|join| job.requests.contains(&join.request.id)).collect();
+    let beginning = |table: &TableName| {
+        if state.again.contains(table) || !has_one_key(table, state) {
+            return None;
+        }
+        let mut left = joins.iter().map(|join| unread(table, &join.loaded));
+        let first = left.next()?;
+        if !left.all(|other| other == first) {
+            return None;
+        }
+        match first {
+            Some(KeyRange { after: None, .. }) => None,
+            Some(KeyRange { after, .. }) => Some((table.clone(), KeyRange { after: None, through: after })),
+            None => Some((table.clone(), KeyRange::ALL)),
+        }
+    };
+    job.tables.iter().filter_map(beginning).collect()
+}
+
+/// Whether ranges of a table mean the same in every version of it: in another table or under another key they do not.
+fn has_one_key(table: &TableName, state: &State) -> bool {
+    let key = |relation: &Relation| {
+        let columns = relation.key_columns();
+        let column = |i: usize| (relation.columns[i].name.clone(), relation.columns[i].type_oid);
+        (relation.oid, columns.into_iter().map(column).collect::<Vec<_>>())
+    };
+    let mut keys = state.relations.values().filter(|relation| relation.name == *table).map(|relation| key(relation));
+    let first = keys.next();
+    keys.all(|other| Some(other) == first)
 }
 
 /// A RELATION message in the catalog's words.
@@ -815,17 +1060,23 @@ fn out_of_place() -> Error {
     Error::halt(Code::SourceProtocol, message, "SELECT plugin, two_phase FROM pg_replication_slots")
 }
 
-fn unrouted(name: &TableName, before: Option<&Arc<Version>>) -> Error {
-    match before {
-        Some(version) => Error::halt(
+fn gone(table: &TableName, renamed: Option<&TableName>) -> Error {
+    match renamed {
+        Some(name) => Error::halt(
             Code::RelationChanged,
-            format!("table {} was renamed to {name}", version.relation.name),
-            format!("ALTER TABLE {} RENAME TO …, or change the connector's `table`", name.quoted()),
-        ),
+            format!("table {table} was renamed to {name}"),
+            format!(
+                "ALTER TABLE {} RENAME TO {}, or write table = '{name}' into its connector",
+                name.quoted(),
+                quote_identifier(&table.table)
+            ),
+        )
+        .fact("its rows are followed by either way: those in between are not lost"),
         None => Error::halt(
-            Code::PublicationChanged,
-            format!("table {name} is in the publication but in no connector"),
-            format!("ALTER PUBLICATION … DROP TABLE {}, or write a connector for it", name.quoted()),
-        ),
+            Code::TableMissing,
+            format!("table {table} was dropped"),
+            format!("make it again, or delete the connector of {table}"),
+        )
+        .fact("no sink was touched: each holds the rows that it had"),
     }
 }

@@ -17,6 +17,7 @@ use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
+use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
@@ -36,6 +37,8 @@ const ACKED_NAP: Duration = Duration::from_millis(1);
 pub struct Version {
     pub relation: Arc<Relation>,
     pub key: Vec<usize>,
+    /// The key columns and how ranges of them are ordered.
+    pub key_orders: Vec<(usize, KeyOrder)>,
     wire: TableWire,
     /// Its name in the blocks of transactions.
     collection: String,
@@ -47,6 +50,16 @@ pub struct Version {
 impl Version {
     fn writes(&self, op: Wire) -> bool {
         !self.wire.skipped.contains(&op.letter())
+    }
+
+    /// Its rows are told apart by all they hold; its records have no key.
+    pub fn is_keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// Where records go: by their key, or into partition 0 without one.
+    fn partition(&self) -> Option<i32> {
+        self.is_keyless().then_some(0)
     }
 }
 
@@ -96,6 +109,8 @@ struct Counts {
 /// The producer and what it has acknowledged.
 struct Outlet {
     producer: Producer,
+    /// Of the records being written: when their change was read.
+    timestamp_ms: i64,
     acks: Vec<Ack>,
     /// By the routes' numbers: topics that are in no span.
     foreign: Vec<bool>,
@@ -108,7 +123,7 @@ impl Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
         let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
         Emitter {
-            outlet: Outlet { producer, acks: Vec::new(), foreign: Vec::new(), context },
+            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new(), foreign: Vec::new(), context },
             topics: Vec::new(),
             versions: HashMap::new(),
             events: EventEncoder::new(prefix, database, &config.wire.tables.modes),
@@ -127,14 +142,15 @@ impl Emitter {
         }
         let route = self.route(&relation.topic.clone(), false);
         let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
+        let key_orders = key.iter().map(|&i| (i, KeyOrder::of(relation.columns[i].type_oid))).collect();
         let relation = Arc::new(relation);
         let database = &self.config.source.database.dbname;
         let encoder = Encoder::new(relation.clone(), &self.config.kafka.topic_prefix, database);
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
-        let version =
-            Arc::new(Version { collection: relation.name.to_string(), relation, key, wire, encoder, route, records });
+        let collection = relation.name.to_string();
+        let version = Arc::new(Version { relation, key, key_orders, wire, collection, encoder, route, records });
         self.versions.insert(fingerprint, version.clone());
         (version, true)
     }
@@ -155,16 +171,15 @@ impl Emitter {
         let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
         let begins = counts.total == 0;
         counts.total += 1;
-        // Debezium counts each message as a data collection of its own, without a name that lasts.
-        let collection = collection.unwrap_or("message");
-        let place = counts.collections.iter_mut().find(|(name, _)| name == collection);
+        let place = collection.and_then(|name| counts.collections.iter_mut().find(|(found, _)| found == name));
         let collection_order = match place {
             Some((_, count)) => {
                 *count += 1;
                 *count
             }
+            // Debezium counts each message as a data collection of its own, under a name that does not last.
             None => {
-                counts.collections.push((collection.to_owned(), 1));
+                counts.collections.push((collection.unwrap_or("message").to_owned(), 1));
                 1
             }
         };
@@ -246,6 +261,7 @@ impl Emitter {
         change: Streamed<'_>,
         keep: bool,
     ) -> Result<Option<Op>> {
+        self.outlet.read_at(event);
         match change {
             Streamed::Insert(new) => {
                 if new.has_absent() {
@@ -303,7 +319,10 @@ impl Emitter {
             version.encoder.update(event, before, new, &mut self.record)?;
             self.put(machine, version, Kind::Change, Some(new), None).await?;
         }
-        Ok(keep.then(|| Op::Update(new.to_owned())))
+        Ok(keep.then(|| match before {
+            Some(old) if version.is_keyless() => Op::Rekey { old: old.to_owned(), new: new.to_owned() },
+            _ => Op::Update(new.to_owned()),
+        }))
     }
 
     /// A key change is one change to our sinks and Debezium's delete, tombstone and create to everybody else.
@@ -315,6 +334,9 @@ impl Emitter {
         old: Row<'_>,
         new: Row<'_>,
     ) -> Result<()> {
+        if !version.writes(Wire::Update) {
+            return Ok(());
+        }
         if version.writes(Wire::Delete) {
             let event = &self.counted(machine, Some(&version.collection), event).await?;
             version.encoder.key_json(new, &mut self.other_key)?;
@@ -335,6 +357,7 @@ impl Emitter {
 
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
     pub async fn truncate(&mut self, machine: &mut Machine, version: &Version, event: &Event) -> Result<()> {
+        self.outlet.read_at(event);
         if !version.writes(Wire::Truncate) {
             return Ok(());
         }
@@ -368,6 +391,7 @@ impl Emitter {
         event: &Event,
         row: Row<'_>,
     ) -> Result<()> {
+        self.outlet.read_at(event);
         version.encoder.key(row, &mut self.record)?;
         version.encoder.read(event, row, &mut self.record)?;
         let (position, token) = machine.chunk_record();
@@ -378,8 +402,8 @@ impl Emitter {
                 position,
                 relation: version.relation.fingerprint,
             },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: Some(&self.record.value),
             absent: None,
             text: &self.record.text,
@@ -403,8 +427,8 @@ impl Emitter {
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header { kind, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: Some(&self.record.value),
             absent: absent.as_deref(),
             text: &self.record.text,
@@ -433,8 +457,8 @@ impl Emitter {
                 position,
                 relation: version.relation.fingerprint,
             },
-            partition: None,
-            key: Some(&self.record.key),
+            partition: version.partition(),
+            key: self.record.key(),
             value: None,
             absent: None,
             text: &[],
@@ -486,6 +510,10 @@ struct Draft<'a> {
 }
 
 impl Outlet {
+    fn read_at(&mut self, event: &Event) {
+        self.timestamp_ms = event.now_ns.div_euclid(1_000_000);
+    }
+
     async fn send(&mut self, machine: &mut Machine, route: Route, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
         let mut headers: [(&str, &[u8]); 4 + CONTEXT] = [("", &[]); 4 + CONTEXT];
@@ -514,6 +542,7 @@ impl Outlet {
             key: draft.key,
             value: draft.value,
             headers: &headers[..count],
+            timestamp_ms: Some(self.timestamp_ms),
             token: draft.token,
         };
         while let Sent::Full = self.producer.send(&message)? {

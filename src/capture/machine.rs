@@ -19,6 +19,7 @@ use crate::ledger::entry::{Anchor, Checkpoint, Chunk, LastCheckpoint, Span};
 use crate::ledger::state::Event;
 use crate::lsn::{CHUNK_ORDINAL_BASE, Lsn, Position};
 use crate::record::Epoch;
+use crate::relation::TableName;
 
 /// An open interval is cut at a commit once it holds this many records: small enough that memory for spans stays small, large
 /// enough that single-row transactions share an interval when Kafka is the bottleneck.
@@ -300,9 +301,16 @@ impl Machine {
         interval
     }
 
-    /// The checkpoint to append now, if any. `names` are the topics of the routes. Nothing is appended while an append is in
-    /// flight; `flush` appends whatever is ripe without waiting for its time.
-    pub fn next_append(&mut self, now: Duration, names: &[String], flush: bool) -> Option<Checkpoint> {
+    /// The checkpoint to append now, if any. `names` are the topics of the routes, `again` tables that the loader may have to
+    /// read again. Nothing is appended while an append is in flight; `flush` appends whatever is ripe without waiting for its
+    /// time.
+    pub fn next_append(
+        &mut self,
+        now: Duration,
+        names: &[String],
+        again: &[TableName],
+        flush: bool,
+    ) -> Option<Checkpoint> {
         if self.appending.is_some() {
             return None;
         }
@@ -324,6 +332,7 @@ impl Machine {
             commit_time: merged.commit_time,
             spans: merged.spans.iter().map(|span| named(span, names)).collect(),
             chunks: merged.chunks,
+            again: again.to_vec(),
             prev: self.prev,
         };
         self.appended_at = Some(now);

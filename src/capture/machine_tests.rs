@@ -70,7 +70,7 @@ impl Script {
             }
             "wait" => self.now += Duration::from_millis(number(1)),
             "append?" => {
-                let next = self.machine.next_append(self.now, &["t".to_owned()], words.get(1) == Some(&"flush"));
+                let next = self.machine.next_append(self.now, &["t".to_owned()], &[], words.get(1) == Some(&"flush"));
                 self.say(line, &next.as_ref().map_or("nothing".to_owned(), summary));
                 self.sent = next.or(self.sent.take());
             }

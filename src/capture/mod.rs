@@ -7,6 +7,7 @@ pub mod machine;
 pub mod chunks;
 pub mod driver;
 pub mod emit;
+pub mod looks;
 pub mod snapshot;
 pub mod start;
 

@@ -9,10 +9,11 @@
 //! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
 //! without a base, too much to remember) makes the loader read the chunk again, never guess.
 //!
-//! A new incarnation starts an unfinished job again from its first table: ranges that must be read a second time are known to
-//! the incarnation that saw why, and only to it.
+//! A new incarnation goes on behind what the ledger says is loaded ([`unread`]). Only ranges that must be read a second time
+//! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
+//! and the next one reads those from their beginning.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -45,6 +46,9 @@ pub struct Job {
     pub tables: Vec<TableName>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
+    /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
+    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    pub loaded: Vec<(TableName, KeyRange)>,
 }
 
 /// Where a chunk lies in a first load, for `source.snapshot` of its rows.
@@ -56,6 +60,15 @@ pub struct Extent {
     /// No range is left behind it: of its table, of any.
     pub last_of_table: bool,
     pub last: bool,
+}
+
+/// What is still to be read of a table when these ranges are loaded, which a load reads in rising order; `None`: nothing.
+pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
+    let mut after = None;
+    while let Some((_, range)) = loaded.iter().find(|(name, range)| name == table && range.after == after) {
+        after = Some(range.through.clone()?);
+    }
+    Some(KeyRange { after, through: None })
 }
 
 /// What the driver is to do next. Nothing else is asked before it has been answered.
@@ -87,6 +100,8 @@ pub struct ChunkRead<V> {
     pub relation: Fingerprint,
     pub key_columns: Vec<usize>,
     pub key_orders: Vec<KeyOrder>,
+    /// Names of the key's columns: ranges of one key say nothing under another.
+    pub key_names: Vec<String>,
     pub rows: Vec<RowBuf>,
     /// What was read of the range asked for.
     pub range: KeyRange,
@@ -114,16 +129,16 @@ struct Remembered {
 
 struct Running {
     job: Job,
-    /// Tables not finished; the first is being read.
-    tables: VecDeque<TableName>,
-    /// Ranges of the first table still to be read, the first from its beginning.
-    ranges: VecDeque<KeyRange>,
-    /// Ranges that were emitted, for finding the one that a key lies in.
+    /// What is still to be read; the first is being read, from its beginning.
+    left: VecDeque<(TableName, KeyRange)>,
+    /// Ranges that are loaded, for finding the one that a key lies in.
     emitted: Vec<(TableName, KeyRange)>,
-    /// Ranges of finished tables to be read again, and the key columns' orders.
+    /// Ranges to be read again before the next table.
     again: VecDeque<(TableName, KeyRange)>,
-    orders: HashMap<TableName, Vec<KeyOrder>>,
+    /// Tables that ever had such a range.
+    torn: BTreeSet<TableName>,
     mismatch: Option<Fingerprint>,
+    key_names: HashMap<TableName, Vec<String>>,
     fenced: bool,
     /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
     /// put two questions on their way, and a chunk in the place of another.
@@ -164,19 +179,25 @@ impl<V: Visibility> Loader<V> {
 
     /// The table being read, for status.
     pub fn table(&self) -> Option<&TableName> {
-        self.running.as_ref().and_then(|running| running.tables.front())
+        self.running.as_ref().and_then(|running| running.left.front()).map(|(table, _)| table)
+    }
+
+    /// Tables of which this incarnation knows a range to be read again, or knew one.
+    pub fn again(&self) -> impl Iterator<Item = &TableName> {
+        self.running.iter().flat_map(|running| &running.torn)
     }
 
     /// Begins a job; remembering starts here, so the fence that follows covers everything streamed before.
     pub fn start(&mut self, job: Job) {
         assert!(self.running.is_none() && self.remembered.is_empty(), "one job at a time");
+        let left = job.tables.iter().filter_map(|table| Some((table.clone(), unread(table, &job.loaded)?)));
         self.running = Some(Running {
-            tables: job.tables.iter().cloned().collect(),
-            ranges: VecDeque::from([KeyRange::ALL]),
-            emitted: Vec::new(),
+            left: left.collect(),
+            emitted: job.loaded.clone(),
             again: VecDeque::new(),
-            orders: HashMap::new(),
+            torn: BTreeSet::new(),
             mismatch: None,
+            key_names: HashMap::new(),
             fenced: false,
             asked: None,
             left_out: HashSet::new(),
@@ -185,23 +206,31 @@ impl<V: Visibility> Loader<V> {
         });
     }
 
+    /// Gives the job up, as a new incarnation would: what it was for is still asked for.
+    pub fn cancel(&mut self) {
+        self.running = None;
+        self.remembered.clear();
+        self.remembered_bytes = 0;
+        self.pending = None;
+    }
+
     /// Whether changes of the table must be given to [`Loader::remember`].
     pub fn remembers(&self, table: &TableName) -> bool {
         self.running.as_ref().is_some_and(|running| running.job.tables.contains(table))
     }
 
-    /// A change streamed while the job runs. `key_columns` in key order.
+    /// A change streamed while the job runs. `key`: the columns in key order.
     pub fn remember(
         &mut self,
         xid: u32,
         table: &TableName,
         relation: Fingerprint,
-        key_columns: &[usize],
+        key: &[(usize, KeyOrder)],
         op: Op,
     ) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         if let Op::Rekey { old, new } = &op {
-            running.read_again(table, key_columns, old, new)?;
+            running.read_again(table, key, old, new)?;
         }
         let bytes = match &op {
             Op::Insert(row) | Op::Update(row) | Op::Delete(row) => row.bytes(),
@@ -242,7 +271,7 @@ impl<V: Visibility> Loader<V> {
         if running.asked.is_some() {
             return None;
         }
-        if running.tables.is_empty() {
+        if running.left.is_empty() {
             let running = self.running.take()?;
             self.remembered.clear();
             self.remembered_bytes = 0;
@@ -252,8 +281,7 @@ impl<V: Visibility> Loader<V> {
         if !running.fenced {
             return Some(Action::Fence(nonce));
         }
-        let table = running.tables[0].clone();
-        let range = running.ranges.front().expect("a table under load has a range left").clone();
+        let (table, range) = running.left[0].clone();
         Some(Action::Read(Read { table, range, rows_max: self.rows_max, nonce }))
     }
 
@@ -273,6 +301,12 @@ impl<V: Visibility> Loader<V> {
         }
     }
 
+    /// Whether the chunk was read under another key than those of its table before.
+    pub fn is_of_another_key(&self, chunk: &ChunkRead<V>) -> bool {
+        let before = self.running.as_ref().and_then(|running| running.key_names.get(&chunk.table));
+        before.is_some_and(|before| *before != chunk.key_names)
+    }
+
     /// A chunk was read; its message is still to come in the stream.
     pub fn chunk(&mut self, chunk: ChunkRead<V>) {
         if self.running.as_ref().is_some_and(|running| running.asked == Some(chunk.nonce)) {
@@ -286,9 +320,12 @@ impl<V: Visibility> Loader<V> {
         if self.pending.as_ref().is_none_or(|chunk| chunk.nonce != nonce) {
             return Ok(None);
         }
+        if self.pending.as_ref().is_some_and(|chunk| self.is_of_another_key(chunk)) {
+            self.cancel();
+        }
         let (Some(chunk), Some(running)) = (self.pending.take(), self.running.as_mut()) else { return Ok(None) };
         running.asked = None;
-        let table = running.tables[0].clone();
+        let table = running.left[0].0.clone();
         assert_eq!(table, chunk.table, "a chunk is of the table that was asked for");
         if let Some(known) = streamed(&table)
             && known != chunk.relation
@@ -315,13 +352,13 @@ impl<V: Visibility> Loader<V> {
             running.rows_of = Some(table.clone());
         }
         running.emitted.push((table.clone(), chunk.range.clone()));
-        running.orders.insert(table.clone(), chunk.key_orders);
+        running.key_names.insert(table.clone(), chunk.key_names);
         running.advance(&chunk.range);
         let extent = running.job.initial.then(|| Extent {
             first: before.is_none(),
             first_of_table: before.as_ref() != Some(&table),
-            last_of_table: running.tables.front() != Some(&table),
-            last: running.tables.is_empty(),
+            last_of_table: running.left.front().is_none_or(|(next, _)| *next != table),
+            last: running.left.is_empty(),
         });
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
@@ -342,40 +379,32 @@ impl<V: Visibility> Loader<V> {
 }
 
 impl Running {
-    /// The first table's first range was read as far as `read` says.
+    /// The first range was read as far as `read` says.
     fn advance(&mut self, read: &KeyRange) {
-        let asked = self.ranges.pop_front().expect("a range was asked for");
+        let (table, asked) = self.left.pop_front().expect("a range was asked for");
         if read.through != asked.through {
-            self.ranges.push_front(KeyRange { after: read.through.clone(), through: asked.through });
-        }
-        while self.ranges.is_empty() {
-            let finished = self.tables.pop_front();
-            if let Some((table, range)) = self.again.pop_front() {
-                self.tables.push_front(table);
-                self.ranges.push_back(range);
-            } else if !self.tables.is_empty() {
-                self.ranges.push_back(KeyRange::ALL);
-            } else if finished.is_some() {
-                return;
-            }
+            self.left.push_front((table, KeyRange { after: read.through.clone(), through: asked.through }));
+        } else if let Some(again) = self.again.pop_front() {
+            self.left.push_front(again);
         }
     }
 
     /// A row moved to a key whose range is loaded. If the sinks can't have it, because its old key was not loaded yet and a
     /// column was not sent, or because they had to leave it out before, they leave it out: its new range is read again.
-    fn read_again(&mut self, table: &TableName, key_columns: &[usize], old: &RowBuf, new: &RowBuf) -> Result<()> {
-        let Some(orders) = self.orders.get(table) else { return Ok(()) };
-        let (from, to) = (key_texts(old, key_columns)?, key_texts(new, key_columns)?);
+    fn read_again(&mut self, table: &TableName, key: &[(usize, KeyOrder)], old: &RowBuf, new: &RowBuf) -> Result<()> {
+        let (columns, orders): (Vec<usize>, Vec<KeyOrder>) = key.iter().copied().unzip();
+        let (from, to) = (key_texts(old, &columns)?, key_texts(new, &columns)?);
         let (mut had, mut loaded) = (false, None);
         for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
-            had |= contains(range, orders, &from)?;
-            if loaded.is_none() && contains(range, orders, &to)? {
+            had |= contains(range, &orders, &from)?;
+            if loaded.is_none() && contains(range, &orders, &to)? {
                 loaded = Some(range.clone());
             }
         }
         let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
         if let Some(range) = loaded.filter(|_| missing) {
             self.left_out.insert((table.clone(), to));
+            self.torn.insert(table.clone());
             let again = (table.clone(), range);
             if !self.again.contains(&again) {
                 self.again.push_back(again);
@@ -411,6 +440,9 @@ fn overlay(
 ) -> Result<Option<Vec<RowBuf>>> {
     if changes.is_empty() {
         return Ok(Some(rows));
+    }
+    if key_columns.is_empty() {
+        return Ok(overlay_keyless(rows, changes));
     }
     let key = |row: &RowBuf| Key::of(row.row(), key_columns).ok_or_else(key_incomplete);
     let inside = |row: &RowBuf| contains(range, orders, &key_texts(row, key_columns)?);
@@ -454,6 +486,28 @@ fn overlay(
     Ok(Some(held.into_values().collect()))
 }
 
+/// The same for a table without a key, where a change names its row by all that the row held. Every row that such a change
+/// touched is in the snapshot as it was before: whoever changed it before was seen, or is among the changes.
+fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered]) -> Option<Vec<RowBuf>> {
+    let image = |row: &RowBuf| Key::whole(row.row(), &(0..row.row().len()).collect::<Vec<_>>());
+    let mut held: HashMap<Key, Vec<RowBuf>> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        held.entry(image(&row)?).or_default().push(row);
+    }
+    for change in changes {
+        if let Op::Delete(old) | Op::Rekey { old, .. } = &change.op {
+            held.get_mut(&image(old)?)?.pop()?;
+        }
+        match &change.op {
+            Op::Insert(new) | Op::Rekey { new, .. } => held.entry(image(new)?).or_default().push(new.clone()),
+            Op::Truncate => held.clear(),
+            Op::Delete(_) => {}
+            Op::Update(_) => return None,
+        }
+    }
+    Some(held.into_values().flatten().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -480,12 +534,25 @@ mod tests {
 
     fn loader() -> Loader<Below> {
         let mut loader = Loader::new(1000, 1 << 20);
-        loader.start(Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], initial: true });
+        loader.start(job(&[]));
+        fence(&mut loader);
+        loader
+    }
+
+    fn job(loaded: &[KeyRange]) -> Job {
+        let loaded = loaded.iter().map(|range| (table(), range.clone())).collect();
+        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true }
+    }
+
+    fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
+        KeyRange { after: after.map(|key| vec![key.to_owned()]), through: through.map(|key| vec![key.to_owned()]) }
+    }
+
+    fn fence(loader: &mut Loader<Below>) {
         let name = Uuid::new_v4();
         assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
         assert_eq!(loader.next_action(Uuid::new_v4()), None);
         loader.fenced(name);
-        loader
     }
 
     fn read(loader: &mut Loader<Below>) -> Read {
@@ -516,6 +583,7 @@ mod tests {
             relation,
             key_columns: vec![0],
             key_orders: vec![KeyOrder::Integer],
+            key_names: vec![if below == 0 { "other" } else { "id" }.to_owned()],
             rows: rows.to_vec(),
             range,
         };
@@ -524,7 +592,7 @@ mod tests {
     }
 
     fn remember(loader: &mut Loader<Below>, xid: u32, op: Op) {
-        loader.remember(xid, &table(), VERSION, &[0], op).unwrap();
+        loader.remember(xid, &table(), VERSION, &[(0, KeyOrder::Integer)], op).unwrap();
     }
 
     fn sorted(ready: Option<Ready>) -> Vec<String> {
@@ -556,6 +624,35 @@ mod tests {
     }
 
     #[test]
+    fn rows_without_a_key_are_told_apart_by_all_they_hold() {
+        let rows = ["a", "a", "b", "c"].map(|text| row(&["1", text]));
+        let change = |op| Remembered { xid: 20, table: table(), relation: VERSION, op, bytes: 0 };
+        let changes = [
+            change(Op::Delete(row(&["1", "a"]))),
+            change(Op::Rekey { old: row(&["1", "b"]), new: row(&["1", "a"]) }),
+            change(Op::Insert(row(&["2", "c"]))),
+        ];
+        let held = |changes: &[&Remembered]| {
+            let rows = overlay(rows.to_vec(), changes, &KeyRange::ALL, &[], &[]).unwrap();
+            sorted(rows.map(|rows| Ready {
+                table: table(),
+                relation: VERSION,
+                range: KeyRange::ALL,
+                rows,
+                only: None,
+                extent: None,
+            }))
+        };
+        let changes: Vec<&Remembered> = changes.iter().collect();
+        assert_eq!(held(&changes), ["1,a", "1,a", "1,c", "2,c"]);
+        let truncate = change(Op::Truncate);
+        assert_eq!(held(&[&truncate, changes[2]]), ["2,c"]);
+        // A row that is not there: the chunk is read again.
+        let gone = change(Op::Delete(row(&["9", "a"])));
+        assert_eq!(overlay(rows.to_vec(), &[&gone], &KeyRange::ALL, &[], &[]).unwrap(), None);
+    }
+
+    #[test]
     fn a_change_stays_remembered_until_a_snapshot_sees_it() {
         let mut loader = loader();
         remember(&mut loader, 20, Op::Insert(row(&["9", "late", "x"])));
@@ -577,7 +674,7 @@ mod tests {
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
         remember(&mut loader, 20, Op::Rekey { old: row(&["7", "~", "~"]), new: row(&["3", "moved", "~"]) });
         answer(&mut loader, 30, &[], None).unwrap();
-        let again = KeyRange { after: None, through: Some(vec!["5".to_owned()]) };
+        let again = range(None, Some("5"));
         let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
         assert_eq!(ready.range, again);
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
@@ -592,12 +689,32 @@ mod tests {
         remember(&mut loader, 21, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["7", "moved", "big"]) });
         answer(&mut loader, 30, &[], None).unwrap();
         let again: Vec<KeyRange> = (0..2).map(|_| answer(&mut loader, 30, &[], None).unwrap().range).collect();
-        let range = |after: Option<&str>, through: &str| KeyRange {
-            after: after.map(|key| vec![key.to_owned()]),
-            through: Some(vec![through.to_owned()]),
-        };
-        assert_eq!(again, [range(None, "5"), range(Some("5"), "8")]);
+        assert_eq!(again, [range(None, Some("5")), range(Some("5"), Some("8"))]);
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_load_goes_on_behind_what_is_loaded_and_still_knows_it() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
+        fence(&mut loader);
+        assert_eq!(unread(&table(), &[]), Some(KeyRange::ALL));
+        // A row that nobody has moves into a range that an earlier incarnation loaded.
+        remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);
+        assert_eq!(read(&mut loader).range, range(Some("7"), None));
+        loader.forget();
+        fence(&mut loader);
+        answer(&mut loader, 30, &[], None).unwrap();
+        assert_eq!(answer(&mut loader, 30, &[], None).unwrap().range, range(None, Some("5")));
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn nothing_is_read_of_a_table_that_is_loaded_whole() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        loader.start(job(&[range(None, Some("5")), range(Some("5"), None)]));
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
     }
 
     #[test]
@@ -625,6 +742,15 @@ mod tests {
         assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None);
         assert_eq!(answer_as(&mut loader, 15, &[], None, newer), None, "a change of the old shape is not visible yet");
         assert!(answer_as(&mut loader, 21, &[], None, newer).is_some());
+    }
+
+    #[test]
+    fn ranges_of_one_key_are_not_gone_on_with_under_another() {
+        let mut loader = loader();
+        answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+        // The test's snapshot 0 stands for a chunk under another key.
+        assert_eq!(answer(&mut loader, 0, &[], None), None);
+        assert!(loader.is_idle(), "what was asked for is begun again from its first table");
     }
 
     #[test]

@@ -18,11 +18,12 @@ use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
 use crate::ledger::entry::{Assembler, Body, Claim, Entry, SourceEntry, SourceIdentity, TopicIdentity};
 use crate::ledger::state::State;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
+use crate::look::Look;
 use crate::lsn::Lsn;
 use crate::postgres::slot::SlotFacts;
 use crate::postgres::stream::{Start, Stream};
 use crate::postgres::wire::Connection;
-use crate::postgres::{catalog, preflight, publication, slot, timeline};
+use crate::postgres::{catalog, look, preflight, publication, slot, timeline};
 use crate::record::Epoch;
 use crate::relation::TableName;
 use crate::session::{self, Session};
@@ -53,13 +54,22 @@ pub struct Started {
     pub order: Vec<TableName>,
     /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
     pub estimates: HashMap<TableName, u64>,
+    /// The tables as the catalog has them, in the order of the configuration.
+    pub looks: Vec<Option<Look>>,
 }
 
 /// Starts a reader, or says why it can't be.
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    first_of(preflight::check_source(&*session, &config.source.publication, &names, config.create).await?)?;
+    let insert_only = config.insert_only();
+    let wanted = preflight::Wanted {
+        publication: &config.source.publication,
+        tables: &names,
+        insert_only: &insert_only,
+        create: config.create,
+    };
+    first_of(preflight::check_source(&*session, wanted).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
@@ -72,8 +82,14 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     }
     let state = read_ledger(config, found.as_ref()).await?;
     // A reader writes its topics down once their tables are published.
-    let published: Vec<TableName> =
-        config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone()).collect();
+    let seen = look::looks(&*session, &config.source.publication, &names).await?;
+    // One that was dropped and made again left the publication with its predecessor; it comes back in and is read anew.
+    let remade = |name: &TableName| {
+        let now = names.iter().position(|n| n == name).and_then(|i| seen[i].as_ref());
+        state.catalog.get(name).is_some_and(|known| now.is_some_and(|now| now.oid != known.oid))
+    };
+    let published = config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone());
+    let published: Vec<TableName> = published.filter(|name| !remade(name)).collect();
     if !published.is_empty() {
         publication::check_published(&*session, &config.source.publication, &names, &published).await?;
     }
@@ -101,7 +117,9 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let (state, assembler, tail) = read_back(config, epoch).await?;
     appender.base = state.base;
     let closed = check_confirmed(config, &session, &state).await?;
-    Ok(Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates })
+    // The slot is ours, so what is compared with this was seen before.
+    let looks = look::looks(&*session, &config.source.publication, &names).await?;
+    Ok(Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, looks })
 }
 
 pub fn application_name(config: &Config) -> String {
@@ -171,7 +189,7 @@ async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String
 fn foreign_topics(config: &Config) -> Vec<String> {
     let wire = &config.wire;
     let messages = wire.messages.as_ref().map(|messages| messages.topic.clone());
-    let heartbeat = wire.heartbeat.as_ref().map(|(_, topic)| topic.clone());
+    let heartbeat = wire.heartbeat.as_ref().map(|heartbeat| heartbeat.topic.clone());
     wire.transaction_topic.clone().into_iter().chain(messages).chain(heartbeat).collect()
 }
 

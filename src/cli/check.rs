@@ -16,7 +16,7 @@ use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
-use crate::postgres::preflight::check_source;
+use crate::postgres::preflight;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
 use crate::session;
@@ -82,7 +82,14 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     let source = &config.source;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let session = session::connect(&source.database, &format!("lockstep:{}:check", config.name)).await?;
-    let halts = check_source(&*session, &source.publication, &names, config.create).await?;
+    let insert_only = config.insert_only();
+    let wanted = preflight::Wanted {
+        publication: &config.source.publication,
+        tables: &names,
+        insert_only: &insert_only,
+        create: config.create,
+    };
+    let halts = preflight::check_source(&*session, wanted).await?;
     let too_old = halts.iter().any(|halt| halt.code == Code::ServerVersion);
     findings.extend(halts.into_iter().map(Finding::Halt));
     if too_old {
@@ -90,6 +97,11 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     }
     if source.failover {
         findings.extend(standby_warning(&source_facts(&*session).await?, &source.slot).map(Finding::Warning));
+    }
+    if source_facts(&*session).await?.encoding == "SQL_ASCII" {
+        let what = "the database's encoding is SQL_ASCII: it takes any bytes for text, and one value that is not UTF-8 halts the source \
+                    as SOURCE_ENCODING";
+        findings.push(Finding::Warning(what.to_owned()));
     }
     match slot_facts(&*session, &source.slot).await? {
         Some(slot) => findings.extend(check_slot(&slot, &source.database.dbname).err().map(Finding::from)),
@@ -125,7 +137,13 @@ fn standby_warning(facts: &SourceFacts, slot: &str) -> Option<String> {
 }
 
 fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape { topic: &table.topic, partitions: table.partitions, modes: &table.wire.modes, exact: mapping::exact }
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        modes: &table.wire.modes,
+        exact: mapping::exact,
+        insert_only: table.insert_only,
+    }
 }
 
 async fn check_kafka(config: &Config) -> Part {
@@ -177,7 +195,15 @@ async fn sink_findings(
         let Some(target) = table.sinks.iter().find(|target| target.sink == sink.name) else { continue };
         match relations.iter().find(|relation| relation.name == table.name) {
             Some(relation) => match WantedTable::of(relation, target) {
-                Ok(table) => wanted.push(table),
+                Ok(table) => {
+                    let steps = database.steps(&table, target.evolve).await?;
+                    if steps.is_empty() {
+                        wanted.push(table);
+                    } else {
+                        let what = format!("table {} would follow the source's: {}", target.table, steps.join("; "));
+                        findings.push(Finding::Warning(what));
+                    }
+                }
                 Err(halt) => findings.push(Finding::Halt(halt)),
             },
             None => findings.push(Finding::Unknown(format!(

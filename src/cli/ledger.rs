@@ -174,6 +174,7 @@ mod tests {
             commit_time: 0,
             spans: vec![Span { topic: "shop.public.t".into(), partition: 0, first: 0, last: 2, count: 3 }],
             chunks: vec![],
+            again: vec![],
             prev: None,
         });
         let mut state = State::default();

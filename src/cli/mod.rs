@@ -110,6 +110,7 @@ impl Failure {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    crate::malloc::set_up();
     // Two crates bring rustls in; whichever builds a client first must not have to choose.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().verb {

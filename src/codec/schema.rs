@@ -206,7 +206,7 @@ pub fn transaction_key() -> Schema {
 /// Value of the transaction topic.
 pub fn transaction_value() -> Schema {
     let collection = fields([("data_collection", string()), ("event_count", int64())]);
-    let collection = Schema::named(collection, "event.collection", 1);
+    let collection = Schema::named(collection, "event.collection", 1).optional();
     let of = fields([
         ("status", string()),
         ("id", string()),

@@ -6,11 +6,11 @@
 //! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
 //! with both spellings as the hint.
 
-use super::TableWire;
 use super::findings::At;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
 use super::reader::{Section, Text};
 use super::wire::table_wire;
+use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
 
 /// Kafka has no limit; each partition costs its broker files and every sink a fetch.
@@ -26,6 +26,7 @@ pub(super) struct Connector {
     pub wire: TableWire,
     /// Where `[wire]` says something that leaves records out.
     pub thinned: Option<(&'static str, At)>,
+    pub insert_only: bool,
     /// In order of sink name.
     pub sinks: Vec<ConnectorSink>,
 }
@@ -36,6 +37,7 @@ pub(super) struct ConnectorSink {
     /// The table there, if it has another name, and where that stands.
     pub table: Option<(TableName, At)>,
     pub columns: Option<Vec<String>>,
+    pub evolve: Evolve,
 }
 
 /// `wire` is what lockstep.toml says for every table.
@@ -57,13 +59,16 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         wire,
         thinned,
+        insert_only: top.boolean("insert_only", false),
         sinks: top.each("sinks", sink),
     }
 }
 
 fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let table = section.text("table").and_then(|table| table_name(section, "table", table));
-    ConnectorSink { name, table, columns: columns(section) }
+    let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
+    let evolve = section.choice("evolve", &words).unwrap_or_default();
+    ConnectorSink { name, table, columns: columns(section), evolve }
 }
 
 fn columns(section: &mut Section<'_>) -> Option<Vec<String>> {

@@ -41,6 +41,7 @@ fn source(out: &mut String, config: &Config) {
     out.push_str("\n[source.snapshot]\n");
     pair(out, "chunk_rows", source.snapshot_chunk_rows.to_string());
     pair(out, "chunk_bytes", text(&show_size(source.snapshot_chunk_bytes)));
+    pair(out, "keyless_bytes", text(&show_size(source.snapshot_keyless_bytes)));
 }
 
 fn wire(out: &mut String, config: &Config) {
@@ -60,9 +61,12 @@ fn wire(out: &mut String, config: &Config) {
         }
         pair(out, "message_prefixes_excluded", list(&messages.exclude));
     }
-    if let Some((interval, topic)) = &wire.heartbeat {
-        pair(out, "heartbeat_interval", text(&show_duration(*interval)));
-        pair(out, "heartbeat_topic", text(topic));
+    if let Some(heartbeat) = &wire.heartbeat {
+        pair(out, "heartbeat_interval", text(&show_duration(heartbeat.interval)));
+        pair(out, "heartbeat_topic", text(&heartbeat.topic));
+        if let Some(query) = &heartbeat.query {
+            pair(out, "heartbeat_query", text(query));
+        }
     }
 }
 
@@ -153,6 +157,7 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "table", text(&table.name.quoted()));
     pair(out, "topic", text(&table.topic));
     pair(out, "partitions", table.partitions.to_string());
+    pair(out, "insert_only", table.insert_only.to_string());
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
     for sink in &table.sinks {
@@ -161,6 +166,7 @@ fn table(out: &mut String, table: &Table) {
         if let Some(columns) = &sink.columns {
             pair(out, "columns", toml::Value::from(columns.clone()).to_string());
         }
+        pair(out, "evolve", text(sink.evolve.as_str()));
     }
 }
 

@@ -184,18 +184,19 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, wire, thinned, sinks } = connector;
+    let Connector { table, topic, partitions, wire, thinned, insert_only, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
         None => (default_topic(prefix, &name), at.clone()),
     };
-    let resolve_sink = |ConnectorSink { name: sink, table, columns }: ConnectorSink| {
+    let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
         let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
-        (SinkTable { sink: sink.value, table, columns }, at)
+        (SinkTable { sink: sink.value, table, columns, evolve }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    Some(Routed { table: Table { topic, partitions, wire, sinks, name }, at, topic_at, sinks_at, thinned })
+    let table = Table { topic, partitions, wire, insert_only, sinks, name };
+    Some(Routed { table, at, topic_at, sinks_at, thinned })
 }
 
 /// A sink takes every record of its tables: nothing may be left out of them.

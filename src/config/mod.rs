@@ -50,6 +50,13 @@ pub struct Config {
     pub tables: Vec<Table>,
 }
 
+impl Config {
+    /// Tables that nothing but INSERT and TRUNCATE happens to.
+    pub fn insert_only(&self) -> Vec<TableName> {
+        self.tables.iter().filter(|table| table.insert_only).map(|table| table.name.clone()).collect()
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Source {
     pub database: Database,
@@ -66,6 +73,8 @@ pub struct Source {
     /// A chunk is held in memory; it ends at this many rows or bytes, whichever come first.
     pub snapshot_chunk_rows: usize,
     pub snapshot_chunk_bytes: usize,
+    /// A table without a key is one chunk; one of more bytes is refused.
+    pub snapshot_keyless_bytes: usize,
 }
 
 /// Where a Postgres is and how to get in.
@@ -171,8 +180,16 @@ pub struct Wire {
     pub transaction_topic: Option<String>,
     /// `pg_logical_emit_message` as records of their own.
     pub messages: Option<Messages>,
-    /// How often, and where.
-    pub heartbeat: Option<(Duration, String)>,
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// Records that say nothing but that the reader lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    pub interval: Duration,
+    pub topic: String,
+    /// Run at the source with each, for who wants it to write something.
+    pub query: Option<String>,
 }
 
 /// Which logical messages become records.
@@ -209,6 +226,8 @@ pub struct Table {
     pub topic: String,
     pub partitions: i32,
     pub wire: TableWire,
+    /// The application only inserts and truncates, so no replica identity is needed.
+    pub insert_only: bool,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
 }
@@ -220,4 +239,27 @@ pub struct SinkTable {
     pub table: TableName,
     /// `None`: every column.
     pub columns: Option<Vec<String>>,
+    pub evolve: Evolve,
+}
+
+/// What a sink's table does when the source's changes its columns. Columns that only the sink has are never touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Evolve {
+    /// The table is its owner's business; what no longer fits halts by name.
+    #[default]
+    Off,
+    /// New columns are added.
+    Add,
+    /// Columns are added, renamed, dropped and given another type as at the source.
+    Full,
+}
+
+impl Evolve {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evolve::Off => "off",
+            Evolve::Add => "add",
+            Evolve::Full => "full",
+        }
+    }
 }

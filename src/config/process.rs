@@ -90,11 +90,13 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
     let receive_nap = section.duration("receive_nap", 2 * MS, Duration::ZERO..=SECOND);
     // Status goes out at a third of it; below a second a busy machine would look dead, above ten minutes a dead one alive.
     let sender_timeout = section.duration("sender_timeout", 10 * SECOND, SECOND..=10 * MINUTE);
-    let (snapshot_chunk_rows, snapshot_chunk_bytes) = section.section("snapshot", |section| {
+    let (snapshot_chunk_rows, snapshot_chunk_bytes, snapshot_keyless_bytes) = section.section("snapshot", |section| {
         // A chunk is held in memory; the rows bound its time, the bytes its size.
         let rows = section.count("chunk_rows", 10_000, 1..=1_000_000);
         let bytes = section.size("chunk_bytes", 8 * MIB, 64 * KIB..=GIB);
-        (usize::try_from(rows).expect("usize has at least 32 bits"), bytes)
+        // Nothing orders the rows of a table without a key, so they are one chunk.
+        let keyless = section.size("keyless_bytes", 256 * MIB, MIB..=16 * GIB);
+        (usize::try_from(rows).expect("usize has at least 32 bits"), bytes, keyless)
     });
     Some(Source {
         database: database?,
@@ -106,6 +108,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
         sender_timeout,
         snapshot_chunk_rows,
         snapshot_chunk_bytes,
+        snapshot_keyless_bytes,
     })
 }
 

@@ -115,8 +115,7 @@ fn everything_can_be_said_otherwise() {
         b = { url = "postgres://u:%24@${HOST}/b", ca_file = "ca.pem" }
         a = { url = "postgres://u@/a?host=/run/pg", password_file = "a.pw", batch_rows_max = 1, span_wait = "2m" }
     "#;
-    let odd =
-        "table = '\"My Schema\".\"t/ö.x\"'\npartitions = 3\n[sinks]\nb = { columns = [\"A b\"] }\na.table = 'x.y'\n";
+    let odd = "table = '\"My Schema\".\"t/ö.x\"'\npartitions = 3\n[sinks]\nb = { columns = [\"A b\"], evolve = \"full\" }\na.table = 'x.y'\n";
     let config = Folder::with(&[
         ("lockstep.toml", main),
         ("ca.pem", PEM),
@@ -181,7 +180,7 @@ lock_timeout = 1979-05-27
 "#;
     let products =
         "table = \"public.Products\"\ngroup = \"g\"\ntopic = 1\npartitions = 0\n[sinks.order]\ncolumns = \"id\"\n";
-    let prices = "tabel = \"prices\"\n[sinks.inventory]\ncolumns = [\"id\", \"id\", 3, \"\"]\nconsistency = \"row\"\n";
+    let prices = "tabel = \"prices\"\n[sinks.inventory]\nevolve = \"ful\"\ncolumns = [\"id\", \"id\", 3, \"\"]\nconsistency = \"row\"\n";
     let folder = Folder::with(&[
         ("lockstep.toml", main),
         ("connectors/products.toml", products),

@@ -34,8 +34,9 @@ const BATCH_BYTES: usize = 1_000_000;
 /// librdkafka's limits for message.max.bytes.
 const MESSAGE_BYTES_RANGE: std::ops::RangeInclusive<usize> = 1000..=1_000_000_000;
 
-/// How long the polling thread takes at most to see that it shall stop. Events wake it at once.
-const POLL: Duration = Duration::from_millis(20);
+/// How long the polling thread takes at most to see that it shall stop. Events wake it at once. Not shorter: the crate rounds
+/// what is left of it down to milliseconds and so spins through the last one, a share of a core for every producer.
+const POLL: Duration = Duration::from_millis(100);
 
 /// How long the polling thread may wait for a first broker before it polls.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
@@ -71,6 +72,8 @@ pub struct Message<'a> {
     /// `None`: a tombstone.
     pub value: Option<&'a [u8]>,
     pub headers: &'a [(&'a str, &'a [u8])],
+    /// Milliseconds since 1970; `None`: the moment of sending, which costs a look at the clock.
+    pub timestamp_ms: Option<i64>,
     /// Comes back with the acknowledgement; below 2^48. The checkpoint interval that the record belongs to.
     pub token: u64,
 }
@@ -189,6 +192,7 @@ impl Producer {
         record.partition = message.partition;
         record.key = message.key;
         record.payload = message.value;
+        record.timestamp = message.timestamp_ms;
         if !message.headers.is_empty() {
             let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
             for (key, value) in message.headers {

@@ -1,4 +1,4 @@
-//! The one place with `unsafe`: two calls of librdkafka that the `rdkafka` crate has no safe form of.
+//! The room's one place with `unsafe`: two calls of librdkafka that the `rdkafka` crate has no safe form of.
 //!
 //! - [`describe_topics`]: topic ids. The crate's metadata has none, and without the id a topic that was deleted and made again
 //!   looks like the old one.

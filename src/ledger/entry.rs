@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
+use crate::look::Look;
 use crate::lsn::{Lsn, Position, decimal};
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
@@ -90,6 +91,10 @@ pub struct Checkpoint {
     pub spans: Vec<Span>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chunks: Vec<Chunk>,
+    /// Tables under load of which a range that was loaded must be read again. Which one it is only this reader knows: the next
+    /// one reads such a table from its beginning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub again: Vec<TableName>,
     /// The valid checkpoint before this one; `None` after the origin.
     pub prev: Option<Anchor>,
 }
@@ -148,6 +153,12 @@ pub struct Base {
     pub relations: Vec<Relation>,
     pub topics: BTreeMap<String, TopicIdentity>,
     pub joins: Vec<Join>,
+    /// Of the last valid checkpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub again: Vec<TableName>,
+    /// The source's tables as the writer last saw them; what differed by then was asked for before this entry.
+    #[serde(default)]
+    pub catalog: Vec<(TableName, Look)>,
     /// Of the claim in force.
     pub timeline: u32,
 }
@@ -371,6 +382,7 @@ mod tests {
                 commit_time: 5,
                 spans: vec![Span { topic: "t".into(), partition: 0, first: 0, last: 2, count: 3 }],
                 chunks: vec![],
+                again: vec![],
                 prev: None,
             }),
         );

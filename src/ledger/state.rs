@@ -11,6 +11,7 @@ use crate::key::KeyRange;
 use crate::ledger::entry::{
     Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
 };
+use crate::look::Look;
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
 
@@ -28,9 +29,15 @@ pub struct State {
     pub source: Option<SourceIdentity>,
     pub last: Option<LastCheckpoint>,
     pub relations: HashMap<Fingerprint, Arc<Relation>>,
+    /// Where each relation was told of last, or the base that the fold began at.
+    pub relations_at: HashMap<Fingerprint, i64>,
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
+    /// Tables that a new reader reads from their beginning, whatever was loaded of them.
+    pub again: Vec<TableName>,
+    /// The source's tables as the newest valid base knows them.
+    pub catalog: BTreeMap<TableName, Look>,
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
     /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
@@ -75,6 +82,7 @@ impl State {
             Body::Relation(entry) => {
                 let fingerprint = entry.relation.fingerprint;
                 self.relations.insert(fingerprint, Arc::new(entry.relation));
+                self.relations_at.insert(fingerprint, offset);
                 Event::Relation(fingerprint)
             }
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
@@ -104,6 +112,7 @@ impl State {
             closed: checkpoint.closed,
             commit_time: if checkpoint.commit_time == 0 { before } else { checkpoint.commit_time },
         });
+        self.again.clone_from(&checkpoint.again);
         for chunk in &checkpoint.chunks {
             for join in self.joins.iter_mut().filter(|join| !join.done) {
                 let answers = match chunk.request {
@@ -128,6 +137,7 @@ impl State {
                 self.base = Some(offset);
             }
             self.topics = base.topics;
+            self.catalog = base.catalog.into_iter().collect();
             return Event::Base;
         }
         self.base = Some(offset);
@@ -137,7 +147,10 @@ impl State {
         self.source = base.source;
         self.topics = base.topics;
         self.joins = base.joins;
+        self.again = base.again;
+        self.catalog = base.catalog.into_iter().collect();
         for relation in base.relations {
+            self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
         Event::Base
@@ -148,6 +161,7 @@ impl State {
         let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
+            && self.again == base.again
             && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
     }
 
@@ -160,7 +174,12 @@ impl State {
     }
 
     /// This state as a base entry of the epoch in force.
-    pub fn as_base(&self, epoch: Epoch, topics: BTreeMap<String, TopicIdentity>) -> Base {
+    pub fn as_base(
+        &self,
+        epoch: Epoch,
+        topics: BTreeMap<String, TopicIdentity>,
+        catalog: BTreeMap<TableName, Look>,
+    ) -> Base {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
         relations.sort_by_key(|relation| relation.fingerprint);
         let timeline = self.timeline.unwrap_or_default();
@@ -171,8 +190,23 @@ impl State {
             relations,
             topics,
             joins: self.joins.clone(),
+            again: self.again.clone(),
+            catalog: catalog.into_iter().collect(),
             timeline,
         }
+    }
+
+    /// Sinks that have asked for one of these tables so far, each with those that it asked for.
+    pub fn sinks_of(&self, tables: &[TableName]) -> BTreeMap<String, Vec<TableName>> {
+        let mut sinks: BTreeMap<String, Vec<TableName>> = BTreeMap::new();
+        for sink in self.joins.iter().map(|join| &join.request.sink) {
+            let joined = self.joined(sink);
+            let of_sink: Vec<TableName> = tables.iter().filter(|table| joined.contains(table)).cloned().collect();
+            if !of_sink.is_empty() {
+                sinks.insert(sink.clone(), of_sink);
+            }
+        }
+        sinks
     }
 
     /// Tables that the sink has asked for so far.
@@ -219,6 +253,7 @@ mod tests {
             commit_time: 0,
             spans: vec![],
             chunks,
+            again: vec![],
             prev: None,
         })
     }
@@ -293,13 +328,16 @@ mod tests {
             consistent_point: Lsn(1),
         };
         let source = Body::Source(SourceEntry { intent: None, made: Some(identity) });
-        let (full, _) = fold(&[source, claim(5), checkpoint(a, 10, vec![])]);
-        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new()))));
+        let Body::Checkpoint(plain) = checkpoint(a, 10, vec![]) else { unreachable!("just made") };
+        let torn = Checkpoint { again: vec![TableName::new("public", "t")], ..plain };
+        let (full, _) = fold(&[source, claim(5), Body::Checkpoint(torn)]);
+        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new(), BTreeMap::new()))));
         let bytes = base.encode(a, 0).remove(0);
         let crate::ledger::entry::Piece::Whole(base) = Entry::decode(3, &bytes).unwrap() else { panic!("one part") };
         let mut short = State::default();
         short.apply(3, base.clone());
         assert_eq!((short.claim, short.last, &short.source), (full.claim, full.last, &full.source));
+        assert_eq!((short.again.len(), &short.again), (1, &full.again));
         // a base that something landed in front of is not to be named
         let mut behind = full.clone();
         assert!(matches!(behind.apply(4, Entry::new(None, checkpoint(a, 11, vec![]))), Event::Valid(_)));

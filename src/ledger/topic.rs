@@ -143,6 +143,7 @@ impl Appender {
                 key: None,
                 value: Some(piece),
                 headers: &[],
+                timestamp_ms: None,
                 token: number,
             };
             if let Sent::Full = self.producer.send(&message)? {

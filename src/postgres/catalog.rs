@@ -18,7 +18,7 @@ use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
 use super::types::{self, column_default, type_name};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::relation::{
     Column, ColumnDefault, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, quote_identifier,
 };
@@ -37,7 +37,7 @@ pub struct SourceFacts {
     pub may_create: bool,
     pub in_recovery: bool,
     pub wal_level: String,
-    /// The database's own encoding; text orders are those of UTF-8 only where this is UTF8 or LATIN1.
+    /// The database's own encoding.
     pub encoding: String,
     pub max_replication_slots: i64,
     pub replication_slots: i64,
@@ -93,12 +93,35 @@ pub enum Kind {
     Other,
 }
 
+impl Kind {
+    fn from_letter(letter: u8) -> Kind {
+        match letter {
+            b'r' => Kind::Table,
+            b'p' => Kind::Partitioned,
+            b'v' => Kind::View,
+            b'm' => Kind::MaterializedView,
+            b'f' => Kind::Foreign,
+            _ => Kind::Other,
+        }
+    }
+}
+
 /// `pg_class.relpersistence`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Persistence {
     Permanent,
     Unlogged,
     Temporary,
+}
+
+impl Persistence {
+    fn from_letter(letter: u8) -> Persistence {
+        match letter {
+            b'u' => Persistence::Unlogged,
+            b't' => Persistence::Temporary,
+            _ => Persistence::Permanent,
+        }
+    }
 }
 
 /// `pg_class.relreplident`: what the stream says of the old row of an UPDATE or DELETE.
@@ -161,6 +184,15 @@ pub struct ForeignKey {
     pub deferrable: bool,
 }
 
+/// A partition that holds rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeafFacts {
+    pub name: TableName,
+    pub kind: Kind,
+    pub persistence: Persistence,
+    pub identity: Identity,
+}
+
 /// One table as the catalog has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableFacts {
@@ -172,10 +204,16 @@ pub struct TableFacts {
     pub kind: Kind,
     pub persistence: Persistence,
     pub identity: Identity,
+    /// The database's, as `server_encoding` names it.
+    pub encoding: String,
     /// A leaf, or an inner node, of a partitioned table.
     pub is_partition: bool,
     /// Tables that inherit from it directly, partitions included.
     pub children: i64,
+    /// Of a partition: every partitioned table above it.
+    pub ancestors: Vec<u32>,
+    /// Of a partitioned table: what holds its rows, at any depth.
+    pub leaves: Vec<LeafFacts>,
     pub columns: Vec<ColumnFacts>,
     pub primary_key: Option<KeyIndex>,
     pub identity_index: Option<KeyIndex>,
@@ -209,7 +247,8 @@ pub async fn table_facts(
         SELECT w.ord, c.oid, o.rolname::text, c.relkind, c.relpersistence, c.relreplident, c.relispartition,
                (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid), c.reltuples::float8,
                c.relpages::int8 * current_setting('block_size')::int8,
-               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper
+               has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper,
+               current_setting('server_encoding')
         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
         JOIN pg_namespace n ON n.nspname = w.nsp
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
@@ -228,6 +267,14 @@ pub async fn table_facts(
     let mut keys = keys_of(client, &oids).await?;
     let mut foreign_keys = foreign_keys_of(client, &oids).await?;
     for table in facts.iter_mut().flatten() {
+        if table.kind == Kind::Partitioned {
+            table.leaves = leaves_of(client, table.oid).await?;
+        }
+        if table.is_partition {
+            table.ancestors = ancestors_of(client, table.oid).await?;
+        }
+    }
+    for table in facts.iter_mut().flatten() {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         (table.primary_key, table.identity_index) = keys.remove(&table.oid).unwrap_or_default();
         table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
@@ -245,22 +292,14 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             oid: row.try_get(1)?,
             name: TableName::new("", ""),
             owner: row.try_get(2)?,
-            kind: match letter(3)? {
-                b'r' => Kind::Table,
-                b'p' => Kind::Partitioned,
-                b'v' => Kind::View,
-                b'm' => Kind::MaterializedView,
-                b'f' => Kind::Foreign,
-                _ => Kind::Other,
-            },
-            persistence: match letter(4)? {
-                b'u' => Persistence::Unlogged,
-                b't' => Persistence::Temporary,
-                _ => Persistence::Permanent,
-            },
+            kind: Kind::from_letter(letter(3)?),
+            persistence: Persistence::from_letter(letter(4)?),
             identity: Identity::Nothing,
+            encoding: row.try_get(15)?,
             is_partition: row.try_get(6)?,
             children: row.try_get(7)?,
+            ancestors: Vec::new(),
+            leaves: Vec::new(),
             columns: Vec::new(),
             primary_key: None,
             identity_index: None,
@@ -288,6 +327,47 @@ fn rows_estimate(tuples: f64) -> Option<u64> {
     // Estimates far above 2^53 do not exist; saturating is right for one.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     (tuples >= 0.0).then_some(tuples as u64)
+}
+
+/// Without locks on the partitions, unlike `pg_partition_tree`.
+async fn leaves_of(client: &(impl GenericClient + Sync), root: u32) -> Result<Vec<LeafFacts>> {
+    const SQL: &str = "
+        WITH RECURSIVE below AS (
+          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
+          UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid)
+        SELECT n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident
+        FROM below b JOIN pg_class c ON c.oid = b.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind <> 'p' ORDER BY 1, 2";
+    let rows =
+        client.query(SQL, &[&root]).await.map_err(|e| failed("reading partitions from the source's catalog", e))?;
+    let mut leaves = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let read = || -> Result<_, tokio_postgres::Error> {
+            let letter = |i: usize| Ok(row.try_get::<_, i8>(i)?.cast_unsigned());
+            let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+            Ok((name, letter(2)?, letter(3)?, letter(4)?))
+        };
+        let (name, kind, persistence, identity) = read().map_err(|e| unreadable("pg_inherits", e))?;
+        leaves.push(LeafFacts {
+            name,
+            kind: Kind::from_letter(kind),
+            persistence: Persistence::from_letter(persistence),
+            identity: Identity::from_letter(identity)
+                .ok_or_else(|| unreadable("relreplident", char::from(identity)))?,
+        });
+    }
+    Ok(leaves)
+}
+
+async fn ancestors_of(client: &(impl GenericClient + Sync), partition: u32) -> Result<Vec<u32>> {
+    const SQL: &str = "
+        WITH RECURSIVE above AS (
+          SELECT inhparent FROM pg_inherits WHERE inhrelid = $1
+          UNION ALL SELECT i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.inhparent)
+        SELECT inhparent FROM above";
+    let doing = "reading partitions from the source's catalog";
+    let rows = client.query(SQL, &[&partition]).await.map_err(|e| failed(doing, e))?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|e| unreadable("pg_inherits", e))
 }
 
 async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Vec<ColumnFacts>>> {
@@ -381,39 +461,12 @@ async fn foreign_keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> 
     Ok(keys)
 }
 
-/// Which columns name a row: indexes into [`TableFacts::columns`] in key order.
-///
-/// The stream carries the old key only as the replica identity says, and a publication makes the application's own UPDATE
-/// and DELETE fail where there is none: hence halts before anything is published.
+/// Which columns name a row: indexes into [`TableFacts::columns`] in key order; empty where only the whole row does.
 pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
     let name = table.name.quoted();
-    let breaks_updates = |what: String, hint: String| {
-        Error::halt(Code::ReplicaIdentity, what, hint)
-            .fact("published like this, the application's own UPDATE and DELETE on it would fail")
-    };
-    let without_key = || {
-        Error::halt(
-            Code::TableWithoutKey,
-            format!("table {} has no primary key; tables without one are not supported in this version", table.name),
-            format!("ALTER TABLE {name} ADD PRIMARY KEY (…)"),
-        )
-    };
     let index = match (table.identity, &table.primary_key, &table.identity_index) {
-        (Identity::Nothing, _, _) => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
-            return Err(breaks_updates(format!("table {} has REPLICA IDENTITY NOTHING", table.name), hint));
-        }
-        (Identity::Index, _, None) => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT");
-            return Err(breaks_updates(format!("the replica identity index of table {} is gone", table.name), hint));
-        }
-        (Identity::Default, Some(index), _) if !index.immediate => {
-            let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
-            let what = format!("the primary key of table {} is deferrable, which is no replica identity", table.name);
-            return Err(breaks_updates(what, hint));
-        }
-        (Identity::Default | Identity::Full, None, _) => return Err(without_key()),
-        (Identity::Default | Identity::Full, Some(index), _) | (Identity::Index, _, Some(index)) => index,
+        (Identity::Index, _, Some(index)) | (_, Some(index), _) => index,
+        (_, None, _) => return Ok(Vec::new()),
     };
     let position = |column: &String| {
         table.position(column).ok_or_else(|| {
@@ -430,6 +483,51 @@ pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
     index.columns.iter().map(position).collect()
 }
 
+/// Why the application could not change rows of the table any more, once it is published: the stream carries the old row
+/// only as the replica identity says, and Postgres refuses an UPDATE or DELETE that it can't tell of. A table that is only
+/// ever inserted into may be published all the same.
+pub fn identity_finding(table: &TableFacts) -> Option<Halt> {
+    let name = table.name.quoted();
+    match (table.identity, &table.primary_key) {
+        (Identity::Nothing, _) => Some(breaks_updates(
+            format!("table {} has REPLICA IDENTITY NOTHING", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+        )),
+        (Identity::Index, _) if table.identity_index.is_none() => Some(breaks_updates(
+            format!("the replica identity index of table {} is gone", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+        )),
+        (Identity::Default, Some(index)) if !index.immediate => Some(breaks_updates(
+            format!("the primary key of table {} is deferrable, which is no replica identity", table.name),
+            format!("ALTER TABLE {name} REPLICA IDENTITY FULL"),
+        )),
+        (Identity::Default, None) => Some(without_identity(&table.name)),
+        (Identity::Default | Identity::Full | Identity::Index, _) => None,
+    }
+}
+
+fn breaks_updates(message: String, hint: String) -> Halt {
+    Halt { code: Code::ReplicaIdentity, message, facts: vec![BREAKS_UPDATES.into(), INSERT_ONLY.into()], hint }
+}
+
+fn without_identity(name: &TableName) -> Halt {
+    let facts = vec![
+        BREAKS_UPDATES.into(),
+        format!("or, without a key: ALTER TABLE {} REPLICA IDENTITY FULL", name.quoted()),
+        INSERT_ONLY.into(),
+    ];
+    Halt {
+        code: Code::TableWithoutKey,
+        message: format!("table {name} has no primary key and no other replica identity"),
+        facts,
+        hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…)", name.quoted()),
+    }
+}
+
+const BREAKS_UPDATES: &str = "published like this, the application's own UPDATE and DELETE on it would fail";
+const INSERT_ONLY: &str =
+    "or, if nothing but INSERT and TRUNCATE ever happens to it: insert_only = true in its connector";
+
 /// What shapes a relation version besides the table itself.
 #[derive(Clone, Copy, Debug)]
 pub struct RelationShape<'a> {
@@ -438,10 +536,15 @@ pub struct RelationShape<'a> {
     pub modes: &'a Modes,
     /// Whether the format carries every value of a column exactly.
     pub exact: fn(&Column, &Modes) -> bool,
+    /// The application only inserts: a table without a replica identity will do.
+    pub insert_only: bool,
 }
 
 /// The relation version of a table as the catalog has it.
 pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Relation> {
+    if let Some(halt) = identity_finding(table).filter(|_| !shape.insert_only) {
+        return Err(halt.into());
+    }
     let key = key_of(table)?;
     let columns = table
         .columns
@@ -471,6 +574,28 @@ pub struct StreamedRelation {
     pub columns: Vec<StreamedColumn>,
 }
 
+impl StreamedRelation {
+    /// Whether the catalog still has every column of the message.
+    pub fn is_within(&self, table: &TableFacts) -> bool {
+        let has =
+            |ours: &StreamedColumn| table.columns.iter().any(|c| (&c.name, c.type_oid) == (&ours.name, ours.type_oid));
+        self.columns.iter().all(has)
+    }
+
+    /// Whether `known` is this message's version, as far as the message speaks of it.
+    pub fn is_of(&self, known: &Relation, shape: RelationShape<'_>) -> bool {
+        let same = |(ours, known): (&StreamedColumn, &Column)| {
+            let keyed = self.identity == Identity::Full || ours.key == known.key.is_some();
+            ours.name == known.name && ours.type_oid == known.type_oid && ours.typmod == known.typmod && keyed
+        };
+        let shaped = (shape.topic, shape.partitions, shape.modes) == (&*known.topic, known.partitions, &known.modes);
+        (self.oid, &self.name) == (known.oid, &known.name)
+            && shaped
+            && self.columns.len() == known.columns.len()
+            && self.columns.iter().zip(&known.columns).all(same)
+    }
+}
+
 /// A column of a RELATION message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StreamedColumn {
@@ -489,28 +614,20 @@ pub fn build_streamed_relation(
     types: &HashMap<u32, TypeName>,
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
-    let key = streamed_key(message, table)?;
-    let changed = |what: String| {
-        Error::halt(
-            Code::RelationChanged,
-            format!("{what}, so rows of {} that were written before can't be read", message.name),
-            "begin anew under another `name` in lockstep.toml",
-        )
-    };
+    let key = streamed_key(message, table, shape.insert_only)?;
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
         let same = known.filter(|c| c.type_oid == column.type_oid);
+        // Dropped, and the column with it. What is left of it are texts, and nothing but text is known to hold them.
         let (type_name, kind) = same
-            .map(|c| (&c.type_name, &c.kind))
-            .or_else(|| types.get(&column.type_oid).map(|found| (&found.name, &found.kind)))
-            .ok_or_else(|| {
-                changed(format!("the type of column {:?} (OID {}) was dropped", column.name, column.type_oid))
-            })?;
+            .map(|c| (c.type_name.as_str(), c.kind.clone()))
+            .or_else(|| types.get(&column.type_oid).map(|found| (found.name.as_str(), found.kind.clone())))
+            .unwrap_or(("text", TypeKind::Base));
         columns.push(Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
-            type_name: type_name.clone(),
+            type_name: type_name.to_owned(),
             typmod: column.typmod,
             kind: kind.clone(),
             nullable: known.is_none_or(|c| !c.not_null),
@@ -526,30 +643,28 @@ pub fn build_streamed_relation(
 /// The key of a RELATION message: indexes into its columns in key order.
 ///
 /// DEFAULT and USING INDEX flag the key's columns, but in table order: the catalog knows the index's order, and is believed
-/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key.
-fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>) -> Result<Vec<usize>> {
+/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key, if there is one.
+fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>, insert_only: bool) -> Result<Vec<usize>> {
     let position = |name: &String| message.columns.iter().position(|c| c.name == *name);
     let flagged: Vec<usize> = (0..message.columns.len()).filter(|&i| message.columns[i].key).collect();
     let index = match message.identity {
         Identity::Index => table.and_then(|t| t.identity_index.as_ref()),
-        Identity::Default | Identity::Full => table.and_then(|t| t.primary_key.as_ref()),
-        Identity::Nothing => None,
+        Identity::Default | Identity::Full | Identity::Nothing => table.and_then(|t| t.primary_key.as_ref()),
     };
     let catalog: Option<Vec<usize>> = index.and_then(|index| index.columns.iter().map(position).collect());
+    let keyless = table.is_some_and(|table| table.primary_key.is_none());
     match (message.identity, catalog) {
         (Identity::Full, Some(key)) => Ok(key),
         (Identity::Default | Identity::Index, Some(key)) if same_members(&key, &flagged) => Ok(key),
         (Identity::Default | Identity::Index, _) if !flagged.is_empty() => Ok(flagged),
-        (Identity::Nothing, _) => Err(Error::halt(
-            Code::ReplicaIdentity,
+        (Identity::Full, None) if keyless => Ok(Vec::new()),
+        (Identity::Default | Identity::Nothing, key) if insert_only => Ok(key.unwrap_or_default()),
+        (Identity::Nothing, _) => Err(breaks_updates(
             format!("table {} was published with REPLICA IDENTITY NOTHING", message.name),
             format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", message.name.quoted()),
-        )),
-        (Identity::Default | Identity::Index | Identity::Full, _) => Err(Error::halt(
-            Code::TableWithoutKey,
-            format!("table {} has no primary key; tables without one are not supported in this version", message.name),
-            format!("ALTER TABLE {} ADD PRIMARY KEY (…)", message.name.quoted()),
-        )),
+        )
+        .into()),
+        (Identity::Default | Identity::Index | Identity::Full, _) => Err(without_identity(&message.name).into()),
     }
 }
 

@@ -9,7 +9,9 @@
 //! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
-//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream.
+//! - A table without a key has one range, all of it, and nothing to cut it by.
+//! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream. A partitioned table
+//!   has no rows of its own: it is read, and locked, with its partitions.
 //! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
 //!   one step's misjudgement at most.
 //!
@@ -22,7 +24,7 @@ use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
-use super::catalog::{TableFacts, key_of, quoted_list, table_facts};
+use super::catalog::{Kind, TableFacts, key_of, quoted_list, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, unreadable};
 use super::slot::{holder, snapshot_now};
@@ -37,6 +39,9 @@ const PROBE_ROWS: usize = 64;
 
 /// A step asks for at most this many times the rows already seen: their average says little about many more.
 const STEP_GROWTH: usize = 32;
+
+/// Of a table without a key, 2 MiB are read at a time, and what they hold out of line.
+const STEP_BLOCKS: i64 = 256;
 
 /// What part of the table to read.
 #[derive(Clone, Debug)]
@@ -55,6 +60,8 @@ pub struct ChunkRequest<'a> {
     pub extent: Extent,
     pub rows_max: usize,
     pub bytes_max: usize,
+    /// A table without a key is read whole whatever the limits, up to here.
+    pub keyless_bytes_max: usize,
     /// Average of an earlier chunk; makes the first step fit.
     pub row_bytes: Option<usize>,
     pub lock_timeout: Duration,
@@ -81,8 +88,9 @@ pub struct ChunkRead {
 /// Reads one chunk. Leaves the connection outside any transaction, on errors too.
 ///
 /// # Errors
-/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, `RELATION_CHANGED`
-/// if its key is no longer the one that the extent speaks of, and what [`key_of`] says.
+/// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, a retry if its key
+/// is no longer the one that the extent speaks of, `TABLE_WITHOUT_KEY` if it has none and is too large to be read whole, and
+/// what [`key_of`] says.
 pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
     assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
     let relation = request.relation;
@@ -115,7 +123,7 @@ async fn lock(transaction: &Transaction<'_>, name: &TableName, timeout: Duration
     // 0 would wait for ever.
     let milliseconds = timeout.as_millis().clamp(1, 2_147_483_647);
     let sql = format!(
-        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        "SET LOCAL lock_timeout = {milliseconds}; SET LOCAL row_security = off; LOCK TABLE {} IN ACCESS SHARE MODE",
         name.quoted()
     );
     transaction.batch_execute(&sql).await
@@ -130,6 +138,13 @@ async fn not_locked(client: &Client, relation: &Relation, timeout: Duration, err
         Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => table_missing(&relation.name),
         _ => failed(format!("locking table {}", relation.name), error),
     }
+}
+
+fn too_large(name: &TableName, bytes_max: usize) -> Error {
+    let found =
+        format!("table {name} has no key, so its rows are read and held in one piece; they are too many for that");
+    Error::halt(Code::TableWithoutKey, found, format!("ALTER TABLE {} ADD PRIMARY KEY (…)", name.quoted()))
+        .fact(format!("source.snapshot.keyless_bytes allows {bytes_max} bytes"))
 }
 
 fn table_missing(name: &TableName) -> Error {
@@ -159,6 +174,7 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     same_key(request.relation, &facts, &key)?;
     let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
     let (rows, range, full) = match &request.extent {
+        _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
         Extent::Range(range) => reader.range(request, range).await?,
         Extent::Key(wanted) => reader.key(wanted).await?,
     };
@@ -170,7 +186,7 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
 pub fn key_columns(facts: &TableFacts, key: &[usize]) -> Vec<KeyColumn> {
     let column = |&i: &usize| {
         let column = &facts.columns[i];
-        KeyColumn::new(&column.name, KeyOrder::of(column.type_oid), &column.type_name)
+        KeyColumn::new(&column.name, KeyOrder::of(column.type_oid), &column.type_name).in_encoding(&facts.encoding)
     };
     key.iter().map(column).collect()
 }
@@ -186,12 +202,8 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     if same {
         return Ok(());
     }
-    Err(Error::halt(
-        Code::RelationChanged,
-        format!("the key of table {} changed while its rows were being read", relation.name),
-        // A new reader reads under the new key.
-        "lockstep run",
-    ))
+    // What the next look at the table shows has all of it read again.
+    Err(Error::retry_plain(format!("the key of table {} changed while its rows were being read", relation.name)))
 }
 
 /// How many rows to ask for next. Pure.
@@ -237,6 +249,38 @@ impl Reader<'_> {
         Ok((rows, KeyRange { after: asked.after.clone(), through }, full))
     }
 
+    /// All rows, in no order: by the blocks that they lie in, so that a limit is seen before too much is held. Rows that the
+    /// snapshot sees lie in blocks that were there when it was taken.
+    async fn whole(&self, bytes_max: usize) -> Result<Vec<RowBuf>> {
+        let size =
+            "SELECT pg_catalog.pg_relation_size($1::text::regclass) / pg_catalog.current_setting('block_size')::int8";
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for holder in self.holders() {
+            let row = self.transaction.query_one(size, &[&holder.quoted()]).await;
+            let row = row.map_err(|e| failed(format!("reading the size of {holder}"), e))?;
+            let blocks: i64 = row.try_get(0).map_err(|e| unreadable("pg_relation_size", e))?;
+            let mut from = 0;
+            while from < blocks {
+                let (before, to) = (rows.len(), from + STEP_BLOCKS);
+                self.copy(&self.select_blocks(holder, from, to), &mut rows).await?;
+                bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
+                if bytes > bytes_max {
+                    return Err(too_large(&self.facts.name, bytes_max));
+                }
+                from = to;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What the rows lie in: the table, or its partitions.
+    fn holders(&self) -> Vec<&TableName> {
+        match self.facts.kind {
+            Kind::Partitioned => self.facts.leaves.iter().map(|leaf| &leaf.name).collect(),
+            _ => vec![&self.facts.name],
+        }
+    }
+
     /// The key alone has no range of its own, since borders below are exclusive; but between the key before it and itself
     /// there is nothing else in this snapshot.
     async fn key(&self, wanted: &[String]) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
@@ -255,10 +299,19 @@ impl Reader<'_> {
         Ok((rows, KeyRange { after, through: Some(wanted.to_vec()) }, false))
     }
 
+    fn list(&self) -> String {
+        quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()))
+    }
+
+    fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
+        let (list, table) = (self.list(), holder.quoted());
+        format!("COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT")
+    }
+
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
-        let list = quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()));
-        let table = self.facts.name.quoted();
-        format!("COPY (SELECT {list} FROM ONLY {table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+        let (list, table) = (self.list(), self.facts.name.quoted());
+        let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
+        format!("COPY (SELECT {list} FROM {only}{table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
@@ -330,6 +383,7 @@ mod tests {
             extent: Extent::Range(KeyRange::ALL),
             rows_max: 10_000,
             bytes_max: 1_000_000,
+            keyless_bytes_max: 1_000_000,
             row_bytes: None,
             lock_timeout: Duration::from_secs(1),
         };

@@ -15,8 +15,24 @@ pub fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
             Error::halt(Code::NoRight, format!("{doing}: {}", db.message()), "lockstep check")
                 .fact("lockstep check prints the GRANT that is missing")
         }
+        Some(db) if is_not_utf8(db.code().code()) => not_utf8(&doing, db.code().code()),
         _ => Error::retry(doing, error),
     }
+}
+
+/// Of a SQLSTATE: character_not_in_repertoire or untranslatable_character.
+pub fn is_not_utf8(state: &str) -> bool {
+    matches!(state, "22021" | "22P05")
+}
+
+/// The server's own message shows the value's bytes, so it is left out.
+pub fn not_utf8(doing: &str, state: &str) -> Error {
+    let message = format!("{doing}: a value is no text in the database's encoding (SQLSTATE {state})");
+    Error::halt(
+        Code::SourceEncoding,
+        message,
+        "SHOW server_encoding; then repair the value: docs/errors.md, SOURCE_ENCODING",
+    )
 }
 
 /// A catalog answered with something that its documentation rules out.

@@ -25,7 +25,7 @@ pub const MESSAGE_BYTES_MAX: usize = (1 << 30) + 1024;
 pub const COMMAND_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of a buffer without a large message: as much as one burst hands to the next room at once.
-pub const BUFFER_BYTES: usize = 256 << 10;
+pub const BUFFER_BYTES: usize = 1 << 20;
 /// After this many bursts that needed no more than [`BUFFER_BYTES`], a grown buffer shrinks. Large rows seldom come alone, and
 /// growing again copies; 64 bursts under load are some 100 ms.
 const SHRINK_AFTER_BURSTS: u32 = 64;

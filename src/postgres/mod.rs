@@ -7,6 +7,7 @@ pub mod chunk;
 pub mod copytext;
 pub mod failure;
 pub mod frame;
+pub mod look;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;

@@ -10,7 +10,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::GenericClient;
 
-use super::catalog::{Kind, Persistence, SourceFacts, TableFacts, key_of, quoted_list, source_facts, table_facts};
+use super::catalog::{
+    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, identity_finding, key_of, quoted_list,
+    source_facts, table_facts,
+};
 use super::failure::{failed, unreadable};
 use super::publication::{self, PublicationFacts};
 use crate::error::{Code, Error, Halt, Result};
@@ -26,28 +29,32 @@ const MINORS_MIN: [i32; 4] = [140_018, 150_013, 160_009, 170_005];
 /// Names compared for "did you mean"; a catalog of more tables gives no suggestion rather than a slow check.
 const SUGGESTION_TABLES_MAX: i64 = 10_000;
 
+/// What a configuration wants of a source.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub publication: &'a str,
+    pub tables: &'a [TableName],
+    /// Tables among them that need no replica identity.
+    pub insert_only: &'a [TableName],
+    /// We may make or extend the publication, and so need the rights for it.
+    pub create: bool,
+}
+
 /// Every reason why this source can't be read as configured; empty when it can.
-///
-/// `create`: whether we may make or extend the publication, and so need the rights for it.
-pub async fn check_source(
-    client: &(impl GenericClient + Sync),
-    publication_name: &str,
-    tables: &[TableName],
-    create: bool,
-) -> Result<Vec<Halt>> {
+pub async fn check_source(client: &(impl GenericClient + Sync), wanted: Wanted<'_>) -> Result<Vec<Halt>> {
     let source = source_facts(client).await?;
     if source.version < VERSION_MIN {
-        return Ok(findings(&source, publication_name, None, tables, &[], &[], create));
+        return Ok(findings(&source, wanted, None, &[], &[]));
     }
-    let facts = table_facts(client, tables).await?;
-    let publication = publication::publication_facts(client, publication_name).await?;
+    let facts = table_facts(client, wanted.tables).await?;
+    let publication = publication::publication_facts(client, wanted.publication).await?;
     let known = if facts.iter().any(Option::is_none) { known_tables(client).await? } else { Vec::new() };
-    Ok(findings(&source, publication_name, publication.as_ref(), tables, &facts, &known, create))
+    Ok(findings(&source, wanted, publication.as_ref(), &facts, &known))
 }
 
 async fn known_tables(client: &(impl GenericClient + Sync)) -> Result<Vec<TableName>> {
     const SQL: &str = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg_toast%'
+        WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg_toast%'
         ORDER BY 1, 2 LIMIT $1";
     let rows = client
         .query(SQL, &[&SUGGESTION_TABLES_MAX])
@@ -59,33 +66,40 @@ async fn known_tables(client: &(impl GenericClient + Sync)) -> Result<Vec<TableN
         .map_err(|e| unreadable("pg_class", e))
 }
 
-/// The judgement over the facts. `facts` is parallel to `tables`, or empty for a server too old to be asked.
+/// The judgement over the facts. `facts` is parallel to the wanted tables, or empty for a server too old to be asked.
 pub fn findings(
     source: &SourceFacts,
-    publication_name: &str,
+    wanted: Wanted<'_>,
     publication: Option<&PublicationFacts>,
-    tables: &[TableName],
     facts: &[Option<TableFacts>],
     known: &[TableName],
-    create: bool,
 ) -> Vec<Halt> {
     let mut found = Vec::new();
     server_findings(source, &mut found);
-    for (name, facts) in tables.iter().zip(facts) {
+    for (name, facts) in wanted.tables.iter().zip(facts) {
         match facts {
             None => found.push(missing(name, &source.database, known)),
-            Some(table) => table_findings(source, table, &mut found),
+            Some(table) => table_findings(source, table, wanted.insert_only, &mut found),
+        }
+    }
+    for leaf in facts.iter().flatten() {
+        if let Some(root) = facts.iter().flatten().find(|root| leaf.ancestors.contains(&root.oid)) {
+            found.push(halt(
+                Code::TableUnsupported,
+                format!("{} is a partition of {}: its changes come under that name and no other", leaf.name, root.name),
+                format!("delete the connector of {} or that of {}", leaf.name, root.name),
+            ));
         }
     }
     // A command to publish never names a table whose own UPDATEs it would break.
     let unpublished: Vec<&TableFacts> = facts
         .iter()
         .flatten()
-        .filter(|t| unsupported(t).is_none() && key_of(t).is_ok())
+        .filter(|t| unsupported(t).is_none() && identity_of(t, wanted.insert_only).is_ok())
         .filter(|t| publication.is_none_or(|p| !p.all_tables && p.table(&t.name).is_none()))
         .collect();
-    if create && !source.superuser && !unpublished.is_empty() {
-        publication_findings(source, publication_name, publication, &unpublished, &mut found);
+    if wanted.create && !source.superuser && !unpublished.is_empty() {
+        publication_findings(source, wanted.publication, publication, &unpublished, &mut found);
     }
     found
 }
@@ -136,13 +150,13 @@ fn server_findings(source: &SourceFacts, found: &mut Vec<Halt>) {
     }
 }
 
-fn table_findings(source: &SourceFacts, table: &TableFacts, found: &mut Vec<Halt>) {
+fn table_findings(source: &SourceFacts, table: &TableFacts, insert_only: &[TableName], found: &mut Vec<Halt>) {
     let role = quote_identifier(&source.role);
     if let Some(finding) = unsupported(table) {
         found.push(finding);
         return;
     }
-    match key_of(table) {
+    match identity_of(table, insert_only) {
         Err(Error::Halt(finding)) => found.push(*finding),
         Ok(_) | Err(Error::Retry(_)) => {}
     }
@@ -171,16 +185,21 @@ fn table_findings(source: &SourceFacts, table: &TableFacts, found: &mut Vec<Halt
     }
 }
 
+/// Whether rows of the table can be followed, and its owner still change them.
+fn identity_of(table: &TableFacts, insert_only: &[TableName]) -> Result<()> {
+    match identity_finding(table).filter(|_| !insert_only.contains(&table.name)) {
+        Some(halt) => Err(halt.into()),
+        None => key_of(table).map(drop),
+    }
+}
+
 /// Kinds of relations whose changes can't be read as one table's, by name.
 fn unsupported(table: &TableFacts) -> Option<Halt> {
     let name = &table.name;
     let finding = |what: &str, hint: String| Some(halt(Code::TableUnsupported, format!("{name} is {what}"), hint));
     let instead = |what: &str| format!("lockstep check, after routing {what} instead of {name} in connectors/");
     match (table.kind, table.persistence) {
-        (Kind::Partitioned, _) => finding(
-            "a partitioned table; its root can't be routed in this version, its partitions can, one by one",
-            instead("its partitions"),
-        ),
+        (Kind::Partitioned, _) => table.leaves.iter().find_map(|leaf| unfit_leaf(table, leaf)),
         (Kind::View, _) => finding("a view, which has no changes of its own", instead("the tables below it")),
         (Kind::MaterializedView, _) => {
             finding("a materialized view, whose refreshes are not in the stream", instead("the tables below it"))
@@ -197,6 +216,30 @@ fn unsupported(table: &TableFacts) -> Option<Halt> {
         ),
         (Kind::Table, Persistence::Permanent) => None,
     }
+}
+
+/// A partition whose changes would not come with its root's.
+fn unfit_leaf(root: &TableFacts, leaf: &LeafFacts) -> Option<Halt> {
+    let name = leaf.name.quoted();
+    let unfit = |code: Code, what: &str, hint: String| {
+        Some(halt(code, format!("partition {} of {} {what}", leaf.name, root.name), hint))
+    };
+    if leaf.kind != Kind::Table {
+        let hint = format!("ALTER TABLE {} DETACH PARTITION {name}", root.name.quoted());
+        return unfit(Code::TableUnsupported, "is no table: its changes happen elsewhere", hint);
+    }
+    if leaf.persistence != Persistence::Permanent {
+        return unfit(Code::TableUnsupported, "is not in the log", format!("ALTER TABLE {name} SET LOGGED"));
+    }
+    // The stream names old rows as the partition says, and we look for the key that the root has.
+    let fits = match leaf.identity {
+        Identity::Full => true,
+        Identity::Nothing => false,
+        Identity::Default => root.identity != Identity::Index,
+        Identity::Index => root.identity == Identity::Index,
+    };
+    let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
+    if fits { None } else { unfit(Code::ReplicaIdentity, "has another replica identity than it", hint) }
 }
 
 /// The rights to make the publication, or to add tables to it.
@@ -380,7 +423,7 @@ impl<'a> Components<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::catalog::{ForeignKey, Identity};
+    use crate::postgres::catalog::ForeignKey;
 
     fn table(name: &str, references: &[&str]) -> TableFacts {
         TableFacts {
@@ -391,8 +434,11 @@ mod tests {
             kind: Kind::Table,
             persistence: Persistence::Permanent,
             identity: Identity::Default,
+            encoding: "UTF8".into(),
             is_partition: false,
             children: 0,
+            ancestors: vec![],
+            leaves: vec![],
             columns: vec![],
             primary_key: None,
             identity_index: None,

@@ -1,5 +1,7 @@
 //! The publication: exactly our tables, all columns, all rows, all operations.
 //!
+//! Partitioned tables are published under their root's name, partitions that are routed themselves under their own.
+//!
 //! Made before the slot (the other order wedges the slot for good), with `ONLY`, so that the list in the catalog is the list
 //! that was asked for. Missing tables of ours are added and reported: the caller must read those with a snapshot younger than
 //! the ALTER. Anything else that differs was somebody's decision: it halts, with the commands that undo it.
@@ -44,6 +46,8 @@ pub struct PublishedTable {
     pub columns: Option<Vec<String>>,
     /// Row filter as SQL.
     pub filter: Option<String>,
+    /// The root of partitions.
+    pub partitioned: bool,
 }
 
 impl PublicationFacts {
@@ -112,7 +116,7 @@ async fn published_tables(
         "NULL::text[], NULL::text"
     };
     let sql = format!(
-        "SELECT n.nspname::text, c.relname::text, {details}
+        "SELECT n.nspname::text, c.relname::text, {details}, c.relkind = 'p'
          FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE r.prpubid = $1 ORDER BY 1, 2"
     );
@@ -123,6 +127,7 @@ async fn published_tables(
                 name: TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
                 columns: row.try_get(2)?,
                 filter: row.try_get(3)?,
+                partitioned: row.try_get(4)?,
             })
         })
         .collect::<Result<_, tokio_postgres::Error>>()
@@ -159,7 +164,10 @@ pub async fn ensure_publication(
             if missing.is_empty() {
                 return Ok(PublicationState::Unchanged);
             }
-            let sql = add_tables_sql(name, &missing);
+            let mut sql = add_tables_sql(name, &missing);
+            if !facts.via_root && any_partitioned(client, &missing).await? {
+                sql = format!("{}; {sql}", via_root_sql(name));
+            }
             (PublicationState::Added(missing), sql)
         }
     };
@@ -171,12 +179,22 @@ pub async fn ensure_publication(
         let hint = "type the command above at the source, or set create = true";
         return Err(Error::halt(Code::CreateOff, format!("{what}, and create = false"), hint).fact(format!("{sql};")));
     }
-    match client.execute(&sql, &[]).await {
-        Ok(_) => Ok(state),
+    // Two statements are one transaction.
+    match client.batch_execute(&sql).await {
+        Ok(()) => Ok(state),
         // Another instance was quicker; looking again finds its work.
         Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => Err(Error::retry("making the publication", e)),
         Err(e) => Err(failed("making the publication", e)),
     }
+}
+
+async fn any_partitioned(client: &(impl GenericClient + Sync), tables: &[TableName]) -> Result<bool> {
+    const SQL: &str = "SELECT EXISTS (
+        SELECT FROM unnest($1::text[], $2::text[]) AS w (nsp, rel) JOIN pg_namespace n ON n.nspname = w.nsp
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel WHERE c.relkind = 'p')";
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|t| (t.schema.as_str(), t.table.as_str())).unzip();
+    let row = client.query_one(SQL, &[&schemas, &names]).await;
+    row.and_then(|row| row.try_get(0)).map_err(|e| failed("looking for partitioned tables", e))
 }
 
 /// Whether the tables that were published before still are, whole. One that was left out meanwhile is not simply added again:
@@ -222,9 +240,11 @@ pub fn check_publication(facts: &PublicationFacts, tables: &[TableName]) -> Resu
             differs.push(format!("not all of {OPERATIONS} are published"));
             commands.push(format!("ALTER PUBLICATION {name} SET (publish = '{OPERATIONS}')"));
         }
-        if facts.via_root {
-            differs.push("publish_via_partition_root is on".to_owned());
-            commands.push(format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = false)"));
+        // On, it means nothing where no root is published.
+        let root = facts.tables.iter().find(|table| table.partitioned);
+        if let Some(root) = root.filter(|_| !facts.via_root) {
+            differs.push(format!("changes of {} come under the names of its partitions", root.name));
+            commands.push(via_root_sql(&facts.name));
         }
         if facts.generated_columns {
             differs.push("generated columns are published".to_owned());
@@ -264,7 +284,11 @@ fn list_differences(facts: &PublicationFacts, tables: &[TableName], differs: &mu
 pub fn create_sql(name: &str, tables: &[TableName]) -> String {
     let name = quote_identifier(name);
     let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", only_list(tables)) };
-    format!("CREATE PUBLICATION {name}{list} WITH (publish = '{OPERATIONS}')")
+    format!("CREATE PUBLICATION {name}{list} WITH (publish = '{OPERATIONS}', publish_via_partition_root = true)")
+}
+
+fn via_root_sql(name: &str) -> String {
+    format!("ALTER PUBLICATION {} SET (publish_via_partition_root = true)", quote_identifier(name))
 }
 
 /// The statement that adds tables to it.
@@ -299,11 +323,16 @@ mod tests {
             update: true,
             delete: true,
             truncate: true,
-            via_root: false,
+            via_root: true,
             generated_columns: false,
             tables: tables
                 .iter()
-                .map(|t| PublishedTable { name: TableName::new("s", *t), columns: None, filter: None })
+                .map(|t| PublishedTable {
+                    name: TableName::new("s", *t),
+                    columns: None,
+                    filter: None,
+                    partitioned: false,
+                })
                 .collect(),
             schemas: vec![],
         }
@@ -323,16 +352,17 @@ mod tests {
         changed.tables[0].columns = Some(vec!["id".into()]);
         changed.tables[0].filter = Some("(id > 1)".into());
         changed.truncate = false;
-        changed.via_root = true;
+        changed.via_root = false;
+        changed.tables[0].partitioned = true;
         insta::assert_snapshot!(check_publication(&changed, &ours).unwrap_err(), @r#"
         error[PUBLICATION_CHANGED]: publication "p" is not the one that was made
           only columns id of table s.a are published
           only rows of table s.a with (id > 1) are published
           table s.x is in it and not routed
           not all of insert, update, delete, truncate are published
-          publish_via_partition_root is on
+          changes of s.a come under the names of its partitions
           changes of a table that was filtered or left out meanwhile are lost: lockstep resync TABLE afterwards
-          help: ALTER PUBLICATION "p" SET TABLE ONLY "s"."a"; ALTER PUBLICATION "p" SET (publish = 'insert, update, delete, truncate'); ALTER PUBLICATION "p" SET (publish_via_partition_root = false)
+          help: ALTER PUBLICATION "p" SET TABLE ONLY "s"."a"; ALTER PUBLICATION "p" SET (publish = 'insert, update, delete, truncate'); ALTER PUBLICATION "p" SET (publish_via_partition_root = true)
         "#);
         let mut all = facts(&[]);
         all.all_tables = true;

@@ -6,6 +6,8 @@
 //!
 //! Deliberately not here: comparing the slot with the ledger (`SLOT_MOVED`, the capture machine's), and dropping slots.
 
+use std::time::Duration;
+
 use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;
 
@@ -301,6 +303,30 @@ pub async fn fresh_xid(client: &(impl GenericClient + Sync)) -> Result<u64> {
 pub async fn snapshot_now(client: &(impl GenericClient + Sync)) -> Result<PgSnapshot> {
     let text = one_text(client, "SELECT pg_current_snapshot()::text", "taking a snapshot").await?;
     text.parse().map_err(|e| unreadable("snapshot", e))
+}
+
+/// How often [`wait_visible`] looks; mostly the first look is enough.
+const VISIBLE_POLL: Duration = Duration::from_millis(5);
+
+/// Waits until new snapshots see what the transaction (as BEGIN in the stream names it) did. The stream shows a commit before
+/// they do, a little while mostly, and for as long as a synchronous standby takes.
+///
+/// # Errors
+/// A retry when it takes longer than `timeout`.
+pub async fn wait_visible(client: &(impl GenericClient + Sync), xid: u32, timeout: Duration) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    loop {
+        let snapshot = snapshot_now(client).await?;
+        if snapshot.sees(snapshot.widen(xid)) {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::retry_plain(format!(
+                "waiting to see in the catalog what transaction {xid} did; is its commit held up by a synchronous standby?"
+            )));
+        }
+        tokio::time::sleep(VISIBLE_POLL).await;
+    }
 }
 
 /// The end of the server's log.

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::failure::{is_not_utf8, not_utf8};
 use super::frame::{self, BUFFER_BYTES, Buffer, Frame, FrameError, MESSAGE_BYTES_MAX};
 use super::socket::Socket;
 use super::wire::Connection;
@@ -456,6 +457,7 @@ fn refused_in_stream(refusal: ServerError) -> Error {
             ),
             "SELECT pubname FROM pg_publication",
         ),
+        state if is_not_utf8(state) => not_utf8("streaming", state),
         _ => refusal.judge("streaming"),
     }
 }

@@ -15,6 +15,8 @@ pub struct TableFacts {
     pub oid: u32,
     /// `pg_class.relkind`: only r and p hold rows that we may write.
     pub kind: String,
+    /// The database's, as `server_encoding` names it.
+    pub encoding: String,
     /// Emptied by a crash of the server, while the progress row stays.
     pub unlogged: bool,
     pub columns: Vec<ColumnFacts>,
@@ -42,6 +44,8 @@ pub struct ColumnFacts {
     pub base_oid: u32,
     pub typmod: i32,
     pub base_sql: String,
+    /// How SQL names the declared type, with its modifier.
+    pub declared_sql: String,
     pub not_null: bool,
     pub has_default: bool,
     pub identity_always: bool,
@@ -90,7 +94,7 @@ SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
            CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL),
        ARRAY(SELECT t.tgname::text FROM pg_catalog.pg_trigger t
               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY 1),
-       c.relpersistence = 'u'
+       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding')
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, tab, ordinal)
   JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
@@ -110,7 +114,8 @@ SELECT a.attrelid, a.attname::text,
        t.oid, b.typmod, tn.nspname::text, t.typname::text,
        a.attnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type x WHERE x.oid = a.atttypid AND x.typnotnull),
        a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL,
-       a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true)
+       a.attidentity = 'a', a.attgenerated <> '', coalesce(l.collisdeterministic, true),
+       pg_catalog.format_type(a.atttypid, a.atttypmod)
   FROM base b
   JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
   JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
@@ -166,6 +171,7 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
             rights_missing: row.get(4),
             triggers: row.get(5),
             unlogged: row.get(6),
+            encoding: row.get(7),
             columns: Vec::new(),
             uniques: Vec::new(),
             foreign_keys: Vec::new(),
@@ -206,6 +212,7 @@ fn column(row: &tokio_postgres::Row) -> ColumnFacts {
         identity_always: row.get(10),
         generated: row.get(11),
         deterministic: row.get(12),
+        declared_sql: row.get(13),
     }
 }
 

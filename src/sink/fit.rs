@@ -79,7 +79,9 @@ fn create_table(wanted: &WantedTable) -> String {
         format!("{} {}{null}", quote_identifier(&wanted.column.name), declaration(&wanted.column))
     };
     let mut parts: Vec<String> = wanted.columns.iter().map(column).collect();
-    parts.push(format!("PRIMARY KEY ({})", key_list(wanted)));
+    if !wanted.is_keyless() {
+        parts.push(format!("PRIMARY KEY ({})", key_list(wanted)));
+    }
     format!("CREATE TABLE {} ({})", wanted.table.quoted(), parts.join(", "))
 }
 
@@ -148,7 +150,7 @@ fn columns_left_empty(wanted: &WantedTable, facts: &TableFacts) -> Vec<Halt> {
 }
 
 fn judge_key(wanted: &WantedTable, facts: &TableFacts) -> Option<Halt> {
-    if arbiter(wanted, facts).is_some() {
+    if wanted.is_keyless() || arbiter(wanted, facts).is_some() {
         return None;
     }
     let (table, list) = (wanted.table.quoted(), key_list(wanted));
@@ -197,10 +199,14 @@ fn judge_rights(wanted: &WantedTable, facts: &TableFacts, role: &str) -> Vec<Hal
     halts
 }
 
-/// Ranges of keys are cut by the source's order; the sink's column must sort the same way.
+/// Ranges of keys are cut by the source's order; the sink's column must sort the same way. An order by text is one of every
+/// type, since a column that holds the source's values prints them alike; a domain's values are ordered so at the source,
+/// whatever is below it.
 fn same_order(source_oid: u32, sink_oid: u32) -> bool {
-    let (source, sink) = (KeyOrder::of(source_oid), KeyOrder::of(sink_oid));
-    source == sink || (source, sink) == (KeyOrder::Integer, KeyOrder::Numeric)
+    match (KeyOrder::of(source_oid), KeyOrder::of(sink_oid)) {
+        (KeyOrder::Text, _) | (KeyOrder::Integer, KeyOrder::Numeric) => true,
+        (source, sink) => source == sink,
+    }
 }
 
 /// Whether every value of the source's column is stored by the sink's without loss.
@@ -255,7 +261,7 @@ fn digits(typmod: i32) -> (i32, i32) {
 }
 
 /// A column's type as CREATE TABLE takes it.
-fn declaration(column: &Column) -> String {
+pub fn declaration(column: &Column) -> String {
     modified(&column.type_name, column.typmod)
 }
 
@@ -273,6 +279,8 @@ fn modified(type_name: &str, typmod: i32) -> String {
     };
     let name = match element.split_once('.') {
         Some((schema, name)) => format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
+        // Without quotes it would be another type.
+        None if element == "char" => quote_identifier(element),
         None => element.to_owned(),
     };
     format!("{name}{modifier}{array}")
@@ -304,6 +312,7 @@ mod tests {
             base_oid: 25,
             typmod,
             base_sql: String::new(),
+            declared_sql: String::new(),
             not_null: false,
             has_default: false,
             identity_always: false,
@@ -355,6 +364,13 @@ mod tests {
                 "{from}({from_mod}) in {to}({to_mod})"
             );
         }
+    }
+
+    #[test]
+    fn keys_sort_at_the_sink_as_at_the_source() {
+        let (domain, text, int4, int8, numeric) = (16_385, 25, 23, 20, 1700);
+        assert!(same_order(domain, int4) && same_order(int4, int8) && same_order(int4, numeric));
+        assert!(!same_order(int4, text) && !same_order(numeric, int4));
     }
 
     #[test]

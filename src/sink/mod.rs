@@ -24,11 +24,13 @@
 //! leaves the transaction open; then the sink is to be dropped too. After any failure the transaction is over or is ended by
 //! [`rollback`](postgres::PostgresSink::rollback); `commit` after a failure is a bug and panics.
 //!
-//! Tables without a key are not taken yet: a net effect needs one.
+//! A table without a key is written by whole rows (`keyless`): n equal rows are n rows.
 
 pub mod catalog;
 mod encode;
+pub mod evolve;
 pub mod fit;
+mod keyless;
 pub mod postgres;
 pub mod progress;
 mod range;
@@ -117,8 +119,7 @@ pub struct WantedColumn {
 }
 
 impl WantedTable {
-    /// What `target` takes of `relation`. Refused: columns that the relation does not have, a subset without the key, a
-    /// relation without one.
+    /// What `target` takes of `relation`. Refused: columns that the relation does not have, a subset without the key.
     pub fn of(relation: &Relation, target: &config::SinkTable) -> Result<WantedTable, Halt> {
         let halt = |message: String, hint: String| Halt { code: Code::Config, message, facts: vec![], hint };
         let edit = || format!("edit columns under [sinks.{}] of the connector of {}", target.sink, relation.name);
@@ -133,14 +134,6 @@ impl WantedTable {
                 edit(),
             ));
         }
-        if relation.key_columns().is_empty() {
-            return Err(Halt {
-                code: Code::TableWithoutKey,
-                message: format!("table {} has no key, a sink can't tell its rows apart", relation.name),
-                facts: vec![],
-                hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…)", relation.name.quoted()),
-            });
-        }
         let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
         Ok(WantedTable {
             source: relation.name.clone(),
@@ -149,7 +142,12 @@ impl WantedTable {
         })
     }
 
-    /// Places in `columns` of the key's columns, in key order.
+    /// Rows are told apart by all they hold.
+    pub fn is_keyless(&self) -> bool {
+        self.columns.iter().all(|column| column.column.key.is_none())
+    }
+
+    /// Places in `columns` of the key's columns, in key order; empty for a table without a key.
     pub fn key(&self) -> Vec<usize> {
         let mut key: Vec<(u16, usize)> =
             self.columns.iter().enumerate().filter_map(|(i, c)| c.column.key.map(|ordinal| (ordinal, i))).collect();

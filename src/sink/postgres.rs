@@ -9,12 +9,13 @@ use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
 use super::catalog;
+use super::evolve;
 use super::fit::{self, Findings};
 use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
 use super::{Failure, Outcome, WantedTable};
-use crate::config;
+use crate::config::{self, Evolve};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
 use crate::session::{self, Session};
@@ -141,6 +142,37 @@ impl PostgresSink {
             .collect()
     }
 
+    /// What [`PostgresSink::evolve`] would run now, as far as that can be told without the versions before. Changes nothing.
+    pub async fn steps(&self, wanted: &WantedTable, evolve: Evolve) -> Result<Vec<String>> {
+        let facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
+        Ok(facts.map_or_else(Vec::new, |facts| evolve::steps(wanted, &facts, &[], evolve)))
+    }
+
+    /// Makes the table fit `wanted` as far as `evolve` allows, in the open transaction; whether anything was done. `earlier` are
+    /// versions that the table may hold.
+    pub async fn evolve(&mut self, wanted: &WantedTable, earlier: &[WantedTable], evolve: Evolve) -> Outcome<bool> {
+        self.assert_open();
+        let facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
+        let steps = facts.map_or_else(Vec::new, |facts| evolve::steps(wanted, &facts, earlier, evolve));
+        if steps.is_empty() {
+            return Ok(false);
+        }
+        // Checks that are still pending would be in the way of an ALTER. What was written so far is whole: the source's own
+        // ALTER stood at this place.
+        let mut sql = if self.written { "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED" } else { "" };
+        let mut next = steps.iter();
+        loop {
+            if let Err(error) = self.client.batch_execute(sql).await {
+                self.fail();
+                return Err(not_followed(wanted, sql, &self.name.role, error));
+            }
+            let Some(step) = next.next() else { break };
+            tracing::warn!(table = %wanted.table, sql = %step, "the sink's table follows the source's");
+            sql = step;
+        }
+        Ok(true)
+    }
+
     /// Makes `lockstep.progress` if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.
     pub async fn progress(&self, create: bool) -> Result<Option<ProgressRow>> {
         progress::prepare(&self.client, create).await?;
@@ -183,7 +215,7 @@ impl PostgresSink {
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
     pub async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
         assert_eq!(self.transaction, Transaction::None, "one transaction at a time");
-        let move_row = self.prepared(&progress::cas_sql()).await?;
+        let move_row = self.prepared(&progress::cas_sql(), None).await?;
         let cas = Cas::new(&self.name, from, to);
         let params = cas.params();
         self.transaction = Transaction::Failed;
@@ -270,13 +302,13 @@ impl PostgresSink {
         self.transaction = Transaction::Failed;
     }
 
-    pub(super) async fn prepared(&mut self, sql: &str) -> Outcome<Statement> {
+    pub(super) async fn prepared(&mut self, sql: &str, plan: Option<&SinkTablePlan>) -> Outcome<Statement> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
         let statement = match self.client.prepare(sql).await {
             Ok(statement) => statement,
-            Err(error) => return Err(failure("preparing a statement at the sink", None, error)),
+            Err(error) => return Err(failure("preparing a statement at the sink", plan, error)),
         };
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
@@ -301,6 +333,37 @@ impl PostgresSink {
         }
         self.stages_filled.remove(&plan.stage);
         Ok(())
+    }
+}
+
+/// A step that the server refused: of what may heal, a retry; of everything else, the step for somebody to type.
+fn not_followed(wanted: &WantedTable, sql: &str, role: &str, error: tokio_postgres::Error) -> Failure {
+    let doing = "letting a table of the sink follow the source's";
+    let Some(server) = error.as_db_error() else { return failure(doing, None, error) };
+    let state = format!("SQLSTATE {}", server.code().code());
+    let halt = |code: Code, message: String, hint: String| Halt { code, message, facts: vec![state.clone()], hint };
+    match &server.code().code()[..2] {
+        // A lock, a deadlock, a server that goes or is full.
+        "08" | "25" | "40" | "53" | "55" | "57" | "58" => failure(doing, None, error),
+        // A value that does not fit the new type, or one that a deferred check refuses: never its text, which may quote it.
+        "22" | "23" => halt(
+            Code::SinkTable,
+            format!("values of table {} at the sink do not follow the source's new shape", wanted.table),
+            sql.to_owned(),
+        )
+        .into(),
+        _ if server.code().code() == "42501" => halt(
+            Code::NoRight,
+            format!("role {role:?} may not alter table {} at the sink, as evolve asks for", wanted.table),
+            format!("{sql}, or ALTER TABLE {} OWNER TO {}", wanted.table.quoted(), quote_identifier(role)),
+        )
+        .into(),
+        _ => halt(
+            Code::SinkTable,
+            format!("table {} at the sink can't follow the source's: {}", wanted.table, server.message()),
+            sql.to_owned(),
+        )
+        .into(),
     }
 }
 

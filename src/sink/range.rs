@@ -2,7 +2,7 @@
 //!
 //! The rows go into a stage as they come, so a chunk needs no memory here. Then two statements: keys of the range that are not
 //! among the rows are deleted (phantoms), the rows are inserted or updated where they differ. A row that is already right is
-//! not written: no new version, no trigger, no work for vacuum.
+//! not written: no new version, no trigger, no work for vacuum. A table without a key has one range, all of it.
 
 use super::postgres::PostgresSink;
 use super::refusal::failure;
@@ -69,13 +69,20 @@ impl PostgresSink {
         let RangeLoad { plan, range, rows } = load;
         self.written = true;
         let doing = format!("replacing a range of {}", plan.table);
-        if let Err(error) = self.delete_references(plan, &range, blank).await {
+        // Nothing can reference a row that has no key.
+        if !plan.keyless
+            && let Err(error) = self.delete_references(plan, &range, blank).await
+        {
             self.fail();
             return Err(failure(&doing, Some(plan), error));
         }
-        let deleted = self.client.execute(&plan.delete_phantoms(&range), &[]).await;
+        let (delete, insert) = match plan.keyless {
+            true => (plan.delete_surplus(), plan.insert_missing()),
+            false => (plan.delete_phantoms(&range), plan.insert_differing()),
+        };
+        let deleted = self.client.execute(&delete, &[]).await;
         let inserted = match (&deleted, rows) {
-            (Ok(_), 1..) => self.client.execute(&plan.insert_differing(), &[]).await,
+            (Ok(_), 1..) => self.client.execute(&insert, &[]).await,
             _ => Ok(0),
         };
         match deleted.and_then(|deleted| Ok(Counts { deleted, inserted: inserted?, ..Counts::default() })) {

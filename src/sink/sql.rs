@@ -12,6 +12,8 @@ use std::collections::HashSet;
 use super::WantedTable;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::fit;
+use crate::apply::bag::Bag;
+use crate::apply::fold::Fold;
 use crate::apply::net::Net;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate};
 use crate::relation::{TableName, quote_identifier};
@@ -33,8 +35,11 @@ pub struct SinkTablePlan {
     /// Our role at the sink, for GRANTs.
     pub(super) role: String,
     pub(super) columns: Vec<PlanColumn>,
-    /// Places in `columns`, in key order.
+    /// Places in `columns`, in key order; all of them in a table without a key.
     pub(super) key: Vec<usize>,
+    pub(super) keyless: bool,
+    /// The sink database's.
+    encoding: String,
     /// The key index's equality, by key column.
     equals: Vec<String>,
     /// Tables that this one references, itself excluded.
@@ -48,6 +53,8 @@ pub struct SinkTablePlan {
     exact_key: bool,
     pub(super) deferrable: bool,
     pub(super) constraints: Vec<ConstraintFacts>,
+    /// Names of columns that the sink generates always, and so allows no UPDATE of.
+    pub(super) generated_always: Vec<String>,
     /// Quoted, with its schema.
     pub(super) stage: String,
 }
@@ -60,6 +67,8 @@ pub(super) struct PlanColumn {
     pub quoted: String,
     /// The type to cast texts to: the base type, without modifier.
     pub cast: String,
+    /// The type as declared, with its modifier: what a value is once it is stored.
+    pub stored: String,
     base: String,
     source_oid: u32,
 }
@@ -95,17 +104,15 @@ impl SinkTablePlan {
                     name: sink.name.clone(),
                     quoted: quote_identifier(&sink.name),
                     cast: sink.base_sql.clone(),
+                    stored: sink.declared_sql.clone(),
                     base: sink.base.clone(),
                     source_oid: wanted.column.type_oid,
                 }
             })
             .collect();
-        let key = wanted.key();
-        let arbiter = fit::arbiter(wanted, facts).expect("judged: a unique index over the key is there");
-        let equals = key.iter().map(|&k| {
-            let place = arbiter.columns.iter().position(|name| *name == columns[k].name);
-            arbiter.equals[place.expect("the index is over the key")].clone()
-        });
+        let keyless = wanted.is_keyless();
+        let key = if keyless { (0..columns.len()).collect() } else { wanted.key() };
+        let equals = if keyless { Vec::new() } else { equals(wanted, facts, &columns) };
         let acts = |on_delete: &str| matches!(on_delete, "c" | "n" | "d");
         let keys = &facts.foreign_keys;
         let exact =
@@ -115,28 +122,31 @@ impl SinkTablePlan {
             table: wanted.table.clone(),
             oid: facts.oid,
             role: role.to_owned(),
-            equals: equals.collect(),
+            equals,
             parents: keys.iter().filter(|f| f.child == facts.oid && f.parent != facts.oid).map(|f| f.parent).collect(),
             references_itself: keys.iter().any(|f| f.child == facts.oid && f.parent == facts.oid),
             deletes_last: keys.iter().any(|f| f.parent == facts.oid && !(f.deferrable && f.on_delete == "a")),
             deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
-            exact_key: key.iter().all(exact),
+            exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
             constraints: facts.constraints.clone(),
+            generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             stage: stage_name(facts.oid, &columns, &key),
             columns,
             key,
+            keyless,
+            encoding: facts.encoding.clone(),
         }
     }
 
-    /// An empty net for this plan's table.
-    pub fn net(&self) -> Net {
+    /// Nothing folded yet, for this plan's table.
+    pub fn fold(&self) -> Fold {
         let relation = |place: usize| self.columns[place].index;
-        Net::new(
-            self.table.clone(),
-            (0..self.columns.len()).map(relation).collect(),
-            self.key.iter().map(|&k| relation(k)).collect(),
-        )
+        let wanted = (0..self.columns.len()).map(relation).collect();
+        match self.keyless {
+            true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
+            false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
+        }
     }
 
     /// Orders of the key's columns, for [`KeyRange::contains`].
@@ -160,7 +170,7 @@ impl SinkTablePlan {
     }
 
     pub(super) fn has_only_key(&self) -> bool {
-        self.key.len() == self.columns.len()
+        !self.keyless && self.key.len() == self.columns.len()
     }
 
     /// New rows. A row that is already there is overwritten, except where deletes come last and another text of the same key
@@ -168,7 +178,7 @@ impl SinkTablePlan {
     pub(super) fn insert(&self, rows: Rows) -> String {
         let all = self.all();
         let insert = self.insert_into(rows, &all);
-        match self.deletes_last && !self.exact_key {
+        match self.keyless || (self.deletes_last && !self.exact_key) {
             true => insert,
             false => format!("{insert} {}", self.on_conflict()),
         }
@@ -233,7 +243,7 @@ impl SinkTablePlan {
             .map(|&k| {
                 let column = &self.columns[k];
                 let order = KeyOrder::of(column.source_oid);
-                let mut key = KeyColumn::new(&column.name, order, &column.base);
+                let mut key = KeyColumn::new(&column.name, order, &column.base).in_encoding(&self.encoding);
                 key.sql = format!("t.{}", key.sql);
                 key
             })
@@ -295,7 +305,7 @@ impl SinkTablePlan {
         (0..self.key.len()).map(equal).collect::<Vec<_>>().join(" AND ")
     }
 
-    fn value(&self, rows: Rows, place: usize) -> String {
+    pub(super) fn value(&self, rows: Rows, place: usize) -> String {
         match rows {
             Rows::Parameters => format!("v.c{place}::{}", self.columns[place].cast),
             Rows::Stage => format!("v.c{place}"),
@@ -313,7 +323,7 @@ impl SinkTablePlan {
         format!("FROM {}", self.source_of(rows, places, with_old))
     }
 
-    fn source_of(&self, rows: Rows, places: &[usize], with_old: bool) -> String {
+    pub(super) fn source_of(&self, rows: Rows, places: &[usize], with_old: bool) -> String {
         match rows {
             Rows::Stage => format!("{} AS v", self.stage),
             Rows::Parameters => {
@@ -329,6 +339,16 @@ impl SinkTablePlan {
         let old = if with_old { 0..self.key.len() } else { 0..0 };
         places.iter().map(|place| format!("c{place}")).chain(old.map(|k| format!("o{k}"))).collect()
     }
+}
+
+/// The key index's equality, by key column.
+fn equals(wanted: &WantedTable, facts: &TableFacts, columns: &[PlanColumn]) -> Vec<String> {
+    let arbiter = fit::arbiter(wanted, facts).expect("judged: a unique index over the key is there");
+    let equal = |k: usize| {
+        let place = arbiter.columns.iter().position(|name| *name == columns[k].name);
+        arbiter.equals[place.expect("the index is over the key")].clone()
+    };
+    wanted.key().into_iter().map(equal).collect()
 }
 
 /// A stage belongs to a table and the types of its columns: another shape is another stage.
@@ -363,6 +383,7 @@ mod tests {
             name: name.into(),
             quoted: quote_identifier(name),
             cast: cast.into(),
+            stored: format!("{cast}(5)"),
             base: "int4".into(),
             source_oid: 23,
         };
@@ -373,6 +394,8 @@ mod tests {
             role: "r".into(),
             columns: vec![column(0, "a", "ta"), column(2, "k", "tk"), column(3, "b\"", "tb")],
             key: vec![1],
+            keyless: false,
+            encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
             parents: parents.iter().copied().collect(),
             references_itself: false,
@@ -381,6 +404,7 @@ mod tests {
             exact_key: true,
             deferrable: false,
             constraints: vec![],
+            generated_always: vec![],
             stage: "pg_temp.\"st\"".into(),
         }
     }
@@ -428,6 +452,26 @@ mod tests {
             plan.delete_phantoms(&KeyRange { after: Some(vec!["1".into()]), through: None }),
             "DELETE FROM \"s\".\"t\" AS t WHERE t.\"k\" > '1'::pg_catalog.\"int4\" \
              AND NOT EXISTS (SELECT FROM pg_temp.\"st\" AS v WHERE t.\"k\" OPERATOR(x.=) v.c1)"
+        );
+    }
+
+    #[test]
+    fn rows_without_a_key_are_found_by_all_they_hold() {
+        let plan = SinkTablePlan { key: vec![0, 1, 2], keyless: true, equals: vec![], ..plan(1, &[]) };
+        assert!(!plan.insert(Rows::Stage).contains("ON CONFLICT"));
+        assert_eq!(
+            plan.delete_whole(Rows::Parameters),
+            "WITH w AS MATERIALIZED (SELECT s.i, pg_catalog.row_number() OVER (PARTITION BY s.i) AS n FROM \
+             (SELECT ROW(v.o0::ta(5), v.o1::tk(5), v.o2::tb(5))::pg_catalog.text COLLATE pg_catalog.\"C\" AS i FROM \
+             unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS v(o0, o1, o2)) AS s) \
+             DELETE FROM \"s\".\"t\" AS t USING (SELECT f.o, f.c, f.i, pg_catalog.row_number() OVER (PARTITION BY f.i) AS n \
+             FROM (SELECT t.tableoid AS o, t.ctid AS c, \
+             ROW(t.\"a\", t.\"k\", t.\"b\"\"\")::pg_catalog.text COLLATE pg_catalog.\"C\" AS i FROM \"s\".\"t\" AS t) AS f \
+             WHERE f.i IN (SELECT w.i FROM w)) AS r JOIN w ON r.i = w.i AND r.n = w.n \
+             WHERE t.tableoid = r.o AND t.ctid = r.c"
+        );
+        assert!(
+            plan.shift_whole(Rows::Stage, &[0, 1, 2]).contains("SET \"a\" = w.c0, \"k\" = w.c1, \"b\"\"\" = w.c2 FROM")
         );
     }
 

@@ -109,6 +109,8 @@ impl<'a> StepRows<'a> {
 impl Step<'_> {
     fn sql(&self, rows: Rows) -> String {
         match self.verb {
+            Verb::Delete if self.plan.keyless => self.plan.delete_whole(rows),
+            Verb::Move if self.plan.keyless => self.plan.shift_whole(rows, &self.present),
             Verb::Delete => self.plan.delete(rows),
             Verb::Move => self.plan.shift(rows, &self.present),
             Verb::Update => self.plan.update(rows, &self.present),
@@ -145,12 +147,12 @@ impl Step<'_> {
 
     fn old_cell(&self, row: usize, k: usize) -> Cell<'_> {
         let key = self.rows.old_key(row).expect("only asked of rows with an old key");
-        Cell::Text(key.texts().nth(k).expect("a key has all its columns"))
+        key.cells().nth(k).expect("a key has all its columns")
     }
 
     fn copy_row(&self, copy: &mut CopyText, row: usize) {
         let cells = self.present.iter().map(|&place| self.rows.cell(row, self.plan.columns[place].index));
-        let old = self.rows.old_key(row).into_iter().flat_map(Key::texts).map(Cell::Text);
+        let old = self.rows.old_key(row).into_iter().flat_map(Key::cells);
         copy.row(cells.chain(old));
     }
 
@@ -237,7 +239,7 @@ impl PostgresSink {
     async fn parameter_steps(&mut self, steps: &[Step<'_>]) -> Outcome<Counts> {
         let mut statements = Vec::with_capacity(steps.len());
         for step in steps {
-            let statement = self.prepared(&step.sql(Rows::Parameters)).await;
+            let statement = self.prepared(&step.sql(Rows::Parameters), Some(step.plan)).await;
             statements.push(statement.inspect_err(|_| self.fail())?);
         }
         let arrays: Vec<Vec<TextArray>> = steps.iter().map(Step::parameters).collect();
@@ -271,7 +273,7 @@ impl PostgresSink {
     /// The statement that takes the staged rows to the table. Rows that are there already are looked up one by one.
     async fn write_staged(&self, step: &Step<'_>) -> std::result::Result<u64, tokio_postgres::Error> {
         let sql = step.sql(Rows::Stage);
-        if step.verb == Verb::Insert {
+        if step.verb == Verb::Insert || step.plan.keyless {
             return self.client.execute(&sql, &[]).await;
         }
         self.client.batch_execute(LOOK_UP).await?;

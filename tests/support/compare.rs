@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::pin::Pin;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use lockstep::session::settings::startup_options;
 use tokio_postgres::{Row, RowStream};
@@ -28,7 +28,7 @@ pub struct TablePair {
     /// `schema.table`, quoted as SQL wants it.
     pub source: String,
     pub sink: String,
-    /// Columns of the key, in the copy too.
+    /// Columns of the key, in the copy too; empty: rows are told apart by all they hold, and equal ones are counted.
     pub key: Vec<String>,
     /// What is compared; empty: every column of the source's table.
     pub columns: Vec<String>,
@@ -126,14 +126,17 @@ fn shown(value: &Option<String>) -> String {
 
 /// Compares one table.
 pub async fn compare(source: &Database, sink: &Database, table: &TablePair) -> Result<Comparison> {
-    ensure!(!table.key.is_empty(), "{}: rows are found by their key, and none is given", table.source);
     let columns = match table.columns.is_empty() {
         true => columns(source, &table.source).await?,
         false => table.columns.clone(),
     };
+    let key = match table.key.is_empty() {
+        true => vec![format!("ROW({})", columns.join(", "))],
+        false => table.key.clone(),
+    };
     let (mut left, mut right) = tokio::try_join!(
-        Rows::open(source, &table.source, &table.key, &columns),
-        Rows::open(sink, &table.sink, &table.key, &columns),
+        Rows::open(source, &table.source, &key, &columns),
+        Rows::open(sink, &table.sink, &key, &columns),
     )?;
     let mut found = Comparison { table: table.source.clone(), rows: 0, differences_count: 0, differences: Vec::new() };
     loop {
@@ -197,8 +200,13 @@ struct Rows {
 impl Rows {
     async fn open(database: &Database, table: &str, key: &[String], columns: &[String]) -> Result<Rows> {
         let client = database.connect_with(&startup_options(&[])).await?;
-        let texts = key.iter().chain(columns).map(|column| format!("{column}::text"));
-        let order = key.iter().map(|column| format!("{column}::text COLLATE \"C\""));
+        let keys = key.iter().map(|column| format!("{column}::text"));
+        // What the type's output function prints, which is what travels. A cast can be something else: `true` for `t`, char(n)
+        // without its padding, xml with a declaration that Postgres never prints. IS NULL is true of a row of NULLs.
+        let values = columns.iter().map(|column| format!("CASE num_nulls({column}) WHEN 0 THEN concat({column}) END"));
+        let texts = keys.chain(values);
+        // By bytes in UTF-8, whatever the database's encoding.
+        let order = key.iter().map(|column| format!("convert_to({column}::text, 'UTF8')"));
         let sql = format!(
             "SELECT {} FROM {table} ORDER BY {}",
             texts.collect::<Vec<_>>().join(", "),

@@ -134,6 +134,12 @@ impl Pipeline {
         self
     }
 
+    /// Takes a table's connector away.
+    pub fn without(mut self, table: &str) -> Pipeline {
+        self.connectors.remove(&format!("{table}.toml"));
+        self
+    }
+
     /// A line for a section of lockstep.toml: `set("source.snapshot", "chunk_rows = 100")`; "" is the top of the file.
     pub fn set(mut self, section: &str, line: &str) -> Pipeline {
         self.settings.entry(section.to_owned()).or_default().push(line.to_owned());

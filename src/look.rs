@@ -1,0 +1,181 @@
+//! What the source's catalog said of a table when it was last looked at, and what a difference means.
+//!
+//! Some statements change rows, or which rows are published, and write nothing into the stream: a column with a default, a
+//! type changed in place, a partition attached, emptied or detached, an enum's label renamed, a table taken out of the
+//! publication and put back. All of them leave a trace in the catalog that stays, so comparing two looks finds them however
+//! far apart the looks are, and whoever was not running in between.
+//!
+//! What leaves the same rows is no difference: VACUUM FULL, CLUSTER and others rewrite the table's file without touching its
+//! columns, so a new file counts only together with a column's new row in `pg_attribute`. A column that is dropped takes
+//! nothing from the others.
+//!
+//! Deliberately not here: asking the catalog (`postgres::look`), what is done about a difference (`capture::looks`).
+
+use serde::{Deserialize, Serialize};
+
+/// `varchar` and `text`: one can become the other without a value changing.
+const SAME_TEXT: [u32; 2] = [25, 1043];
+
+/// One table as the catalog had it at one instant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    pub oid: u32,
+    /// Where the rows lie (`pg_class.relfilenode`); 0 for a partitioned table.
+    pub file: u32,
+    /// Published columns in table order.
+    pub columns: Vec<ColumnLook>,
+    /// Numbers of the columns that name a row, in key order.
+    pub key: Vec<i16>,
+    /// The partitions that hold rows, at any depth.
+    pub leaves: Vec<Leaf>,
+    /// The publication's row in the catalog and the table's among its tables; `None` where the table is not published.
+    pub published: Option<String>,
+    /// Of the enums that the columns are of: OID and label.
+    pub labels: Vec<(u32, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnLook {
+    /// `pg_attribute.attnum`, never used twice within a table.
+    pub number: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    /// `pg_attribute.xmin`: another one after every statement that altered the column.
+    pub row: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaf {
+    pub oid: u32,
+    pub file: u32,
+}
+
+/// What may have happened between two looks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// Rows may be others than the stream says; in words, why.
+    Rows(String),
+    /// Partitions came and nothing else happened. Rows that they held before are in no stream; empty ones change nothing.
+    Leaves(Vec<u32>),
+}
+
+impl Look {
+    /// What `now` shows to have happened since, if it can matter.
+    pub fn difference(&self, now: &Look) -> Option<Difference> {
+        let rows = |why: String| Some(Difference::Rows(why));
+        if self.oid != now.oid {
+            return rows("the table was made again".to_owned());
+        }
+        if self.published != now.published {
+            return rows("its publication was changed".to_owned());
+        }
+        for column in &now.columns {
+            let Some(before) = self.columns.iter().find(|before| before.number == column.number) else {
+                return rows(format!("column {:?} was added", column.name));
+            };
+            if before.name != column.name {
+                return rows(format!("column {:?} was renamed to {:?}", before.name, column.name));
+            }
+            let same_text = SAME_TEXT.contains(&before.type_oid) && SAME_TEXT.contains(&column.type_oid);
+            if before.type_oid != column.type_oid && !same_text {
+                return rows(format!("column {:?} has another type", column.name));
+            }
+        }
+        if self.key != now.key {
+            return rows("the key was changed".to_owned());
+        }
+        let relabelled = |(oid, label): &&(u32, String)| now.labels.iter().any(|(o, l)| o == oid && l != label);
+        if let Some((_, label)) = self.labels.iter().find(relabelled) {
+            return rows(format!("the enum's label {label:?} was renamed"));
+        }
+        let altered = |c: &&ColumnLook| self.columns.iter().any(|b| b.number == c.number && b.row != c.row);
+        if self.file != now.file
+            && let Some(column) = now.columns.iter().find(altered)
+        {
+            return rows(format!("the table was rewritten and column {:?} altered", column.name));
+        }
+        let find = |leaves: &[Leaf], oid: u32| leaves.iter().copied().find(|leaf| leaf.oid == oid);
+        if self.leaves.iter().any(|leaf| find(&now.leaves, leaf.oid) != Some(*leaf)) {
+            return rows("a partition was emptied, rewritten, detached or dropped".to_owned());
+        }
+        let came: Vec<u32> =
+            now.leaves.iter().map(|l| l.oid).filter(|oid| find(&self.leaves, *oid).is_none()).collect();
+        (!came.is_empty()).then_some(Difference::Leaves(came))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look() -> Look {
+        let column = |number, name: &str, type_oid| ColumnLook {
+            number,
+            name: name.into(),
+            type_oid,
+            typmod: -1,
+            row: "700".into(),
+        };
+        Look {
+            oid: 1,
+            file: 10,
+            columns: vec![column(1, "id", 23), column(3, "v", 1043)],
+            key: vec![1],
+            leaves: vec![Leaf { oid: 5, file: 50 }],
+            published: Some("2:600 3:601".into()),
+            labels: vec![(8, "sad".into())],
+        }
+    }
+
+    fn after(change: impl FnOnce(&mut Look)) -> Option<Difference> {
+        let mut now = look();
+        change(&mut now);
+        look().difference(&now)
+    }
+
+    #[test]
+    fn what_leaves_every_row_as_it_was_is_no_difference() {
+        assert_eq!(after(|_| ()), None);
+        assert_eq!(after(|now| now.file = 11), None, "VACUUM FULL, CLUSTER, TRUNCATE");
+        assert_eq!(after(|now| now.columns[1].row = "701".into()), None, "GRANT on a column, SET STATISTICS");
+        assert_eq!(after(|now| drop(now.columns.remove(1))), None, "DROP COLUMN");
+        assert_eq!(after(|now| now.columns[1].type_oid = 25), None, "varchar to text");
+        assert_eq!(after(|now| now.columns[1].typmod = 24), None, "a varchar widened");
+        assert_eq!(after(|now| now.labels.push((9, "glad".into()))), None, "ADD VALUE");
+    }
+
+    #[test]
+    fn what_may_change_rows_is_named() {
+        let why = |change: fn(&mut Look)| match after(change) {
+            Some(Difference::Rows(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why(|now| now.oid = 2).contains("made again"));
+        assert!(why(|now| now.published = Some("2:600 3:702".into())).contains("publication"));
+        assert!(why(|now| now.columns[1].number = 4).contains("\"v\" was added"));
+        assert!(why(|now| now.columns[1].name = "w".into()).contains("renamed to \"w\""));
+        assert!(why(|now| now.columns[0].type_oid = 20).contains("another type"));
+        assert!(why(|now| now.key = vec![3]).contains("key"));
+        assert!(why(|now| now.labels[0].1 = "blue".into()).contains("\"sad\""));
+        assert!(why(|now| now.leaves[0].file = 51).contains("partition"));
+        assert!(why(|now| now.leaves.clear()).contains("partition"));
+        let rewritten = why(|now| {
+            now.file = 11;
+            now.columns[1].row = "701".into();
+        });
+        assert!(rewritten.contains("rewritten"), "{rewritten}");
+    }
+
+    #[test]
+    fn new_partitions_are_told_apart() {
+        let came = after(|now| now.leaves.push(Leaf { oid: 6, file: 60 }));
+        assert_eq!(came, Some(Difference::Leaves(vec![6])));
+    }
+
+    #[test]
+    fn a_look_reads_back_from_json() {
+        let json = serde_json::to_string(&look()).unwrap();
+        assert_eq!(serde_json::from_str::<Look>(&json).unwrap(), look());
+    }
+}

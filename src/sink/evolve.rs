@@ -1,0 +1,183 @@
+//! How a sink's table follows the source's when that changes its shape: statements, as far as the connector's `evolve` allows.
+//!
+//! Pure: what is wanted and what is there in, SQL out. Nothing here is needed for values: a table whose columns come, change
+//! their name or their type is read again whatever the sink does, so a column that is made here is empty until its rows come.
+//! What is left unfit is judged by [`super::fit`] afterwards, which halts by name.
+//!
+//! A column that no version of the source's table ever had is the service's own and is never touched.
+
+use super::WantedTable;
+use super::catalog::{ColumnFacts, TableFacts};
+use super::fit::{declaration, holds};
+use crate::config::Evolve;
+use crate::relation::quote_identifier;
+
+/// What to run at the sink, in order, before rows of `wanted` are written. `earlier` are the versions that the table may hold
+/// now.
+pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], evolve: Evolve) -> Vec<String> {
+    let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
+    let mut missing: Vec<usize> =
+        (0..wanted.columns.len()).filter(|&i| there(&wanted.columns[i].column.name).is_none()).collect();
+    let alter = |what: String| format!("ALTER TABLE {} {what}", wanted.table.quoted());
+    let add = |&i: &usize| {
+        let column = &wanted.columns[i].column;
+        alter(format!("ADD COLUMN {} {}", quote_identifier(&column.name), declaration(column)))
+    };
+    match evolve {
+        Evolve::Off => Vec::new(),
+        Evolve::Add => missing.iter().map(add).collect(),
+        Evolve::Full => {
+            let mut leaving: Vec<&ColumnFacts> =
+                facts.columns.iter().filter(|column| is_left(&column.name, wanted, earlier)).collect();
+            let mut steps = Vec::new();
+            let renamed = renames(wanted, facts, earlier);
+            for (from, i) in &renamed {
+                let (from, to) = (&from.name, &wanted.columns[*i].column.name);
+                steps.push(alter(format!("RENAME COLUMN {} TO {}", quote_identifier(from), quote_identifier(to))));
+                missing.retain(|place| place != i);
+                leaving.retain(|column| column.name != *from);
+            }
+            steps.extend(missing.iter().map(add));
+            for (i, column) in wanted.columns.iter().map(|wanted| &wanted.column).enumerate() {
+                let before = renamed.iter().find(|(_, place)| *place == i).map(|(from, _)| *from);
+                let Some(sink) = before.or_else(|| there(&column.name)) else { continue };
+                let name = quote_identifier(&column.name);
+                if !holds(column, sink) && !sink.generated {
+                    let declared = declaration(column);
+                    steps.push(alter(format!("ALTER COLUMN {name} TYPE {declared} USING {name}::text::{declared}")));
+                }
+                if sink.not_null && column.nullable && column.key.is_none() {
+                    steps.push(alter(format!("ALTER COLUMN {name} DROP NOT NULL")));
+                }
+            }
+            steps.extend(leaving.iter().map(|column| alter(format!("DROP COLUMN {}", quote_identifier(&column.name)))));
+            steps
+        }
+    }
+}
+
+/// A column that an earlier version had and this one has not.
+fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
+    let has = |version: &WantedTable| version.columns.iter().any(|c| c.column.name == name);
+    !has(wanted) && earlier.iter().any(has)
+}
+
+/// Columns that only changed their name: in an earlier version that the sink holds whole, the same places hold the same types,
+/// and all other names are the same. It may also be that the last column was dropped and another one of its type added; the
+/// rows are read again either way.
+fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTable]) -> Vec<(&'a ColumnFacts, usize)> {
+    let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
+    let of = |before: &WantedTable| {
+        let mut found = Vec::new();
+        if before.columns.len() != wanted.columns.len() {
+            return None;
+        }
+        for (i, (old, new)) in before.columns.iter().zip(&wanted.columns).enumerate() {
+            let (old, new) = (&old.column, &new.column);
+            let from = there(&old.name)?;
+            if old.name != new.name {
+                let renamed = there(&new.name).is_none() && is_left(&old.name, wanted, earlier);
+                if !renamed || (old.type_oid, old.typmod) != (new.type_oid, new.typmod) {
+                    return None;
+                }
+                found.push((from, i));
+            }
+        }
+        Some(found)
+    };
+    earlier.iter().filter_map(of).min_by_key(Vec::len).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relation::{Column, TableName};
+    use crate::sink::WantedColumn;
+
+    fn wanted(columns: &[(&str, &str)]) -> WantedTable {
+        let table = TableName::new("public", "t");
+        let column = |(index, (name, type_name)): (usize, &(&str, &str))| WantedColumn {
+            index,
+            column: Column {
+                name: (*name).into(),
+                type_oid: u32::from(type_name.as_bytes()[0]),
+                type_name: (*type_name).into(),
+                typmod: -1,
+                kind: crate::relation::TypeKind::Base,
+                nullable: index > 0,
+                default: None,
+                key: (index == 0).then_some(0),
+                exact: true,
+            },
+        };
+        WantedTable { source: table.clone(), table, columns: columns.iter().enumerate().map(column).collect() }
+    }
+
+    fn facts(columns: &[(&str, &str)]) -> TableFacts {
+        let column = |(name, base): &(&str, &str)| ColumnFacts {
+            name: (*name).into(),
+            declared: (*base).into(),
+            base: (*base).into(),
+            base_oid: 0,
+            typmod: -1,
+            base_sql: String::new(),
+            declared_sql: String::new(),
+            not_null: *name == "id",
+            has_default: false,
+            identity_always: false,
+            generated: false,
+            deterministic: true,
+        };
+        TableFacts {
+            oid: 1,
+            kind: "r".into(),
+            encoding: "UTF8".into(),
+            unlogged: false,
+            columns: columns.iter().map(column).collect(),
+            uniques: vec![],
+            foreign_keys: vec![],
+            constraints: vec![],
+            triggers: vec![],
+            row_security: false,
+            rights_missing: vec![],
+        }
+    }
+
+    const OLD: &[(&str, &str)] = &[("id", "int4"), ("a", "text"), ("b", "int4")];
+
+    fn full(now: &[(&str, &str)], sink: &[(&str, &str)]) -> Vec<String> {
+        let steps = steps(&wanted(now), &facts(sink), &[wanted(OLD)], Evolve::Full);
+        steps.into_iter().map(|sql| sql.replace("ALTER TABLE \"public\".\"t\" ", "")).collect()
+    }
+
+    #[test]
+    fn a_new_column_is_added_where_that_is_allowed() {
+        let now = [("id", "int4"), ("a", "text"), ("b", "int4"), ("c", "numeric")];
+        let steps = |evolve| steps(&wanted(&now), &facts(OLD), &[wanted(OLD)], evolve);
+        assert!(steps(Evolve::Off).is_empty());
+        let add = r#"ALTER TABLE "public"."t" ADD COLUMN "c" numeric"#;
+        assert_eq!(steps(Evolve::Add), [add]);
+        assert_eq!(steps(Evolve::Full), [add]);
+    }
+
+    #[test]
+    fn full_follows_drops_renames_and_types_and_leaves_the_services_own_columns() {
+        let own = |more: &[(&'static str, &'static str)]| [OLD, more].concat();
+        assert_eq!(full(&[("id", "int4"), ("b", "int4")], &own(&[("own", "text")])), [r#"DROP COLUMN "a""#]);
+        let renamed = full(&[("id", "int4"), ("x", "text"), ("b", "int4")], &own(&[("own", "text")]));
+        assert_eq!(renamed, [r#"RENAME COLUMN "a" TO "x""#]);
+    }
+
+    #[test]
+    fn a_type_that_does_not_hold_is_changed() {
+        let now = [("id", "int4"), ("a", "jsonb"), ("b", "int4")];
+        let changed = full(&now, &[("id", "int4"), ("a", "int8"), ("b", "int4")]);
+        assert_eq!(changed, [r#"ALTER COLUMN "a" TYPE jsonb USING "a"::text::jsonb"#]);
+    }
+
+    #[test]
+    fn a_column_of_another_type_in_the_same_place_is_no_rename() {
+        let changed = full(&[("id", "int4"), ("x", "jsonb"), ("b", "int4")], OLD);
+        assert_eq!(changed, [r#"ADD COLUMN "x" jsonb"#, r#"DROP COLUMN "a""#]);
+    }
+}

@@ -1,0 +1,361 @@
+//! Random tables and random transactions over them, from a seed alone.
+//!
+//! A case is SQL text: what made it can be forgotten, statements can be left out, and what is left is still a case. Statements
+//! may fail (a key that is taken, a table that is empty); each runs under a savepoint, so a failure is one more aborted
+//! sub-transaction.
+
+pub mod types;
+
+use std::fmt::Write as _;
+
+use lockstep::relation::{quote_identifier, quote_literal};
+use types::{LONG, TYPES, Type};
+
+/// SplitMix64: small, and the same on every machine.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).expect("below a usize")
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Identity {
+    Default,
+    Full,
+    /// Another unique index than the primary key's.
+    Index,
+    /// No key at all.
+    Keyless,
+    InsertOnly,
+}
+
+struct Column {
+    name: String,
+    of: &'static Type,
+    nullable: bool,
+}
+
+struct Table {
+    /// Quoted, with its schema.
+    name: String,
+    columns: Vec<Column>,
+    /// Columns of the primary key.
+    primary: Vec<usize>,
+    /// Columns of the replica identity; empty where it is not a key.
+    identity: Vec<usize>,
+    kind: Identity,
+}
+
+/// One case: what is made on both sides, and what then happens at the source.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub seed: u64,
+    /// The table's name as a connector names it, and its settings.
+    pub connectors: Vec<(String, &'static str)>,
+    pub source: String,
+    pub sink: String,
+    /// Transactions before the pipeline starts, and after.
+    pub before: Vec<Transaction>,
+    pub after: Vec<Transaction>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    pub statements: Vec<String>,
+    pub commits: bool,
+}
+
+impl Case {
+    pub fn random(seed: u64) -> Case {
+        let random = &mut Random::new(seed);
+        let schema = format!("d{seed}");
+        let tables: Vec<Table> = (0..1 + random.below(3)).map(|i| Table::random(random, &schema, i)).collect();
+        let create = format!("CREATE SCHEMA {schema};\n");
+        let (mut source, mut sink) = (create.clone(), create);
+        for table in &tables {
+            source += &table.create(random, false);
+            sink += &table.create(random, true);
+        }
+        let transactions =
+            |random: &mut Random, n: usize| (0..n).map(|_| transaction(random, &tables)).collect::<Vec<_>>();
+        let count = if random.chance(50) { random.below(12) } else { 0 };
+        let before = transactions(random, count);
+        let count = 5 + random.below(25);
+        let after = transactions(random, count);
+        let settings = |table: &Table| if table.kind == Identity::InsertOnly { "insert_only = true\n" } else { "" };
+        let connectors = tables.iter().map(|table| (table.name.clone(), settings(table))).collect();
+        Case { seed, connectors, source, sink, before, after }
+    }
+
+    /// How many statements there are to leave out.
+    pub fn statements(&self) -> usize {
+        self.before.iter().chain(&self.after).map(|transaction| transaction.statements.len()).sum()
+    }
+
+    /// The case without the statements `from..to`, counted over all transactions.
+    pub fn without(&self, from: usize, to: usize) -> Case {
+        let mut case = self.clone();
+        let mut place = 0;
+        for transaction in case.before.iter_mut().chain(&mut case.after) {
+            transaction.statements.retain(|_| {
+                place += 1;
+                !(from..to).contains(&(place - 1))
+            });
+        }
+        case.before.retain(|transaction| !transaction.statements.is_empty());
+        case.after.retain(|transaction| !transaction.statements.is_empty());
+        case
+    }
+
+    pub fn show(&self) -> String {
+        let mut out = format!("-- seed {}\n-- source:\n{}-- sink:\n{}", self.seed, self.source, self.sink);
+        for (title, transactions) in [("before the start", &self.before), ("after it", &self.after)] {
+            let _ = writeln!(out, "-- {title}:");
+            for transaction in transactions {
+                let end = if transaction.commits { "COMMIT" } else { "ROLLBACK" };
+                let _ = writeln!(out, "BEGIN;\n{};\n{end};", transaction.statements.join(";\n"));
+            }
+        }
+        out
+    }
+}
+
+impl Table {
+    fn random(random: &mut Random, schema: &str, place: usize) -> Table {
+        let kind = match random.below(10) {
+            0..=3 => Identity::Default,
+            4 | 5 => Identity::Full,
+            6 | 7 => Identity::Index,
+            8 => Identity::Keyless,
+            _ if random.chance(50) => Identity::InsertOnly,
+            _ => Identity::Keyless,
+        };
+        let count = 2 + random.below(7);
+        let mut columns: Vec<Column> = (0..count)
+            .map(|i| {
+                let of = random.pick(TYPES);
+                let name = match random.below(8) {
+                    0 => format!("C {i}\"."),
+                    1 => format!("select{i}é"),
+                    _ => format!("c{i}"),
+                };
+                Column { name, of, nullable: random.chance(70) }
+            })
+            .collect();
+        let keyed = !matches!(kind, Identity::Keyless | Identity::InsertOnly);
+        let make_key = |random: &mut Random, columns: &mut Vec<Column>, prefix: &str| -> Vec<usize> {
+            let more = if random.chance(60) { 0 } else { random.below(3) };
+            (0..1 + more)
+                .map(|i| {
+                    let keys: Vec<&'static Type> = TYPES.iter().filter(|of| of.key).collect();
+                    let of = keys[random.below(keys.len())];
+                    columns.push(Column { name: format!("{prefix}{i}"), of, nullable: false });
+                    columns.len() - 1
+                })
+                .collect()
+        };
+        let primary = if keyed { make_key(random, &mut columns, "k") } else { vec![] };
+        let identity = match kind {
+            Identity::Default | Identity::Full => primary.clone(),
+            Identity::Index => make_key(random, &mut columns, "i"),
+            Identity::Keyless | Identity::InsertOnly => vec![],
+        };
+        Table { name: format!("{schema}.t{place}"), columns, primary, identity, kind }
+    }
+
+    /// At the sink the columns stand in another order, some were dropped before, some are its own.
+    fn create(&self, random: &mut Random, sink: bool) -> String {
+        let name = &self.name;
+        let mut parts: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| {
+                let null = if column.nullable { "" } else { " NOT NULL" };
+                format!("{} {}{null}", quote_identifier(&column.name), column.of.name)
+            })
+            .collect();
+        if sink {
+            let by = random.below(parts.len());
+            parts.rotate_left(by);
+            parts.insert(by, "dropped int".to_owned());
+            if random.chance(50) {
+                parts.push("own_id int GENERATED ALWAYS AS IDENTITY, own_text text DEFAULT 'own'".to_owned());
+            }
+        }
+        if random.chance(30) {
+            let of = self.columns[0].name.clone();
+            parts.push(format!("generated bool GENERATED ALWAYS AS ({} IS NULL) STORED", quote_identifier(&of)));
+        }
+        if !self.primary.is_empty() {
+            parts.push(format!("PRIMARY KEY ({})", self.list(&self.primary)));
+        }
+        let mut sql = format!("CREATE TABLE {name} ({});\n", parts.join(", "));
+        if sink {
+            let _ = writeln!(sql, "ALTER TABLE {name} DROP dropped;");
+        }
+        match self.kind {
+            Identity::Default | Identity::InsertOnly => {}
+            Identity::Full | Identity::Keyless => {
+                let _ = writeln!(sql, "ALTER TABLE {name} REPLICA IDENTITY FULL;");
+            }
+            Identity::Index => {
+                let index = format!("{}_identity", name.replace('.', "_"));
+                let _ = writeln!(sql, "CREATE UNIQUE INDEX {index} ON {name} ({});", self.list(&self.identity));
+                let _ = writeln!(sql, "ALTER TABLE {name} REPLICA IDENTITY USING INDEX {index};");
+            }
+        }
+        for column in self.columns.iter().filter(|column| column.of.big) {
+            let _ = writeln!(sql, "ALTER TABLE {name} ALTER {} SET STORAGE EXTERNAL;", quote_identifier(&column.name));
+        }
+        sql
+    }
+
+    fn list(&self, columns: &[usize]) -> String {
+        columns.iter().map(|&i| quote_identifier(&self.columns[i].name)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn rows(&self, random: &mut Random) -> String {
+        let row = |random: &mut Random| {
+            let values: Vec<String> = self.columns.iter().map(|column| column.value(random)).collect();
+            format!("({})", values.join(", "))
+        };
+        let rows: Vec<String> = (0..1 + random.below(5)).map(|_| row(random)).collect();
+        let list: Vec<usize> = (0..self.columns.len()).collect();
+        format!("INSERT INTO {} ({}) VALUES {} ON CONFLICT DO NOTHING", self.name, self.list(&list), rows.join(", "))
+    }
+
+    /// Some rows, the same for the same contents.
+    fn some(&self, random: &mut Random, rows: usize) -> String {
+        format!(
+            "ctid = ANY (ARRAY(SELECT ctid FROM {} t ORDER BY md5(t::text || '{}'), ctid LIMIT {rows}))",
+            self.name,
+            random.below(1000)
+        )
+    }
+
+    fn update(&self, random: &mut Random) -> String {
+        let in_key = |i: &usize| self.primary.contains(i) || self.identity.contains(i);
+        let others: Vec<usize> = (0..self.columns.len()).filter(|i| !in_key(i)).collect();
+        let column = *random.pick(&others);
+        let mut set = format!("{} = {}", self.list(&[column]), self.columns[column].value(random));
+        if random.chance(30) {
+            let other = *random.pick(&others);
+            if other != column {
+                let _ = write!(set, ", {} = {}", self.list(&[other]), self.columns[other].value(random));
+            }
+        }
+        let rows = *random.pick(&[1, 1, 2, 3, 1000]);
+        format!("UPDATE {} SET {set} WHERE {}", self.name, self.some(random, rows))
+    }
+
+    fn change_key(&self, random: &mut Random) -> String {
+        let keys: Vec<usize> = self.primary.iter().chain(&self.identity).copied().collect();
+        let column = *random.pick(&keys);
+        let value = self.columns[column].value(random);
+        format!("UPDATE {} SET {} = {value} WHERE {}", self.name, self.list(&[column]), self.some(random, 1))
+    }
+
+    /// Two rows change places through a third key, as programs do it.
+    fn swap(&self, random: &mut Random) -> String {
+        let key = if random.chance(50) || self.identity.is_empty() { &self.primary } else { &self.identity };
+        let values: Vec<String> = key.iter().map(|&i| self.columns[i].value(random)).collect();
+        let (list, name) = (self.list(key), &self.name);
+        let of = |row: &str| {
+            let parts: Vec<String> =
+                key.iter().map(|&i| format!("{row}.{}", quote_identifier(&self.columns[i].name))).collect();
+            format!("ROW({})", parts.join(", "))
+        };
+        let order = format!("ORDER BY md5(t::text || '{}'), ctid", random.below(1000));
+        format!(
+            "DO $swap$ DECLARE a {name}; b {name}; BEGIN
+               SELECT * INTO STRICT a FROM {name} t {order} LIMIT 1; SELECT * INTO STRICT b FROM {name} t {order} OFFSET 1 LIMIT 1;
+               UPDATE {name} t SET ({list}) = ROW({}) WHERE ROW({list}) = {};
+               UPDATE {name} t SET ({list}) = {} WHERE ROW({list}) = {};
+               UPDATE {name} t SET ({list}) = {} WHERE ROW({list}) = ROW({}); END $swap$",
+            values.join(", "),
+            of("a"),
+            of("a"),
+            of("b"),
+            of("b"),
+            values.join(", "),
+        )
+    }
+}
+
+impl Column {
+    fn value(&self, random: &mut Random) -> String {
+        if self.nullable && random.chance(15) {
+            return "NULL".to_owned();
+        }
+        let value = *random.pick(self.of.values);
+        match value.split_once(LONG) {
+            None => format!("{}::{}", quote_literal(value).trim_start(), self.of.name),
+            // Random enough not to be compressed away, and of hexadecimal digits, which every type here takes.
+            Some((head, tail)) => format!(
+                "({} || repeat(md5('{}'), {}) || {})::{}",
+                quote_literal(head).trim_start(),
+                random.below(1000),
+                80 + random.below(100),
+                quote_literal(tail).trim_start(),
+                self.of.name
+            ),
+        }
+    }
+}
+
+fn statement(random: &mut Random, table: &Table) -> String {
+    let keyed = !table.primary.is_empty();
+    if table.kind == Identity::InsertOnly {
+        return if random.chance(95) { table.rows(random) } else { format!("TRUNCATE {}", table.name) };
+    }
+    match random.below(100) {
+        0..=34 => table.rows(random),
+        35..=59 => table.update(random),
+        60..=74 if keyed => table.change_key(random),
+        75..=79 if keyed => table.swap(random),
+        60..=79 => table.update(random),
+        80..=96 => {
+            let rows = *random.pick(&[1, 1, 2, 1000]);
+            format!("DELETE FROM {} WHERE {}", table.name, table.some(random, rows))
+        }
+        _ => format!("TRUNCATE {}", table.name),
+    }
+}
+
+fn transaction(random: &mut Random, tables: &[Table]) -> Transaction {
+    let mut statements = Vec::new();
+    for _ in 0..1 + random.below(6) {
+        let table = random.pick(tables);
+        let one = statement(random, table);
+        if random.chance(10) {
+            // Done and undone.
+            let two = statement(random, table);
+            statements.push(format!("SAVEPOINT undone;\n{one};\n{two};\nROLLBACK TO undone"));
+        } else {
+            statements.push(one);
+        }
+    }
+    Transaction { statements, commits: random.chance(95) }
+}
