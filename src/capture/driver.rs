@@ -15,7 +15,7 @@ use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready, unread};
+use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::{Event, Snapshot};
@@ -26,7 +26,7 @@ use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
 use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
-use crate::ledger::state::{self, State};
+use crate::ledger::state::{self, State, unread};
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
@@ -984,7 +984,7 @@ fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
     let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
     let initial = !tables.iter().any(loaded);
-    Job { requests, only, tables, loaded: Vec::new(), initial }
+    Job { requests, only, tables, initial, loaded: Vec::new() }
 }
 
 /// Requests of which something is loaded.

@@ -48,10 +48,6 @@ pub struct Version {
 }
 
 impl Version {
-    fn writes(&self, op: Wire) -> bool {
-        !self.wire.skipped.contains(&op.letter())
-    }
-
     /// Its rows are told apart by all they hold; its records have no key.
     pub fn is_keyless(&self) -> bool {
         self.key.is_empty()
@@ -60,6 +56,10 @@ impl Version {
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
         self.is_keyless().then_some(0)
+    }
+
+    fn writes(&self, op: Wire) -> bool {
+        !self.wire.skipped.contains(&op.letter())
     }
 }
 

@@ -9,7 +9,7 @@
 //! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
 //! without a base, too much to remember) makes the loader read the chunk again, never guess.
 //!
-//! A new incarnation goes on behind what the ledger says is loaded ([`unread`]). Only ranges that must be read a second time
+//! A new incarnation goes on behind what the ledger says is loaded. Only ranges that must be read a second time
 //! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
 //! and the next one reads those from their beginning.
 
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::change::{Key, Op};
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
+use crate::ledger::state::unread;
 use crate::relation::{Fingerprint, TableName};
 use crate::value::RowBuf;
 
@@ -44,6 +45,9 @@ pub struct Job {
     pub only: Option<(String, Uuid)>,
     /// Parents first.
     pub tables: Vec<TableName>,
+    /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
+    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    pub loaded: Vec<(TableName, KeyRange)>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
@@ -60,15 +64,6 @@ pub struct Extent {
     /// No range is left behind it: of its table, of any.
     pub last_of_table: bool,
     pub last: bool,
-}
-
-/// What is still to be read of a table when these ranges are loaded, which a load reads in rising order; `None`: nothing.
-pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
-    let mut after = None;
-    while let Some((_, range)) = loaded.iter().find(|(name, range)| name == table && range.after == after) {
-        after = Some(range.through.clone()?);
-    }
-    Some(KeyRange { after, through: None })
 }
 
 /// What the driver is to do next. Nothing else is asked before it has been answered.
@@ -698,7 +693,6 @@ mod tests {
         let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
         loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
         fence(&mut loader);
-        assert_eq!(unread(&table(), &[]), Some(KeyRange::ALL));
         // A row that nobody has moves into a range that an earlier incarnation loaded.
         remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
         assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);

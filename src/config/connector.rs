@@ -23,10 +23,10 @@ pub(super) struct Connector {
     pub table: Option<(TableName, At)>,
     pub topic: Option<Text>,
     pub partitions: i32,
+    pub insert_only: bool,
     pub wire: TableWire,
     /// Where `[wire]` says something that leaves records out.
     pub thinned: Option<(&'static str, At)>,
-    pub insert_only: bool,
     /// In order of sink name.
     pub sinks: Vec<ConnectorSink>,
 }
@@ -57,9 +57,9 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         table,
         topic,
         partitions: i32::try_from(partitions).expect("at most a thousand"),
+        insert_only: top.boolean("insert_only", false),
         wire,
         thinned,
-        insert_only: top.boolean("insert_only", false),
         sinks: top.each("sinks", sink),
     }
 }

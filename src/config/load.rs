@@ -184,7 +184,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, wire, thinned, insert_only, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, wire, thinned, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
@@ -195,7 +195,7 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
         (SinkTable { sink: sink.value, table, columns, evolve }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    let table = Table { topic, partitions, wire, insert_only, sinks, name };
+    let table = Table { topic, partitions, insert_only, wire, sinks, name };
     Some(Routed { table, at, topic_at, sinks_at, thinned })
 }
 

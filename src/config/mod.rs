@@ -225,9 +225,9 @@ pub struct Table {
     pub name: TableName,
     pub topic: String,
     pub partitions: i32,
-    pub wire: TableWire,
     /// The application only inserts and truncates, so no replica identity is needed.
     pub insert_only: bool,
+    pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
 }

@@ -232,6 +232,25 @@ pub fn push_range(ranges: &mut Vec<(TableName, KeyRange)>, table: &TableName, ra
     }
 }
 
+/// What is still to be read of a table when these ranges are loaded; `None`: nothing. Loads read in rising order, so it is
+/// what lies behind ranges that go on from one another; where several loads began anew, behind those read last.
+pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
+    let mut ends = vec![(0, None)];
+    for next in 0.. {
+        let Some((_, after)) = ends.get(next).cloned() else { break };
+        for (place, (_, range)) in
+            loaded.iter().enumerate().filter(|(_, (name, range))| name == table && range.after == after)
+        {
+            let end = (place + 1, Some(range.through.clone()?));
+            if !ends.contains(&end) {
+                ends.push(end);
+            }
+        }
+    }
+    let (_, after) = ends.into_iter().max_by_key(|(place, _)| *place).expect("at least the beginning");
+    Some(KeyRange { after, through: None })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +334,22 @@ mod tests {
         ]);
         let loaded: Vec<usize> = state.joins.iter().map(|join| join.loaded.len()).collect();
         assert_eq!(loaded, [2, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_unread_lies_behind_ranges_that_go_on_from_one_another() {
+        let table = TableName::new("public", "t");
+        let unread = |ranges: &[(&str, &str)]| {
+            let key = |text: &str| (!text.is_empty()).then(|| vec![text.to_owned()]);
+            let range = |&(after, through): &(&str, &str)| KeyRange { after: key(after), through: key(through) };
+            let loaded: Vec<_> = ranges.iter().map(|r| (table.clone(), range(r))).collect();
+            super::unread(&table, &loaded).map(|range| range.after.map_or(String::new(), |key| key.concat()))
+        };
+        assert_eq!(unread(&[]), Some(String::new()));
+        assert_eq!(unread(&[("", "5"), ("5", "9")]), Some("9".to_owned()));
+        assert_eq!(unread(&[("", "5"), ("7", "9"), ("9", "")]), Some("5".to_owned()));
+        assert_eq!(unread(&[("", "5"), ("", "3"), ("3", "")]), None, "a load that began anew");
+        assert_eq!(unread(&[("", "5"), ("", "3")]), Some("3".to_owned()));
     }
 
     #[test]

@@ -620,10 +620,11 @@ pub fn build_streamed_relation(
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
         let same = known.filter(|c| c.type_oid == column.type_oid);
         // Dropped, and the column with it. What is left of it are texts, and nothing but text is known to hold them.
+        let text = TypeName { oid: column.type_oid, name: "text".to_owned(), typmod: -1, kind: TypeKind::Base };
         let (type_name, kind) = same
-            .map(|c| (c.type_name.as_str(), c.kind.clone()))
-            .or_else(|| types.get(&column.type_oid).map(|found| (found.name.as_str(), found.kind.clone())))
-            .unwrap_or(("text", TypeKind::Base));
+            .map(|c| (&c.type_name, &c.kind))
+            .or_else(|| types.get(&column.type_oid).map(|found| (&found.name, &found.kind)))
+            .unwrap_or((&text.name, &text.kind));
         columns.push(Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
