@@ -193,3 +193,59 @@ async fn a_copy_made_anew_loses_rows_that_others_reference() {
     let mut process = scene.start().await;
     scene.equal(&mut process).await;
 }
+
+/// Modes that lose much on the wire: what our sinks get is exact all the same, keys too.
+const LOSSY: [&str; 9] = [
+    "decimal_handling = \"double\"",
+    "time_precision = \"connect\"",
+    "interval_handling = \"numeric\"",
+    "binary_handling = \"hex\"",
+    "unknown_types = \"skip\"",
+    "conversion_failure = \"null\"",
+    "null_as_default = true",
+    "schemas = true",
+    "transaction_metadata = true",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mode_that_loses_on_the_wire_loses_nothing_at_a_sink() {
+    let schema = format!("{TYPES}{KEYS}ALTER TABLE v ALTER t SET DEFAULT 'dflt', ALTER i8 SET DEFAULT 7;");
+    let tables: Vec<Keyed> = KEYED.into_iter().chain([("public.v", &["id"][..])]).collect();
+    let lossy = |p: support::Pipeline| LOSSY.into_iter().fold(p, |p, line| p.set("wire", line));
+    let scene = Scene::new(LOCKSTEP, "lossy", &schema, &tables).await.configure(lossy);
+    scene.sql(EDGES).await;
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    scene.sql("TRUNCATE v").await;
+    scene.sql(EDGES).await;
+    scene.sql(KEY_ROWS).await;
+    scene.sql("UPDATE k_time SET k = k + '1 us'; UPDATE k_numeric SET k = k + 0.01; UPDATE k_float SET k = k + 0.05").await;
+    scene.sql("DELETE FROM k_time WHERE k > '2001-01-01'; DELETE FROM k_date WHERE e = 'z'; DELETE FROM k_bytea").await;
+    scene.equal(&mut process).await;
+    // The sink reads what is waiting by the entries of its time, whatever the configuration says by then.
+    process.kill9().unwrap();
+    let mut source = scene.spawn(&["source"]);
+    scene.sql("UPDATE v SET ts = ts + '1 us', iv = iv * 2 WHERE id > 3; UPDATE k_time SET v = 'waiting'").await;
+    settled(&scene, &mut source).await;
+    drop(source);
+    let scene = scene.configure(|p| p.unset("wire").set("wire", "time_precision = \"isostring\""));
+    let mut source = scene.spawn(&["source"]);
+    scene.sql("UPDATE v SET ts = ts - '1 us', n = -n WHERE id > 3; UPDATE k_time SET v = 'behind it'").await;
+    settled(&scene, &mut source).await;
+    drop(source);
+    let scene = scene.configure(|p| p.unset("wire"));
+    let mut process = scene.start().await;
+    scene.sql("UPDATE v SET ts = ts + '2 us' WHERE id > 3").await;
+    scene.equal(&mut process).await;
+}
+
+/// Waits until the reader has written everything that is committed.
+async fn settled(scene: &Scene, process: &mut support::Process) {
+    let lsn = scene.source.wal_lsn().await.unwrap();
+    scene.sql("SELECT pg_logical_emit_message(true, 'lockstep test', '')").await;
+    let reached = |status: &support::Status| {
+        let position = status.0["source"]["position"].as_str().and_then(|text| text.parse().ok());
+        position.is_some_and(|position: lockstep::lsn::Lsn| position >= lsn)
+    };
+    process.wait_until("everything is in the ledger", PATIENCE, reached).await.unwrap();
+}

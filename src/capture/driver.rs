@@ -433,12 +433,17 @@ impl Core {
     /// Writes a heartbeat if one is due.
     async fn beat(&mut self) -> Result<()> {
         let config = self.config.clone();
-        let Some((interval, topic)) = &config.wire.heartbeat else { return Ok(()) };
-        if self.beaten.elapsed() < *interval {
+        let Some(heartbeat) = &config.wire.heartbeat else { return Ok(()) };
+        if self.beaten.elapsed() < heartbeat.interval {
             return Ok(());
         }
         self.beaten = Instant::now();
-        self.emitter.heartbeat(&mut self.machine, topic, now_ns() / 1_000_000).await
+        if let Some(query) = &heartbeat.query
+            && let Err(error) = self.session.batch_execute(query).await
+        {
+            tracing::warn!(error = %error, "wire.heartbeat_query failed at the source");
+        }
+        self.emitter.heartbeat(&mut self.machine, &heartbeat.topic, now_ns() / 1_000_000).await
     }
 
     fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {

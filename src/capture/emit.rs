@@ -189,16 +189,15 @@ impl Emitter {
         let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
         let begins = counts.total == 0;
         counts.total += 1;
-        // Debezium counts each message as a data collection of its own, without a name that lasts.
-        let collection = collection.unwrap_or("message");
-        let place = counts.collections.iter_mut().find(|(name, _)| name == collection);
+        let place = collection.and_then(|name| counts.collections.iter_mut().find(|(found, _)| found == name));
         let collection_order = match place {
             Some((_, count)) => {
                 *count += 1;
                 *count
             }
+            // Debezium counts each message as a data collection of its own, under a name that does not last.
             None => {
-                counts.collections.push((collection.to_owned(), 1));
+                counts.collections.push((collection.unwrap_or("message").to_owned(), 1));
                 1
             }
         };
@@ -353,6 +352,9 @@ impl Emitter {
         old: Row<'_>,
         new: Row<'_>,
     ) -> Result<()> {
+        if !version.writes(Wire::Update) {
+            return Ok(());
+        }
         if version.writes(Wire::Delete) {
             let event = &self.counted(machine, Some(&version.collection), event).await?;
             version.encoder.key_json(new, &mut self.other_key)?;

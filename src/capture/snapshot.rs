@@ -52,6 +52,9 @@ pub struct Job {
     pub keys: HashMap<TableName, RangeKey>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
+    /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
+    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    pub loaded: Vec<(TableName, KeyRange)>,
 }
 
 /// What a range's borders are texts of: the key's columns and their orders. Under another key they say nothing.

@@ -189,7 +189,7 @@ async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String
 fn foreign_topics(config: &Config) -> Vec<String> {
     let wire = &config.wire;
     let messages = wire.messages.as_ref().map(|messages| messages.topic.clone());
-    let heartbeat = wire.heartbeat.as_ref().map(|(_, topic)| topic.clone());
+    let heartbeat = wire.heartbeat.as_ref().map(|heartbeat| heartbeat.topic.clone());
     wire.transaction_topic.clone().into_iter().chain(messages).chain(heartbeat).collect()
 }
 

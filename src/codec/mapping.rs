@@ -405,6 +405,9 @@ pub fn default(column: &Column, encoding: &Encoding) -> Option<Value> {
         Encoding::Array(_)
             | Encoding::Bytes(_)
             | Encoding::Opaque(_)
+            | Encoding::MoneyText
+            | Encoding::MoneyDouble
+            | Encoding::Money
             | Encoding::HstoreJson
             | Encoding::HstoreMap
             | Encoding::Point

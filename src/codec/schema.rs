@@ -135,7 +135,12 @@ pub struct RelationSchemas {
 impl RelationSchemas {
     /// `prefix` is the topic prefix (Debezium's logical name).
     pub fn new(relation: &Relation, prefix: &str) -> RelationSchemas {
-        let base = format!("{prefix}.{}", relation.name);
+        // As in names of topics, character by character of UTF-16.
+        let legal = |unit: u16| {
+            u8::try_from(unit).ok().map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
+        };
+        let base: String =
+            format!("{prefix}.{}", relation.name).encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect();
         let columns: Vec<Option<Field>> = relation
             .columns
             .iter()

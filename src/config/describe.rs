@@ -64,9 +64,12 @@ fn wire(out: &mut String, config: &Config) {
         }
         pair(out, "message_prefixes_excluded", list(&messages.exclude));
     }
-    if let Some((interval, topic)) = &wire.heartbeat {
-        pair(out, "heartbeat_interval", text(&show_duration(*interval)));
-        pair(out, "heartbeat_topic", text(topic));
+    if let Some(heartbeat) = &wire.heartbeat {
+        pair(out, "heartbeat_interval", text(&show_duration(heartbeat.interval)));
+        pair(out, "heartbeat_topic", text(&heartbeat.topic));
+        if let Some(query) = &heartbeat.query {
+            pair(out, "heartbeat_query", text(query));
+        }
     }
 }
 

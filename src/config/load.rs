@@ -221,9 +221,11 @@ fn whole_for_sinks(routed: &[Routed], report: &Report) {
     }
 }
 
-/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics).
+/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics). Characters are Java's, as in
+/// Debezium: one beyond the BMP is two.
 fn default_topic(prefix: &str, table: &TableName) -> String {
-    format!("{prefix}.{table}").chars().map(|c| if is_topic_char(c) { c } else { '_' }).collect()
+    let legal = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(|c| is_topic_char(*c));
+    format!("{prefix}.{table}").encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect()
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {

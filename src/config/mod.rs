@@ -184,8 +184,16 @@ pub struct Wire {
     pub transaction_topic: Option<String>,
     /// `pg_logical_emit_message` as records of their own.
     pub messages: Option<Messages>,
-    /// How often, and where.
-    pub heartbeat: Option<(Duration, String)>,
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// Records that say nothing but that the reader lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    pub interval: Duration,
+    pub topic: String,
+    /// Run at the source with each, for who wants it to write something.
+    pub query: Option<String>,
 }
 
 /// Which logical messages become records.

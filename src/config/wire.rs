@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::process::check_topic;
 use super::reader::Section;
-use super::{Messages, TableWire, Wire};
+use super::{Heartbeat, Messages, TableWire, Wire};
 use crate::relation::{
     BinaryMode, ConversionFailure, DecimalMode, Format, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode,
     UnknownMode,
@@ -123,12 +123,13 @@ pub(super) fn wire(section: &mut Section<'_>, prefix: &str) -> Wire {
         );
     }
     let heartbeat_topic = topic(section, "heartbeat_topic", format!("__debezium-heartbeat.{prefix}"));
+    let query = section.text("heartbeat_query").map(|text| text.value);
     Wire {
         tables,
         context_headers,
         transaction_topic: transactions.then_some(transaction_topic),
         messages: messages.then_some(Messages { topic: message_topic, include, exclude: exclude.unwrap_or_default() }),
-        heartbeat: (!heartbeat.is_zero()).then_some((heartbeat, heartbeat_topic)),
+        heartbeat: (!heartbeat.is_zero()).then_some(Heartbeat { interval: heartbeat, topic: heartbeat_topic, query }),
     }
 }
 

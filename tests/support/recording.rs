@@ -301,8 +301,8 @@ pub fn differences(recorded: &Topics, ours: &Topics) -> Vec<Difference> {
             };
             compare.path = vec!["records".into()];
             compare.add(list(&theirs), list(&mine));
-            continue;
         }
+        // Where one side stopped early, what it has before must still be the same.
         for (i, (theirs, mine)) in theirs.iter().zip(&mine).enumerate() {
             compare.path = vec![i.to_string()];
             compare.at("key", &theirs.key, &mine.key);
