@@ -107,9 +107,9 @@ async fn a_commit_whose_answer_is_lost_is_not_done_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_process_wakes_up_as_a_standby() {
     let _turn = ONE_AT_A_TIME.lock().await;
-    let scene = Scene::new(LOCKSTEP, "frozen", EVENTS_SCHEMA, &EVENTS)
-        .await
-        .configure(|p| p.several().set("source", "sender_timeout = \"2s\""));
+    let scene = Scene::new(LOCKSTEP, "frozen", EVENTS_SCHEMA, &EVENTS).await.configure(|p| {
+        p.several().set("source", "sender_timeout = \"2s\"").set("sinks.orders", "lease_timeout = \"2s\"")
+    });
     scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
     let mut first = scene.start().await;
     let load = Events::on(&scene, QUICK);
@@ -117,7 +117,7 @@ async fn a_frozen_process_wakes_up_as_a_standby() {
     second.wait_until("a standby", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
     more(&load, load.committed()).await;
     first.signal(rustix::process::Signal::STOP).unwrap();
-    second.wait_until("the standby reads", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
+    second.wait_until("the standby reads and writes", PATIENCE, |s| s.all_streaming()).await.unwrap();
     more(&load, load.committed()).await;
     first.signal(rustix::process::Signal::CONT).unwrap();
     more(&load, load.committed()).await;

@@ -222,7 +222,7 @@ async fn a_ledger_that_is_gone() {
     scene.sql(&format!("SELECT pg_drop_replication_slot('{}')", scene.slot())).await;
     let mut source = scene.spawn(&["source"]);
     source.wait_until("a new ledger", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
-    let refusal = sink_refuses(&scene, "PROGRESS_MISMATCH").await;
+    let refusal = sink_refuses(&scene, "LEDGER_RECREATED").await;
     assert!(refusal.message.contains("another ledger"), "{refusal:?}");
 }
 

@@ -10,6 +10,7 @@ pub mod emit;
 pub mod looks;
 pub mod snapshot;
 pub mod start;
+pub mod trim;
 
 #[cfg(test)]
 mod machine_tests;
