@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep::config::Config;
+use lockstep::error::Code;
 use lockstep::kafka::consumer::Pieces;
 use lockstep::kafka::{groups, topics};
 use lockstep::ledger::entry::{Body, Claim, Request, RequestKind, SourceEntry, SourceIdentity};
@@ -15,6 +16,7 @@ use lockstep::ledger::topic::{APPEND_TIMEOUT, Appender, Reading, beside};
 use lockstep::lsn::Lsn;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use support::scene::{PATIENCE, Scene, text};
 use support::{Pipeline, Process, Status};
 use tokio::time::sleep;
@@ -74,6 +76,28 @@ async fn create_topic(scene: &Scene, suffix: &str, settings: &[(&str, &str)]) {
     }
 }
 
+/// The ledger is deleted and made again with the same entries, all but the first offsets included.
+async fn copy_ledger(scene: &Scene) {
+    let (config, (low, high)) = (config(scene), bounds(scene).await);
+    let kafka = config.kafka.clone();
+    let read = move || Pieces::open(&kafka, &kafka.ledger, 0)?.read(Some(low), high, Code::LedgerTrimmed);
+    let entries = beside(read).await.unwrap();
+    delete_topic(scene, "ledger").await;
+    let settings = [("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", "8388608")];
+    create_topic(scene, "ledger", &settings).await;
+    let producer: BaseProducer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &scene.services.kafka)
+        .set("enable.idempotence", "true")
+        .create()
+        .unwrap();
+    for entry in (0..low).map(|_| None).chain(entries.into_iter().map(|entry| entry.value)) {
+        // Something must stand where nothing was kept: offsets are the names of entries.
+        let value = entry.unwrap_or_else(|| br#"{"v":1,"type":"source"}"#.to_vec());
+        producer.send(BaseRecord::<(), _>::to(&config.kafka.ledger).partition(0).payload(&value)).unwrap();
+    }
+    producer.flush(PATIENCE).unwrap();
+}
+
 /// Changes that no one will read, or that the sinks have and nobody can tell.
 async fn change(scene: &Scene, round: i32) {
     scene.sql(&format!("INSERT INTO items VALUES ({}, 'missed', 0)", 100 + round)).await;
@@ -100,9 +124,16 @@ async fn after_every_loss_a_restart_makes_the_sinks_equal_again() {
     scene.sql("INSERT INTO items SELECT i, 'v' || i, i FROM generate_series(1, 20) i").await;
     let mut process = scene.start().await;
     let slot = scene.slot();
-    for (round, code) in
-        (1..).zip(["SLOT_LOST", "SLOT_MOVED", "LEDGER_LOST", "LEDGER_LOST", "TOPIC_MISSING", "TOPIC_RECREATED"])
-    {
+    let codes = [
+        "SLOT_LOST",
+        "SLOT_MOVED",
+        "LEDGER_LOST",
+        "LEDGER_LOST",
+        "TOPIC_MISSING",
+        "TOPIC_RECREATED",
+        "LEDGER_RECREATED",
+    ];
+    for (round, code) in (1..).zip(codes) {
         scene.sql(&format!("UPDATE items SET v = 'round {round}'")).await;
         scene.equal(&mut process).await;
         process.terminate(PATIENCE).await.unwrap();
@@ -117,10 +148,12 @@ async fn after_every_loss_a_restart_makes_the_sinks_equal_again() {
                 topics::trim(&config.kafka, &config.kafka.ledger, high).await.unwrap();
             }
             5 => delete_topic(&scene, "public.items").await,
-            _ => {
+            6 => {
                 delete_topic(&scene, "public.items").await;
                 create_topic(&scene, "public.items", &[("max.message.bytes", "8388608")]).await;
             }
+            // What a tool that copies topics makes of it: the same entries under another id.
+            _ => copy_ledger(&scene).await,
         }
         refused(&scene, code).await;
         done(&scene, &["restart", "--reason", code]);
@@ -327,4 +360,33 @@ async fn a_table_that_comes_back_to_a_sink_is_loaded_again() {
     let scene = scene.configure(|p| p.table("public.b"));
     let mut process = scene.start().await;
     scene.equal(&mut process).await;
+}
+
+/// Nothing happens in our database and much in another one of the same server: its log is let go all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_database_keeps_no_log_for_a_busy_neighbour() {
+    let scene = Scene::new(LOCKSTEP, "quiet", ITEMS, &[("public.items", &["id"])]).await;
+    let neighbour = scene.services.catalog.create_database("neighbour").await.unwrap();
+    let mut process = scene.start().await;
+    let slot = scene.slot();
+    let retained = async || -> u64 {
+        let sql = format!(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots
+              WHERE slot_name = '{slot}'"
+        );
+        text(&scene.source, &sql).await.parse().unwrap()
+    };
+    let before = neighbour.wal_lsn().await.unwrap();
+    neighbour.execute("CREATE TABLE busy (v text)").await.unwrap();
+    for _ in 0..10 {
+        let some = "INSERT INTO busy SELECT repeat(md5(i::text), 32) FROM generate_series(1, 10000) i";
+        neighbour.execute(some).await.unwrap();
+    }
+    assert!(neighbour.wal_lsn().await.unwrap().bytes_since(before) > 100 << 20);
+    let begun = Instant::now();
+    while retained().await >= 32 << 20 {
+        assert!(begun.elapsed() < PATIENCE, "{} bytes are kept\n{}", retained().await, scene.log());
+        process.ensure_running().unwrap();
+        sleep(POLL).await;
+    }
 }

@@ -62,7 +62,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often the sink says in Kafka how far it is: for trimming, which counts in days, and for lag tools.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Records between two looks at the lease while records flow.
 const LEASE_RECORDS: u32 = 512;
@@ -147,7 +147,7 @@ impl Worker {
         let names: BTreeSet<TableName> = tables.keys().cloned().collect();
         let first = match &found {
             Some(row) => row.standing.clone(),
-            None => join(&config, name, &names, &read_ledger(&config, reporter).await?).await?,
+            None => join(&config, name, &names, &read_ledger(&config, reporter, None).await?).await?,
         };
         let lease = Lease::new(sink.lease_timeout);
         let row = match take_over(&mut database, &first, lease, reporter, stop).await? {
@@ -155,7 +155,7 @@ impl Worker {
             None => return Ok(None),
         };
         // Only now: a standby may have waited for months.
-        let ledger = database.meanwhile(read_ledger(&config, reporter)).await?;
+        let ledger = database.meanwhile(read_ledger(&config, reporter, Some(row.standing.ledger_topic_id))).await?;
         let row = go_on_after_restart(&mut database, row, &ledger).await?;
         row.check_identity(&identity(&ledger))?;
         let Ledger { mut state, .. } = ledger;
@@ -615,18 +615,21 @@ fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
     config.tables.iter().filter_map(of).collect()
 }
 
-/// The ledger as it is now; it is the reader's to make.
-async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter) -> Result<Ledger> {
+/// The ledger as it is now; it is the reader's to make. A sink that has followed another one waits for a restart that is asked
+/// for: only its entry tells whether the sink may go on here.
+async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter, followed: Option<Uuid>) -> Result<Ledger> {
     let topic = &config.kafka.ledger;
     loop {
         if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
             let shared = config.clone();
             let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
-            if state.source.is_some() {
+            let another = followed.is_some_and(|id| id != facts.id);
+            if state.source.is_some() && !(another && state.asked.is_some()) {
                 return Ok(Ledger { id: facts.id, state });
             }
         }
-        reporter.update(|s| s.waiting_for = Some(format!("the ledger {topic}, which the source role begins")));
+        let what = format!("the ledger {topic}, which the source role begins");
+        reporter.update(|s| s.waiting_for = Some(what));
         tokio::time::sleep(LEDGER_INTERVAL).await;
     }
 }
