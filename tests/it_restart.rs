@@ -147,8 +147,7 @@ async fn after_every_loss_a_restart_makes_the_sinks_equal_again() {
                 let (config, (_, high)) = (config(&scene), bounds(&scene).await);
                 topics::trim(&config.kafka, &config.kafka.ledger, high).await.unwrap();
             }
-            5 => delete_topic(&scene, "public.items").await,
-            6 => {
+            5 => {
                 delete_topic(&scene, "public.items").await;
                 create_topic(&scene, "public.items", &[("max.message.bytes", "8388608")]).await;
             }
@@ -191,7 +190,7 @@ async fn a_restart_that_dies_between_two_steps_goes_on() {
     let mut process = scene.start().await;
     let slot = scene.slot();
     // Request, intent, slot dropped, slot made, source, claim.
-    for (round, (steps, again)) in (1..).zip((1..=6).map(|steps| (steps, false)).chain([(3, true), (5, true)])) {
+    for (round, (steps, again)) in (1..).zip((1..=6).map(|steps| (steps, false)).chain([(5, true)])) {
         scene.equal(&mut process).await;
         process.terminate(PATIENCE).await.unwrap();
         let before = state(&scene).await;
