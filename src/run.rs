@@ -7,7 +7,7 @@
 //! | a role ends with | then |
 //! |---|---|
 //! | `Ok` after it was asked to stop | it has drained |
-//! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a growing, jittered pause |
+//! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a jittered pause, which grows with every attempt that got nowhere |
 //! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on |
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
@@ -45,7 +45,8 @@ use tracing::{error, info, warn};
 use crate::error::{Error, Halt, Result};
 use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
 use crate::http::{Http, Pulse};
-use crate::status::{Board, HaltStatus, SinkReporter, SinkStatus, SourceReporter, State};
+use crate::lsn::Lsn;
+use crate::status::{Board, HaltStatus, RetryStatus, SinkReporter, SinkStatus, SourceReporter, State};
 
 /// How often a role's loop shows that it turns.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -202,6 +203,22 @@ impl Desk {
             Desk::Sink(reporter, _) => {
                 reporter.update(|s| (s.state, s.halt, s.waiting_for) = (State::Halted, halt, None));
             }
+        }
+        self.set_retry(None);
+    }
+
+    fn set_retry(&self, retry: Option<RetryStatus>) {
+        match self {
+            Desk::Source(reporter, _) => reporter.update(|s| s.retry = retry),
+            Desk::Sink(reporter, _) => reporter.update(|s| s.retry = retry),
+        }
+    }
+
+    /// How far the role is; rises with its progress.
+    fn closed(&self) -> Option<Lsn> {
+        match self {
+            Desk::Source(reporter, _) => reporter.watch().borrow().position,
+            Desk::Sink(reporter, _) => reporter.watch().borrow().closed_lsn,
         }
     }
 
@@ -458,9 +475,15 @@ async fn keep_running(
 ) -> End {
     let mut failures = 0;
     while !token.is_cancelled() {
-        let begun = Instant::now();
-        let mut moved_now = false;
-        let see = || moved_now |= matches!(role.desk.state(), State::Snapshot | State::Streaming);
+        let (begun, before) = (Instant::now(), role.desk.closed());
+        let (mut moved_now, mut progressed) = (false, false);
+        let see = || {
+            moved_now |= matches!(role.desk.state(), State::Snapshot | State::Streaming);
+            if !progressed && before.is_some() && role.desk.closed() > before {
+                progressed = true;
+                role.desk.set_retry(None);
+            }
+        };
         let outcome = beating((role.start)(token.clone()), pulse, see).await;
         let error = match outcome {
             Ok(()) if token.is_cancelled() => break,
@@ -476,8 +499,9 @@ async fn keep_running(
             warn!("stopped while failing: {}", error.chain());
             break;
         }
-        // A role that worked for a while has earned a quick first attempt; one that fails again at once has not.
-        if moved_now && begun.elapsed() >= limits.retry_max {
+        // A role that made progress, or worked for a while without anything to do, has earned a quick first attempt; one that
+        // fails again at the same place has not.
+        if progressed || (moved_now && begun.elapsed() >= limits.retry_max) {
             failures = 0;
         }
         failures += 1;
@@ -485,6 +509,7 @@ async fn keep_running(
         warn!(failures, ?pause, "will try again: {}", error.chain());
         role.desk.count_retry();
         role.desk.set(State::Retrying, Some(error.chain()));
+        role.desk.set_retry(Some(RetryStatus { failures, error: error.chain(), next_try: Timestamp::now() + pause }));
         let asked_to_stop = token.run_until_cancelled(beating(sleep(pause), pulse, || ())).await.is_none();
         if asked_to_stop {
             break;

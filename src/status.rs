@@ -105,6 +105,18 @@ impl HaltStatus {
     }
 }
 
+/// What a role that failed waits for: the facts of its pauses.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RetryStatus {
+    /// Failures since the role last made progress.
+    pub failures: u32,
+    /// The last one.
+    pub error: String,
+    /// When it is, or was, tried again after that.
+    #[serde(serialize_with = "rfc3339")]
+    pub next_try: Timestamp,
+}
+
 /// Where a table stands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,6 +167,8 @@ pub struct SourceStatus {
     /// Bytes of log that the server keeps because of our slot.
     pub slot_retained_bytes: Option<u64>,
     pub halt: Option<HaltStatus>,
+    /// `None` once the reader has made progress after its last failure.
+    pub retry: Option<RetryStatus>,
     /// In words, what keeps the reader from moving: a transaction at the source, a lease, the last failure.
     pub waiting_for: Option<String>,
     #[serde(skip)]
@@ -174,6 +188,8 @@ pub struct SinkStatus {
     /// Seconds since the sink was last level with the newest checkpoint; 0 while it is.
     pub lag_seconds: Option<f64>,
     pub halt: Option<HaltStatus>,
+    /// `None` once the sink has made progress after its last failure.
+    pub retry: Option<RetryStatus>,
     /// In words, what keeps the sink from moving: a partition, another process, the last failure.
     pub waiting_for: Option<String>,
     #[serde(skip)]
@@ -188,6 +204,7 @@ impl Default for SourceStatus {
             lag_bytes: None,
             slot_retained_bytes: None,
             halt: None,
+            retry: None,
             waiting_for: None,
             tables: BTreeMap::new(),
         }
@@ -203,6 +220,7 @@ impl Default for SinkStatus {
             lag_bytes: None,
             lag_seconds: None,
             halt: None,
+            retry: None,
             waiting_for: None,
             tables: BTreeMap::new(),
         }
@@ -394,6 +412,7 @@ pub mod tests {
               "lag_bytes": 968,
               "lag_seconds": 241.5,
               "position": "0/1A2B000",
+              "retry": null,
               "state": "halted",
               "waiting_for": null
             }
@@ -402,6 +421,7 @@ pub mod tests {
             "halt": null,
             "lag_bytes": 0,
             "position": "0/1A2B3C8",
+            "retry": null,
             "slot_retained_bytes": 4096,
             "state": "streaming",
             "waiting_for": null

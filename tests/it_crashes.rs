@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
 use support::Process;
-use support::scene::{AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, watch_whole};
+use support::scene::{
+    AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, wait_text, watch_whole,
+};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -107,19 +110,19 @@ async fn a_commit_whose_answer_is_lost_is_not_done_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_process_wakes_up_as_a_standby() {
     let _turn = ONE_AT_A_TIME.lock().await;
-    let scene = Scene::new(LOCKSTEP, "frozen", EVENTS_SCHEMA, &EVENTS)
-        .await
-        .configure(|p| p.several().set("source", "sender_timeout = \"2s\""));
+    let scene = Scene::new(LOCKSTEP, "frozen", EVENTS_SCHEMA, &EVENTS).await.configure(|p| {
+        p.several().set("source", "sender_timeout = \"2s\"").set("sinks.orders", "lease_timeout = \"2s\"")
+    });
     scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
     let mut first = scene.start().await;
     let load = Events::on(&scene, QUICK);
     let mut second = scene.spawn(&[]);
     second.wait_until("a standby", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
     more(&load, load.committed()).await;
-    first.signal(rustix::process::Signal::STOP).unwrap();
-    second.wait_until("the standby reads", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
+    first.signal(Signal::STOP).unwrap();
+    second.wait_until("the standby reads and writes", PATIENCE, |s| s.all_streaming()).await.unwrap();
     more(&load, load.committed()).await;
-    first.signal(rustix::process::Signal::CONT).unwrap();
+    first.signal(Signal::CONT).unwrap();
     more(&load, load.committed()).await;
     load.stop().await;
     first.wait_until("the reader that lost its slot waits", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
@@ -183,5 +186,43 @@ async fn kafka_crashes() {
     scene.services.start_kafka().unwrap();
     load.stop().await;
     scene.equal(&mut process).await;
+    assert_once(scene.orders()).await;
+}
+
+/// A connected reader that confirms nothing would hold up the source's shutdown for ever. Without Kafka it gives its connection
+/// up, whether it has something to write or not, and whether the broker is gone or only deaf; `scripts/services stop` fails if
+/// the server does not end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_can_shut_down_while_kafka_is_away() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let scene = Scene::new(LOCKSTEP, "shutdown", EVENTS_SCHEMA, &EVENTS).await;
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let scene = scene.configure(|p| p.set("kafka", "grace = \"1s\""));
+    let mut process = scene.start().await;
+    for deaf in [false, true] {
+        let load = deaf.then(|| Events::on(&scene, QUICK));
+        match deaf {
+            true => scene.services.signal_kafka(Signal::STOP).unwrap(),
+            false => scene.services.stop_kafka().unwrap(),
+        }
+        let held = "SELECT count(*) FROM pg_stat_replication WHERE application_name LIKE 'lockstep:%'";
+        wait_text(&scene.source, held, "0", &mut process).await;
+        scene.services.catalog.stop().unwrap();
+        scene.services.catalog.start().unwrap();
+        match deaf {
+            true => scene.services.signal_kafka(Signal::CONT).unwrap(),
+            false => scene.services.start_kafka().unwrap(),
+        }
+        process.wait_until("both ends work again", PATIENCE, |s| s.all_streaming()).await.unwrap();
+        match load {
+            Some(load) => assert!(load.stop().await > 0),
+            None => {
+                scene
+                    .sql("INSERT INTO events VALUES (-1, -1), (-2, -1), (-3, -1); INSERT INTO journal VALUES (-1)")
+                    .await
+            }
+        }
+        scene.equal(&mut process).await;
+    }
     assert_once(scene.orders()).await;
 }

@@ -37,6 +37,7 @@ fn config() -> Kafka {
         checkpoint_interval: Duration::from_millis(20),
         base_entries: 1000,
         base_interval: Duration::from_secs(60),
+        grace: Duration::from_secs(30),
     }
 }
 

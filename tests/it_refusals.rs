@@ -222,8 +222,13 @@ async fn a_ledger_that_is_gone() {
     scene.sql(&format!("SELECT pg_drop_replication_slot('{}')", scene.slot())).await;
     let mut source = scene.spawn(&["source"]);
     source.wait_until("a new ledger", PATIENCE, |s| s.source_state() == "streaming").await.unwrap();
-    let refusal = sink_refuses(&scene, "PROGRESS_MISMATCH").await;
+    let refusal = sink_refuses(&scene, "LEDGER_RECREATED").await;
     assert!(refusal.message.contains("another ledger"), "{refusal:?}");
+    // Which a restart knows how to go on from: it asks the sinks.
+    source.terminate(PATIENCE).await.unwrap();
+    typed(&scene, "restart", &[]);
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,9 +304,13 @@ async fn a_record_that_is_too_large() {
 
 /// What the refusals tell to type, typed.
 fn resync(scene: &Scene, arguments: &[&str]) {
+    typed(scene, "resync", arguments);
+}
+
+fn typed(scene: &Scene, verb: &str, arguments: &[&str]) {
     // The configuration takes the port from the environment, which another verb has not.
     let output = std::process::Command::new(LOCKSTEP)
-        .args(["resync", "--config"])
+        .args([verb, "--config"])
         .arg(&scene.pipeline.dir)
         .args(arguments)
         .env("LOCKSTEP_TEST_HTTP_PORT", "1")

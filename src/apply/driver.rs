@@ -17,11 +17,14 @@ use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::{Spans, Tail};
+use crate::kafka::groups;
 use crate::kafka::topics;
 use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
+use crate::lsn::Position;
 use crate::relation::TableName;
+use crate::sink::lease::{Lease, watch_link};
 use crate::sink::postgres::PostgresSink;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing, TakeOver};
 use crate::sink::{Counts, Failure};
@@ -58,6 +61,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often a sink that is earlier than the source role looks for the ledger.
 const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How often the sink says in Kafka how far it is: for trimming, which counts in days, and for lag tools.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Records between two looks at the lease while records flow.
+const LEASE_RECORDS: u32 = 512;
+
 /// The role: runs until it is stopped or fails.
 pub async fn run(
     config: Arc<Config>,
@@ -72,7 +81,13 @@ pub async fn run(
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
-    worker.run(&stop).await.map_err(|error| for_sink(error, &name))
+    let (config, heard) = (worker.config.clone(), worker.writer.sink.heard());
+    let (sink, owner) = (worker.sink.clone(), worker.row.owner.clone());
+    tokio::select! {
+        outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(error, &name)),
+        // The worker waits on a dead connection; only dropping it ends that.
+        error = watch_link(&sink, &config.name, owner, heard) => Err(error),
+    }
 }
 
 /// A hint to read a copy again means this sink's copy.
@@ -106,6 +121,8 @@ struct Worker {
     loaded: HashMap<TableName, u64>,
     /// Records gathered into one transaction at most.
     gather_records: u64,
+    teller: groups::Teller,
+    told: Option<(i64, Instant)>,
 }
 
 /// Where the ledger is and for which source it is written.
@@ -127,25 +144,34 @@ impl Worker {
         let tables = taken(&config, name);
         let mut database = PostgresSink::connect(&sink, &config.name, *WORKER).await?;
         let found = database.progress(config.create).await?;
-        let ledger = read_ledger(&config, reporter).await?;
         let names: BTreeSet<TableName> = tables.keys().cloned().collect();
-
         let first = match &found {
             Some(row) => row.standing.clone(),
-            None => join(&config, name, &names, &ledger).await?,
+            None => join(&config, name, &names, &read_ledger(&config, reporter, None).await?).await?,
         };
-        let row = match take_over(&mut database, &first, reporter, stop).await? {
+        let lease = Lease::new(sink.lease_timeout);
+        let row = match take_over(&mut database, &first, lease, reporter, stop).await? {
             Some(row) => row,
             None => return Ok(None),
         };
+        // Only now: a standby may have waited for months.
+        let ledger = database.meanwhile(read_ledger(&config, reporter, Some(row.standing.ledger_topic_id))).await?;
+        let row = go_on_after_restart(&mut database, row, &ledger).await?;
         row.check_identity(&identity(&ledger))?;
-        let known = ledger.state.joined(name);
+        let Ledger { mut state, .. } = ledger;
+        let known = state.joined(name);
+        let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
-        let mut state = ledger.state;
-        if found.is_some() && !missing.is_empty() {
-            // Its tables are under load from here on, wherever the row stands.
-            let offset = request(&config, name, &missing, state.base).await?;
-            state = fold_through(&config, offset).await?;
+        // Should a table that is gone come back, it must be known that nothing of it was taken meanwhile. And tables that are
+        // missing are under load from here on, wherever the row stands.
+        for (kind, tables) in [(RequestKind::Leave, gone), (RequestKind::Join, missing)] {
+            if !tables.is_empty() {
+                let asked = async {
+                    let offset = request(&config, kind, name, &tables, state.base).await?;
+                    fold_through(&config, offset).await
+                };
+                state = database.meanwhile(asked).await?;
+            }
         }
         let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
         worker.writer.prepare(&state).await?;
@@ -157,27 +183,24 @@ impl Worker {
     async fn open(
         config: Arc<Config>,
         sink: config::Sink,
-        database: PostgresSink,
+        mut database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
         (metrics, reporter): (SinkMetrics, SinkReporter),
     ) -> Result<Worker> {
         let standing = &row.standing;
-        let at = At {
-            offset: standing.ledger_offset,
-            epoch: standing.reader,
-            position: standing.position,
-            closed: standing.closed_lsn,
-            commit_time: standing.commit_time_us.unwrap_or_default(),
-        };
+        let at = at(standing);
         let needed = standing.join_offset.map_or(at.offset, |join| join.min(at.offset));
         let shared = config.clone();
-        let from = topic::beside(move || Reading::open(&shared.kafka)?.fold_start(needed)).await?;
+        let reading = topic::beside(move || Reading::open(&shared.kafka)?.fold_start(needed));
+        let from = database.meanwhile(reading).await?;
         let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
+        let teller =
+            groups::Teller::open(&config.kafka, &groups::of_sink(&config.name, &sink.name), &config.kafka.ledger)?;
         let (assembler, now) = (Assembler::default(), Instant::now());
         Ok(Worker {
             config,
@@ -195,6 +218,8 @@ impl Worker {
             level: now,
             loaded: HashMap::new(),
             gather_records: TRANSACTION_RECORDS_FIRST,
+            teller,
+            told: None,
         })
     }
 
@@ -204,13 +229,15 @@ impl Worker {
             return Ok(());
         }
         let shared = self.config.clone();
-        let (_, high) = topic::beside(move || Reading::open(&shared.kafka)?.bounds()).await?;
+        let reading = topic::beside(move || Reading::open(&shared.kafka)?.bounds());
+        let (_, high) = self.writer.sink.meanwhile(reading).await?;
         if self.at.offset >= high {
             return self.machine.check_row();
         }
         while self.machine.state().offset.is_none_or(|offset| offset < self.at.offset) {
-            let record = self.tail.recv().await?;
+            let record = self.writer.sink.meanwhile(self.tail.recv()).await?;
             self.entry(record.offset, record.value.as_deref())?;
+            self.writer.sink.keep_lease().await?;
         }
         self.machine.check_row()?;
         self.writer.loads = self.machine.loads();
@@ -256,6 +283,8 @@ impl Worker {
                 stopped = Some(Instant::now());
             }
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
+            self.writer.sink.keep_lease().await?;
+            self.tell()?;
             if self.machine.waiting() == 0 || late {
                 self.quiet().await?;
                 self.report();
@@ -309,15 +338,25 @@ impl Worker {
             Some(Item::Loaded(_)) => {
                 let Some(Item::Loaded(id)) = self.machine.pop() else { unreachable!("just looked") };
                 self.writer.loads.loaded(id);
-                if !self.writer.loads.is_empty() {
-                    return Ok(());
-                }
-                tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
-                let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
-                self.write_row(standing).await
+                self.end_of_load().await
+            }
+            Some(Item::Left(_)) => {
+                let Some(Item::Left(leave)) = self.machine.pop() else { unreachable!("just looked") };
+                self.writer.loads.left(&leave);
+                self.end_of_load().await
             }
             None => Ok(()),
         }
+    }
+
+    /// Once nothing is under load any more, the row says so.
+    async fn end_of_load(&mut self) -> Result<()> {
+        if !self.writer.loads.is_empty() || self.row.standing.phase == RowPhase::Streaming {
+            return Ok(());
+        }
+        tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
+        let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
+        self.write_row(standing).await
     }
 
     /// Intervals for one transaction.
@@ -406,8 +445,13 @@ impl Worker {
             let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
             let state = self.machine.state();
             self.writer.begin_interval(interval);
-            while let Some(head) = merge.take().await? {
+            let mut records = 0u32;
+            while let Some(head) = merge.take(async || self.writer.sink.keep_lease().await).await? {
                 self.writer.record(&head, state).await?;
+                records += 1;
+                if records.is_multiple_of(LEASE_RECORDS) {
+                    self.writer.sink.keep_lease().await?;
+                }
             }
             self.writer.end_interval(state).await?;
             foreign += merge.foreign;
@@ -476,6 +520,19 @@ impl Worker {
         if self.at.offset != self.row.standing.ledger_offset {
             self.write_row(self.standing()).await?;
         }
+        self.told = None;
+        self.tell()
+    }
+
+    /// Says in Kafka from which entry on this sink still needs the ledger, now and then.
+    fn tell(&mut self) -> Result<()> {
+        let standing = &self.row.standing;
+        let next = standing.join_offset.unwrap_or(i64::MAX).min(standing.ledger_offset) + 1;
+        let due = self.told.is_none_or(|(told, at)| told != next && at.elapsed() >= TELL_INTERVAL);
+        if due {
+            self.teller.tell(next)?;
+            self.told = Some((next, Instant::now()));
+        }
         Ok(())
     }
 
@@ -520,6 +577,16 @@ impl Worker {
     }
 }
 
+fn at(standing: &Standing) -> At {
+    At {
+        offset: standing.ledger_offset,
+        epoch: standing.reader,
+        position: standing.position,
+        closed: standing.closed_lsn,
+        commit_time: standing.commit_time_us.unwrap_or_default(),
+    }
+}
+
 fn standing(before: &Standing, at: At) -> Standing {
     Standing {
         ledger_offset: at.offset,
@@ -548,20 +615,46 @@ fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
     config.tables.iter().filter_map(of).collect()
 }
 
-/// The ledger as it is now; it is the reader's to make.
-async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter) -> Result<Ledger> {
+/// The ledger as it is now; it is the reader's to make. A sink that has followed another one waits for a restart that is asked
+/// for: only its entry tells whether the sink may go on here.
+async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter, followed: Option<Uuid>) -> Result<Ledger> {
     let topic = &config.kafka.ledger;
     loop {
         if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
             let shared = config.clone();
             let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
-            if state.source.is_some() {
+            let another = followed.is_some_and(|id| id != facts.id);
+            if state.source.is_some() && !(another && state.asked.is_some()) {
                 return Ok(Ledger { id: facts.id, state });
             }
         }
-        reporter.update(|s| s.waiting_for = Some(format!("the ledger {topic}, which the source role begins")));
+        let what = format!("the ledger {topic}, which the source role begins");
+        reporter.update(|s| s.waiting_for = Some(what));
         tokio::time::sleep(LEDGER_INTERVAL).await;
     }
+}
+
+/// For `lockstep check`: whether a worker that finds this row could go on from it.
+pub async fn check_progress(config: &Arc<Config>, sink: &str, row: &ProgressRow, id: Uuid, state: State) -> Result<()> {
+    let ledger = Ledger { id, state };
+    if standing_after_restart(row, &ledger).is_some() {
+        return Ok(());
+    }
+    row.check_identity(&identity(&ledger))?;
+    let (standing, shared) = (row.standing.clone(), config.clone());
+    let at = at(&standing);
+    let mut machine = Machine::new(&config.name, sink, BTreeSet::new(), at, -1);
+    if at.offset < 0 {
+        return Ok(());
+    }
+    let held = topic::beside(move || {
+        let mut reading = Reading::open(&shared.kafka)?;
+        reading.fold_start(standing.join_offset.map_or(at.offset, |join| join.min(at.offset)))?;
+        let high = reading.bounds()?.1;
+        Ok(reading.fold(high.min(at.offset + 1))?.0)
+    });
+    machine.begin_with(held.await?);
+    machine.check_row()
 }
 
 /// What the row must agree with.
@@ -599,7 +692,7 @@ async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, le
     let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
     let offset = match open {
         Some(offset) => offset,
-        None => request(config, sink, tables, ledger.state.base).await?,
+        None => request(config, RequestKind::Join, sink, tables, ledger.state.base).await?,
     };
     let state = fold_through(config, offset).await?;
     let at = At::end_of(&state);
@@ -612,33 +705,73 @@ async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
     topic::beside(move || Ok(Reading::open(&shared.kafka)?.fold(offset + 1)?.0)).await
 }
 
-/// Asks the reader to load tables at the sink; gives the request's offset.
-async fn request(config: &Config, sink: &str, tables: &BTreeSet<TableName>, base: Option<i64>) -> Result<i64> {
+/// Writes a request for tables of the sink; gives its offset.
+async fn request(
+    config: &Config,
+    kind: RequestKind,
+    sink: &str,
+    tables: &BTreeSet<TableName>,
+    base: Option<i64>,
+) -> Result<i64> {
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = base;
     let request = Request {
         id: Uuid::new_v4(),
-        kind: RequestKind::Join,
+        kind,
         sink: sink.to_owned(),
         tables: tables.iter().cloned().collect(),
         asked_by: format!("sink:{sink}"),
+        old_ledger: None,
     };
     let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
     appender.close(Duration::from_secs(1));
     Ok(offset)
 }
 
+/// A restart is the one legal jump: a row from before it goes on there, with every table still to be loaded.
+async fn go_on_after_restart(database: &mut PostgresSink, row: ProgressRow, ledger: &Ledger) -> Result<ProgressRow> {
+    let Some(to) = standing_after_restart(&row, ledger) else { return Ok(row) };
+    tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
+    database.begin(&row, &to).await?;
+    database.commit().await?;
+    Ok(ProgressRow { standing: to, ..row })
+}
+
+/// Where a row from before the last restart goes on; `None` for one that is not.
+fn standing_after_restart(row: &ProgressRow, ledger: &Ledger) -> Option<Standing> {
+    let restarted = ledger.state.restarted.as_ref()?;
+    let at = &row.standing;
+    let before = match at.ledger_topic_id == ledger.id {
+        // Where the ledger lost its end, offsets alone do not tell.
+        true => at.ledger_offset < restarted.offset || at.reader.offset < restarted.epoch.offset,
+        false => restarted.old_ledger == Some(at.ledger_topic_id),
+    };
+    before.then(|| Standing {
+        ledger_offset: restarted.offset,
+        reader: restarted.epoch,
+        position: Position::ORIGIN,
+        closed_lsn: restarted.new,
+        commit_time_us: None,
+        ..identity(ledger)
+    })
+}
+
 /// Waits while another worker that is alive owns the sink: a hot standby.
 async fn take_over(
     database: &mut PostgresSink,
     first: &Standing,
+    mut lease: Lease,
     reporter: &SinkReporter,
     stop: &CancellationToken,
 ) -> Result<Option<ProgressRow>> {
     loop {
         match database.take_over(first).await? {
             TakeOver::Mine(row) => return Ok(Some(*row)),
-            TakeOver::Standby { owner, .. } => {
+            TakeOver::Standby { owner, activity } => {
+                if lease.is_over(&owner, activity, Instant::now()) {
+                    tracing::warn!(worker = %owner.worker_id, "the worker that owns the sink is silent, taking over");
+                    database.evict(&owner).await?;
+                }
                 reporter.update(|s| {
                     s.state = status::State::Standby;
                     s.waiting_for =
@@ -648,7 +781,7 @@ async fn take_over(
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+            () = tokio::time::sleep(lease.look_interval(STANDBY_INTERVAL)) => {}
         }
     }
 }

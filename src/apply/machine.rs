@@ -65,6 +65,8 @@ pub enum Item {
     Joined(i64, Request),
     /// The request's load is complete.
     Loaded(Uuid),
+    /// The request's tables are no longer this sink's.
+    Left(Request),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +116,11 @@ impl Machine {
         Machine { pipeline, sink, tables, state: State::default(), end: row, join_offset, items }
     }
 
+    /// Takes a state that was folded elsewhere, for [`Machine::check_row`].
+    pub fn begin_with(&mut self, state: State) {
+        self.state = state;
+    }
+
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -135,9 +142,16 @@ impl Machine {
         match event {
             Event::Valid(checkpoint) => self.chain(offset, checkpoint),
             Event::Requested(request) if request.sink == self.sink => {
-                self.items.push_back(Item::Joined(offset, request));
+                self.items.push_back(match request.kind {
+                    RequestKind::Leave => Item::Left(request),
+                    _ => Item::Joined(offset, request),
+                });
                 Ok(())
             }
+            // What stands before it counts no more; the next start of this worker goes on from there.
+            Event::Restarted(_) => Err(Error::retry_plain(format!(
+                "the source was begun anew (ledger entry {offset}), every table is loaded again"
+            ))),
             Event::Done(done) => {
                 let mine = self.state.joins.iter().any(|j| j.request.id == done.id && j.request.sink == self.sink);
                 if mine {
@@ -284,6 +298,11 @@ impl Loads {
         }
     }
 
+    /// The request's tables are no longer this sink's.
+    pub fn left(&mut self, leave: &Request) {
+        self.tables.retain(|table, _| !leave.tables.is_empty() && !leave.tables.contains(table));
+    }
+
     /// The request is answered; tables that a later one asked for stay under load.
     pub fn loaded(&mut self, request: Uuid) {
         self.tables.retain(|_, loading| loading.request != request);
@@ -413,6 +432,7 @@ mod tests {
             sink: "x".into(),
             tables: vec![table()],
             asked_by: String::new(),
+            old_ledger: None,
         };
         let chunk = Chunk {
             relation: crate::relation::Fingerprint(1),
@@ -442,7 +462,7 @@ mod tests {
     fn done_of_another_epoch_is_ignored() {
         let request = |id| {
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, "x".to_owned());
-            Body::Request(Request { id, kind, sink, tables: vec![table()], asked_by: String::new() })
+            Body::Request(Request { id, kind, sink, tables: vec![table()], asked_by: String::new(), old_ledger: None })
         };
         let done = |epoch| Body::Done(Done { id: Uuid::from_u128(1), epoch, result: "ok".into() });
         let mut m = machine(At::ORIGIN);

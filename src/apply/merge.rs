@@ -65,11 +65,12 @@ impl<'s> Merge<'s> {
         Merge { spans, lanes, patience, foreign: 0 }
     }
 
-    /// The next record by position; `None` at the end, when every span was read whole.
-    pub async fn take(&mut self) -> Result<Option<Head<'s>>> {
+    /// The next record by position; `None` at the end, when every span was read whole. `idle` is called now and then while
+    /// records are waited for.
+    pub async fn take(&mut self, mut idle: impl AsyncFnMut() -> Result<()>) -> Result<Option<Head<'s>>> {
         for lane in &mut self.lanes {
             if lane.head.is_none() && !lane.check.is_done() {
-                lane.head = fill(self.spans, lane, &self.patience, &mut self.foreign).await?;
+                lane.head = fill(self.spans, lane, &self.patience, &mut self.foreign, &mut idle).await?;
             }
         }
         let position = |lane: &Lane<'_>| lane.head.as_ref().map(|head| head.header.position);
@@ -83,6 +84,7 @@ async fn fill<'s>(
     lane: &mut Lane<'_>,
     patience: &Patience,
     foreign: &mut u64,
+    idle: &mut impl AsyncFnMut() -> Result<()>,
 ) -> Result<Option<Head<'s>>> {
     let began = Instant::now();
     while !lane.check.is_done() {
@@ -103,6 +105,7 @@ async fn fill<'s>(
             }
             // The role's thread has other things to do too, such as showing that it lives.
             tokio::task::yield_now().await;
+            idle().await?;
             continue;
         };
         if record.offset() < lane.check.span().first {

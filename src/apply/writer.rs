@@ -246,6 +246,7 @@ impl Writer {
         let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
         let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
         self.sink.end_range(load, &blank).await?;
+        self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(self.offset, &chunk);
         Ok(())
@@ -384,6 +385,7 @@ impl Writer {
         }
         if !batch.is_empty() {
             self.counts += self.sink.apply(&batch).await?;
+            self.sink.hear();
         }
         Ok(())
     }

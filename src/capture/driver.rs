@@ -8,19 +8,22 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
-use crate::capture::emit::{Emitter, KAFKA_GRACE, Streamed, Version};
+use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::schemas;
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
+use crate::capture::trim::trim;
 use crate::change::Op;
 use crate::codec::avro::{self, SchemaIds};
-use crate::codec::{Event, Snapshot};
+use crate::codec::{self, Snapshot};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
@@ -28,7 +31,7 @@ use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
 use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
-use crate::ledger::state::{self, State, unread};
+use crate::ledger::state::{Event, State, unread};
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
@@ -142,8 +145,13 @@ struct Core {
     again: Vec<TableName>,
     /// Of the base that is on its way.
     base_number: Option<u64>,
+    /// Under way, and when the last one began.
+    trimming: Option<AbortOnDropHandle<Result<Option<i64>>>>,
+    trimmed_at: Option<Instant>,
     /// When Kafka acknowledged something last, or had nothing to.
     progressed: Instant,
+    /// When a broker was up last.
+    reached: Instant,
     entries_since_base: u64,
     base_at: Instant,
     began: Instant,
@@ -239,7 +247,10 @@ impl Reader {
             joins_seen: None,
             again: Vec::new(),
             base_number: None,
+            trimming: None,
+            trimmed_at: None,
             progressed: now,
+            reached: now,
             entries_since_base: 0,
             base_at: now,
             began: now,
@@ -381,7 +392,7 @@ impl Core {
             return Ok(());
         }
         let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by }))?;
+        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by, old_ledger: None }))?;
         Ok(())
     }
 
@@ -426,7 +437,7 @@ impl Core {
         if transaction.is_some_and(|transaction| !transaction.take) || self.config.wire.messages.is_none() {
             return Ok(());
         }
-        let event = Event { snapshot: Snapshot::False, ..self.event(start, transaction) };
+        let event = codec::Event { snapshot: Snapshot::False, ..self.event(start, transaction) };
         self.emitter.message(&mut self.machine, &event, prefix, content).await
     }
 
@@ -446,9 +457,9 @@ impl Core {
         self.emitter.heartbeat(&mut self.machine, &heartbeat.topic, now_ns() / 1_000_000).await
     }
 
-    fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> Event {
+    fn event(&self, lsn: Lsn, transaction: Option<Transaction>) -> codec::Event {
         let now_ns = if transaction.is_some() { self.read_ns } else { now_ns() };
-        Event {
+        codec::Event {
             last_commit_lsn: self.last_commit_end,
             lsn,
             xid: transaction.map(|t| u64::from(t.xid)),
@@ -616,7 +627,8 @@ impl Core {
         for (sink, tables) in self.state.sinks_of(&tables) {
             let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
             let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
-            let request = Request { id: Uuid::new_v4(), kind: RequestKind::Resync, sink, tables, asked_by };
+            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
+            let request = Request { id, kind, sink, tables, asked_by, old_ledger };
             self.append(Body::Request(request))?;
         }
         if !due.is_empty() {
@@ -679,7 +691,7 @@ impl Core {
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
             let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
-            let event = Event { snapshot: mark, ..event };
+            let event = codec::Event { snapshot: mark, ..event };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {
@@ -735,8 +747,11 @@ impl Core {
             return Ok(());
         };
         let event = self.state.apply(record.offset, entry);
+        if matches!(&event, Event::Requested(request) if request.kind == RequestKind::Restart) {
+            return Err(Error::retry_plain(format!("a restart was asked for (ledger entry {})", record.offset)));
+        }
         self.entries_since_base += 1;
-        if event == state::Event::Base {
+        if event == Event::Base {
             // Ours, for it is valid. Something may have landed in front of it; then it is not named, and the next one is due
             // at once.
             self.base_number = None;
@@ -744,6 +759,7 @@ impl Core {
                 self.appender.base = self.state.base;
                 self.entries_since_base = 0;
                 self.base_at = Instant::now();
+                self.trim_if_due(record.timestamp_ms);
             }
         }
         match self.machine.read_back(record.offset, &event) {
@@ -773,10 +789,8 @@ impl Core {
         let appended = self.appender.take()?;
         if acked || !appended.is_empty() || (self.emitter.in_flight_bytes() == 0 && self.appending.is_none()) {
             self.progressed = Instant::now();
-        } else if self.progressed.elapsed() > KAFKA_GRACE {
-            // A connected reader that does not confirm would hold up the source's shutdown.
-            return Err(Error::retry_plain("writing to Kafka: nothing was acknowledged for 30 s"));
         }
+        self.check_kafka()?;
         for (number, offset) in appended {
             if self.appending.is_some_and(|(appending, _)| appending == number) {
                 let (_, sent) = self.appending.take().expect("just looked");
@@ -803,7 +817,27 @@ impl Core {
             self.load()?;
         }
         if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.look_at_trimming();
             self.report();
+        }
+        Ok(())
+    }
+
+    /// A connected reader that does not confirm holds up the source's shutdown, so without Kafka it must not stay connected;
+    /// neither while it waits for acknowledgements nor while it has nothing to send: what a shutdown itself writes into the log
+    /// must be confirmed too.
+    fn check_kafka(&mut self) -> Result<()> {
+        let grace = self.config.kafka.grace;
+        let health = self.tail.health();
+        if health.brokers_up() > 0 {
+            self.reached = Instant::now();
+        }
+        if self.progressed.elapsed() > grace {
+            return Err(Error::retry_plain(format!("writing to Kafka: nothing was acknowledged for {grace:?}")));
+        }
+        if self.reached.elapsed() > grace {
+            let why = health.last_error().unwrap_or_default();
+            return Err(Error::retry_plain(format!("no broker was there for {grace:?}: {why}")));
         }
         Ok(())
     }
@@ -894,6 +928,27 @@ impl Core {
             self.write_base()?;
         }
         Ok(())
+    }
+
+    /// Beside the stream: Kafka is asked many questions.
+    fn trim_if_due(&mut self, now_ms: i64) {
+        let interval = self.config.kafka.base_interval;
+        if self.trimming.is_some() || self.trimmed_at.is_some_and(|at| at.elapsed() < interval) {
+            return;
+        }
+        self.trimmed_at = Some(Instant::now());
+        let sinks = self.state.joins.iter().map(|join| join.request.sink.clone());
+        let sinks = sinks.filter(|sink| sink != TOPICS).collect();
+        self.trimming = Some(AbortOnDropHandle::new(tokio::spawn(trim(self.config.clone(), sinks, now_ms))));
+    }
+
+    fn look_at_trimming(&mut self) {
+        let Some(trimming) = self.trimming.take_if(|trimming| trimming.is_finished()) else { return };
+        match trimming.now_or_never() {
+            Some(Ok(Ok(Some(low)))) => tracing::info!(first = low, "the ledger was trimmed"),
+            Some(Ok(Err(error))) => tracing::warn!("trimming the ledger, to be tried again: {}", error.chain()),
+            _ => {}
+        }
     }
 
     fn append(&mut self, body: Body) -> Result<u64> {

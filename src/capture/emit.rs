@@ -26,10 +26,6 @@ use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::{Fingerprint, Relation};
 use crate::value::{Row, RowBuf};
 
-/// How long Kafka may take no record before the replication connection is dropped: a connected reader that does not confirm
-/// blocks the source's shutdown.
-pub const KAFKA_GRACE: Duration = Duration::from_secs(30);
-
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
 const MUCH_IN_FLIGHT_BYTES: usize = 256 * 1024;
 /// The timer's own grain.
@@ -118,6 +114,8 @@ struct Outlet {
     foreign: Vec<bool>,
     /// `__debezium.context.*`, if they are asked for.
     context: Option<Arc<Vec<(&'static str, Vec<u8>)>>>,
+    /// How long Kafka may take no record.
+    grace: Duration,
 }
 
 impl Emitter {
@@ -135,8 +133,9 @@ impl Emitter {
             None => EventEncoder::Json(Box::new(JsonEventEncoder::new(prefix, database, modes))),
         };
         let context = config.wire.context_headers.then(|| Arc::new(context_headers(prefix)));
+        let grace = config.kafka.grace;
         Emitter {
-            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new(), foreign: Vec::new(), context },
+            outlet: Outlet { producer, timestamp_ms: 0, acks: Vec::new(), foreign: Vec::new(), context, grace },
             topics: Vec::new(),
             versions: HashMap::new(),
             events,
@@ -564,8 +563,9 @@ impl Outlet {
             token: draft.token,
         };
         while let Sent::Full = self.producer.send(&message)? {
-            if tokio::time::timeout(KAFKA_GRACE, self.producer.acked()).await.is_err() {
-                return Err(Error::retry_plain("writing to Kafka: no record was acknowledged for 30 s"));
+            if tokio::time::timeout(self.grace, self.producer.acked()).await.is_err() {
+                let doing = format!("writing to Kafka: no record was acknowledged for {:?}", self.grace);
+                return Err(Error::retry_plain(doing));
             }
             self.take_acks(machine)?;
         }

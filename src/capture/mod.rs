@@ -11,6 +11,7 @@ pub mod looks;
 mod schemas;
 pub mod snapshot;
 pub mod start;
+pub mod trim;
 
 #[cfg(test)]
 mod machine_tests;

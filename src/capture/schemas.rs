@@ -35,7 +35,7 @@ pub async fn event_ids(registry: Option<&Registry>, config: &Config) -> Result<O
 fn topic(kind: EventKind, wire: &Wire) -> Option<&str> {
     match kind {
         EventKind::Transaction => wire.transaction_topic.as_deref(),
-        EventKind::Heartbeat => wire.heartbeat.as_ref().map(|(_, topic)| topic.as_str()),
+        EventKind::Heartbeat => wire.heartbeat.as_ref().map(|heartbeat| heartbeat.topic.as_str()),
         EventKind::Message => wire.messages.as_ref().map(|messages| messages.topic.as_str()),
     }
 }

@@ -45,9 +45,6 @@ pub struct Job {
     pub only: Option<(String, Uuid)>,
     /// Parents first.
     pub tables: Vec<TableName>,
-    /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
-    /// remembered ever since, so only a job that starts before anything is streamed may have some.
-    pub loaded: Vec<(TableName, KeyRange)>,
     /// Their keys.
     pub keys: HashMap<TableName, RangeKey>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.

@@ -3,6 +3,10 @@
 //! Order matters (docs/design.md section 2). What can't change while we wait is checked first. The publication is made before the slot:
 //! a slot that has to decode what was written before its publication existed is stuck for good. Holding the slot is the lease;
 //! only its holder appends a claim, and only a claim that was read back makes an epoch.
+//!
+//! A restart (`lockstep restart`) is a start that takes nothing over: whatever slot there is is dropped and made anew, topics may
+//! be others, and after the claim the entry `restart` says so. Each step leaves an entry, so a start that dies goes on where it
+//! was: the request, the intent, the new slot's `source`, the claim, the restart.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,14 +19,16 @@ use crate::config::Config;
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
 use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
-use crate::ledger::entry::{Assembler, Body, Claim, Entry, SourceEntry, SourceIdentity, TopicIdentity};
+use crate::ledger::entry::{
+    Assembler, Body, Claim, Entry, Request, Restart, SourceEntry, SourceIdentity, TopicIdentity,
+};
 use crate::ledger::state::State;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::look::Look;
 use crate::lsn::Lsn;
 use crate::postgres::slot::SlotFacts;
 use crate::postgres::stream::{Start, Stream};
-use crate::postgres::wire::Connection;
+use crate::postgres::wire::{Connection, SystemIdentity};
 use crate::postgres::{catalog, look, preflight, publication, slot, timeline};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -76,11 +82,20 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
-    if let Some(slot) = &found {
-        // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
-        slot::check_slot(slot, &config.source.database.dbname)?;
+    // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
+    let lost = found.as_ref().and_then(|slot| slot::check_slot(slot, &config.source.database.dbname).err());
+    let lost = match lost {
+        Some(error) if error.code() == Some(Code::SlotLost) => Some(error),
+        Some(error) => return Err(error),
+        None => None,
+    };
+    let (ledger, told) = read_ledger(config, found.as_ref()).await?;
+    let restart = told.asked.clone();
+    if let (Some(error), None) = (lost, &restart) {
+        return Err(error);
     }
-    let state = read_ledger(config, found.as_ref()).await?;
+    // A restart takes nothing over.
+    let state = if restart.is_some() { State { base: told.base, ..State::default() } } else { told.clone() };
     // A reader writes its topics down once their tables are published.
     let seen = look::looks(&*session, &config.source.publication, &names).await?;
     // One that was dropped and made again left the publication with its predecessor; it comes back in and is read anew.
@@ -93,13 +108,16 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     if !published.is_empty() {
         publication::check_published(&*session, &config.source.publication, &names, &published).await?;
     }
-    let topics = ensure_topics(config, &state).await?;
+    let topics = ensure_topics(config, ledger, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
 
     let replication = Connection::open(&config.source, &application_name(config)).await?;
-    let identity =
-        ensure_slot(config, &session, version, replication, found, &state, (&mut appender, reporter)).await?;
+    let slot = Slot { session: &session, version, found, reporter };
+    let identity = match &restart {
+        Some(_) => renew_slot(config, slot, replication, &told, &mut appender).await?,
+        None => ensure_slot(config, slot, replication, &state, &mut appender).await?,
+    };
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
@@ -114,7 +132,15 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let offset = appender.append_and_wait(Body::Claim(claim), APPEND_TIMEOUT).await?;
     let epoch = Epoch { offset: offset.unsigned_abs(), nonce };
     appender.epoch = epoch;
-    let (state, assembler, tail) = read_back(config, epoch).await?;
+    let (mut state, mut assembler) = read_back(config, epoch, offset).await?;
+    let mut end = offset;
+    if let Some(asked) = &state.asked {
+        let entry = restart_entry(&state, asked, epoch)?;
+        end = appender.append_and_wait(Body::Restart(entry), APPEND_TIMEOUT).await?;
+        (state, assembler) = read_back(config, epoch, end).await?;
+        tracing::info!(entry = end, "begun anew: every table is read again");
+    }
+    let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, end + 1, Code::LedgerTrimmed)?;
     appender.base = state.base;
     let closed = check_confirmed(config, &session, &state).await?;
     // The slot is ours, so what is compared with this was seen before.
@@ -136,8 +162,8 @@ fn first_of(findings: Vec<Halt>) -> Result<()> {
     Err(first.into())
 }
 
-/// The ledger's state before our claim. A slot without a ledger is never a first start.
-async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<State> {
+/// The ledger's topic, if there is one, and its state before our claim. A slot without a ledger is never a first start.
+pub async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<(Option<TopicFacts>, State)> {
     let ledger = &config.kafka.ledger;
     let facts = topics::describe(&config.kafka, &[ledger.as_str()]).await?.remove(0);
     let state = if facts.is_some() {
@@ -146,7 +172,7 @@ async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<S
     } else {
         State::default()
     };
-    let known = state.source.is_some() || state.intent.is_some();
+    let known = state.source.is_some() || state.intent.is_some() || state.asked.is_some();
     match slot {
         Some(slot) if !known => {
             let message = format!(
@@ -154,19 +180,21 @@ async fn read_ledger(config: &Arc<Config>, slot: Option<&SlotFacts>) -> Result<S
                 slot.name,
                 if facts.is_some() { "is empty" } else { "does not exist" }
             );
-            let hint = format!("restore the topic, or begin anew: SELECT pg_drop_replication_slot('{}')", slot.name);
+            let hint =
+                format!("lockstep restart; or, if it never was ours, SELECT pg_drop_replication_slot('{}')", slot.name);
             Err(Error::halt(Code::LedgerLost, message, hint))
         }
-        _ => Ok(state),
+        _ => Ok((facts, state)),
     }
 }
 
 /// Topics that the ledger knows must be the same ones; those that it does not know are made.
-async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String, TopicIdentity>> {
-    let known: Vec<&str> = state.topics.keys().map(String::as_str).collect();
-    for (name, found) in known.iter().zip(topics::describe(&config.kafka, &known).await?) {
-        check_topic(name, &state.topics[*name], found.as_ref())?;
-    }
+async fn ensure_topics(
+    config: &Config,
+    ledger: Option<TopicFacts>,
+    state: &State,
+) -> Result<BTreeMap<String, TopicIdentity>> {
+    check_topics(config, ledger, state).await?;
     let mut wanted = vec![Wanted { name: config.kafka.ledger.clone(), partitions: 1, kind: Kind::Ledger }];
     for table in &config.tables {
         wanted.push(Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data });
@@ -178,8 +206,7 @@ async fn ensure_topics(config: &Config, state: &State) -> Result<BTreeMap<String
     let facts = topics::ensure(&config.kafka, &wanted, config.create).await?;
     let mut identities = state.topics.clone();
     // What is in no span may be deleted and made again.
-    let counted = |facts: &TopicFacts| facts.name != config.kafka.ledger && !foreign.contains(&facts.name);
-    for facts in facts.into_iter().filter(counted) {
+    for facts in facts.into_iter().filter(|facts| !foreign.contains(&facts.name)) {
         identities.insert(facts.name, TopicIdentity { id: facts.id, partitions: facts.partitions });
     }
     Ok(identities)
@@ -193,6 +220,24 @@ fn foreign_topics(config: &Config) -> Vec<String> {
     wire.transaction_topic.clone().into_iter().chain(messages).chain(heartbeat).collect()
 }
 
+/// Every topic is the one that the ledger knows, the ledger's own among them.
+pub async fn check_topics(config: &Config, ledger: Option<TopicFacts>, state: &State) -> Result<()> {
+    let ours = &config.kafka.ledger;
+    if let (Some(known), Some(found)) = (state.topics.get(ours), ledger)
+        && known.id != found.id
+    {
+        let message =
+            format!("the ledger {ours} was deleted and made again: its id is {}, it says {}", found.id, known.id);
+        return Err(Error::halt(Code::LedgerRecreated, message, "restore the topic, or lockstep restart")
+            .fact("no sink was touched and the slot was not moved"));
+    }
+    let known: Vec<&str> = state.topics.keys().map(String::as_str).filter(|name| name != ours).collect();
+    for (name, found) in known.iter().zip(topics::describe(&config.kafka, &known).await?) {
+        check_topic(name, &state.topics[*name], found.as_ref())?;
+    }
+    Ok(())
+}
+
 fn check_topic(name: &str, known: &TopicIdentity, found: Option<&TopicFacts>) -> Result<()> {
     let (code, what) = match found {
         None => (Code::TopicMissing, "is gone".to_owned()),
@@ -203,60 +248,125 @@ fn check_topic(name: &str, known: &TopicIdentity, found: Option<&TopicFacts>) ->
         Some(_) => return Ok(()),
     };
     let message = format!("topic {name} {what}; the records that it held are lost");
-    Err(Error::halt(code, message, "restore the topic, or begin anew under another `name` in lockstep.toml")
+    Err(Error::halt(code, message, "lockstep restart, unless the topic can be restored")
         .fact("no sink was touched and the slot was not moved"))
 }
 
 /// The source that the ledger is written for; on the first start, the slot is made and becomes it.
 async fn ensure_slot(
     config: &Config,
-    session: &Session,
-    version: i32,
+    slot: Slot<'_>,
     mut replication: Connection,
-    found: Option<SlotFacts>,
     state: &State,
-    (appender, reporter): (&mut Appender, &SourceReporter),
+    appender: &mut Appender,
 ) -> Result<SourceIdentity> {
+    let Slot { session, found, .. } = &slot;
     let system = replication.identify_system().await?;
     let (name, database) = (&config.source.slot, &system.dbname);
     if let Some(source) = &state.source {
         check_identity(source, system.system_id, database, name)?;
-        let Some(slot) = found else { return Err(slot_gone(name, state)) };
-        slot::check_slot(&slot, database)?;
+        let Some(found) = found else { return Err(slot_gone(name, state)) };
+        slot::check_slot(found, database)?;
         check_history(&mut replication, state, system.timeline).await?;
         return Ok(source.clone());
     }
     if !config.create && found.is_none() {
-        let hint = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
-        return Err(Error::halt(Code::CreateOff, format!("slot \"{name}\" does not exist"), hint));
+        return Err(create_off(name));
     }
+    intend(config, session, state, appender).await?;
+    let consistent_point = match found {
+        Some(found) => {
+            slot::check_slot(found, database)?;
+            found.confirmed_flush.ok_or_else(|| Error::retry_plain("the slot is still being made"))?
+        }
+        None => create_slot(config, &slot).await?,
+    };
+    made(config, &system, consistent_point, appender).await
+}
+
+/// A slot of its own for a restart: what an old one has passed is not known, or not to be trusted. One that was made in vain,
+/// because its maker died before it could say so, is dropped like any other.
+async fn renew_slot(
+    config: &Config,
+    slot: Slot<'_>,
+    mut replication: Connection,
+    told: &State,
+    appender: &mut Appender,
+) -> Result<SourceIdentity> {
+    let Slot { session, found, .. } = &slot;
+    let system = replication.identify_system().await?;
+    let name = &config.source.slot;
+    if let Some(next) = &told.next {
+        check_identity(next, system.system_id, &system.dbname, name)?;
+        let Some(found) = found else { return Err(slot_gone(name, told)) };
+        slot::check_slot(found, &system.dbname)?;
+        return Ok(next.clone());
+    }
+    if !config.create {
+        return Err(create_off(name).fact("a restart needs a slot of its own, which takes create = true"));
+    }
+    intend(config, session, told, appender).await?;
+    if found.is_some() {
+        slot::drop_slot(&***session, name).await?;
+    }
+    let consistent_point = create_slot(config, &slot).await?;
+    made(config, &system, consistent_point, appender).await
+}
+
+/// Says that a slot will be made, and sees to the publication, which must be older.
+async fn intend(config: &Config, session: &Session, state: &State, appender: &mut Appender) -> Result<()> {
     if state.intent.is_none() {
-        let intent = SourceEntry { intent: Some(name.clone()), made: None };
+        let intent = SourceEntry { intent: Some(config.source.slot.clone()), made: None };
         appender.append_and_wait(Body::Source(intent), APPEND_TIMEOUT).await?;
     }
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    publication::ensure_publication(&**session, &config.source.publication, &names, config.create).await?;
-    let consistent_point = match found {
-        Some(slot) => {
-            slot::check_slot(&slot, database)?;
-            slot.confirmed_flush.ok_or_else(|| Error::retry_plain("the slot is still being made"))?
-        }
-        None => create_slot(config, session, version, reporter).await?,
-    };
+    publication::ensure_publication(&**session, &config.source.publication, &names, config.create).await.map(drop)
+}
+
+/// Says that the slot is made.
+async fn made(config: &Config, system: &SystemIdentity, point: Lsn, appender: &mut Appender) -> Result<SourceIdentity> {
     let made = SourceIdentity {
         system_id: system.system_id,
         timeline: system.timeline,
-        database: database.clone(),
-        slot: name.clone(),
-        consistent_point,
+        database: system.dbname.clone(),
+        slot: config.source.slot.clone(),
+        consistent_point: point,
     };
     let entry = SourceEntry { intent: None, made: Some(made.clone()) };
     appender.append_and_wait(Body::Source(entry), APPEND_TIMEOUT).await?;
     Ok(made)
 }
 
+fn create_off(name: &str) -> Error {
+    let hint = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
+    Error::halt(Code::CreateOff, format!("slot \"{name}\" does not exist"), hint)
+}
+
+/// What our claim is followed by where a restart was asked for.
+fn restart_entry(state: &State, asked: &Request, epoch: Epoch) -> Result<Restart> {
+    // Another one was asked for since we looked, or a slower reader's claim is older than its slot.
+    let next = state.next.as_ref().ok_or_else(|| Error::retry_plain("a restart was asked for meanwhile"))?;
+    Ok(Restart {
+        epoch,
+        request: asked.id,
+        old: state.last.map(|last| last.closed),
+        new: next.consistent_point,
+        old_ledger: asked.old_ledger,
+        reason: asked.asked_by.clone(),
+    })
+}
+
+/// What making a slot needs to know.
+struct Slot<'a> {
+    session: &'a Session,
+    version: i32,
+    found: Option<SlotFacts>,
+    reporter: &'a SourceReporter,
+}
+
 /// Making a slot waits for every running transaction of the server to end: says for which one.
-async fn create_slot(config: &Config, session: &Session, version: i32, reporter: &SourceReporter) -> Result<Lsn> {
+async fn create_slot(config: &Config, slot: &Slot<'_>) -> Result<Lsn> {
+    let Slot { session, version, reporter, .. } = *slot;
     let watch = session::connect(&config.source.database, &application_name(config)).await?;
     let create = slot::create_slot(&**session, &config.source.slot, version, config.source.failover);
     let mut create = std::pin::pin!(create);
@@ -281,7 +391,7 @@ fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot:
     Err(Error::halt(
         Code::SourceMismatch,
         "the source is another one than the ledger was written for",
-        "point source.url back to it, or begin anew under another `name` in lockstep.toml",
+        "lockstep restart, if it is right as it is; otherwise point source.url back to the other",
     )
     .fact(format!("ledger: system {}, database {}, slot {}", source.system_id, source.database, source.slot))
     .fact(format!("found: system {system_id}, database {database}, slot {slot}")))
@@ -292,7 +402,7 @@ fn slot_gone(name: &str, state: &State) -> Error {
     Error::halt(
         Code::SlotLost,
         format!("slot \"{name}\" does not exist any more: changes after {closed} can't be read"),
-        "restore the server with its slot, or begin anew under another `name` in lockstep.toml",
+        "lockstep restart",
     )
     .fact("no sink was touched: each still equals the source as of its position")
 }
@@ -353,31 +463,34 @@ async fn take_slot(
     }
 }
 
-/// Reads the ledger up to our own claim.
-async fn read_back(config: &Arc<Config>, epoch: Epoch) -> Result<(State, Assembler, Tail)> {
-    let claim = i64::try_from(epoch.offset).expect("Kafka offsets are positive i64");
+/// Reads the ledger up to and with an entry of our own, while our claim is in force.
+async fn read_back(config: &Arc<Config>, epoch: Epoch, offset: i64) -> Result<(State, Assembler)> {
     let shared = config.clone();
-    let (state, assembler) = topic::beside(move || Reading::open(&shared.kafka)?.fold(claim + 1)).await?;
+    let (state, assembler) = topic::beside(move || Reading::open(&shared.kafka)?.fold(offset + 1)).await?;
     if state.claim != Some(epoch) {
-        return Err(Error::retry_plain("our claim was not in the ledger where it was acknowledged"));
+        return Err(Error::retry_plain(
+            "our claim is not in the ledger where it was acknowledged, or no longer in force",
+        ));
     }
-    let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, claim + 1, Code::LedgerTrimmed)?;
-    Ok((state, assembler, tail))
+    Ok((state, assembler))
 }
 
 /// L1: the slot is not ahead of the ledger. Asked after the slot is ours, so nobody else can move it.
 async fn check_confirmed(config: &Config, session: &Session, state: &State) -> Result<Lsn> {
-    let name = &config.source.slot;
+    let slot = slot::slot_facts(&**session, &config.source.slot).await?;
+    judge_confirmed(&config.source.slot, slot.as_ref(), state)
+}
+
+fn judge_confirmed(name: &str, slot: Option<&SlotFacts>, state: &State) -> Result<Lsn> {
     let identity = state.source.as_ref().expect("a claim stands after the source entry");
     let closed = state.last.map_or(identity.consistent_point, |last| last.closed);
-    let slot = slot::slot_facts(&**session, name).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush).ok_or_else(|| slot_gone(name, state))?;
     if confirmed > closed {
         let at = state.last.map_or(-1, |last| last.anchor.offset);
         return Err(Error::halt(
             Code::SlotMoved,
             format!("slot \"{name}\" is ahead of the ledger: someone advanced or recreated it"),
-            "begin anew under another `name` in lockstep.toml; nothing can bring the skipped changes back",
+            "lockstep restart",
         )
         .fact(format!("slot confirmed {confirmed}, ledger {closed} (checkpoint {at})"))
         .fact(format!(
@@ -386,6 +499,40 @@ async fn check_confirmed(config: &Config, session: &Session, state: &State) -> R
         )));
     }
     Ok(closed)
+}
+
+/// For `lockstep check`: what the ledger says of slot, server and topics. Gives the ledger's id and state if there is one that
+/// begins with a source, and all that a start would halt with.
+pub async fn check_ledger(config: &Arc<Config>) -> Result<(Option<(Uuid, State)>, Vec<Error>)> {
+    let session = session::connect(&config.source.database, &format!("lockstep:{}:check", config.name)).await?;
+    // The slot before the ledger: a reader that is at work confirms only what the ledger has.
+    let slot = slot::slot_facts(&*session, &config.source.slot).await?;
+    session.close().await;
+    let (facts, state) = match read_ledger(config, slot.as_ref()).await {
+        Ok(read) => read,
+        Err(error @ Error::Halt(_)) => return Ok((None, vec![error])),
+        Err(error) => return Err(error),
+    };
+    let Some(facts) = facts else { return Ok((None, vec![])) };
+    let Some(source) = state.source.clone().filter(|_| state.asked.is_none()) else { return Ok((None, vec![])) };
+    let id = facts.id;
+    let mut replication = Connection::open(&config.source, &application_name(config)).await?;
+    let system = replication.identify_system().await?;
+    let of_the_server = check_identity(&source, system.system_id, &system.dbname, &config.source.slot);
+    let checks = [
+        of_the_server,
+        check_history(&mut replication, &state, system.timeline).await,
+        judge_confirmed(&config.source.slot, slot.as_ref(), &state).map(drop),
+        check_topics(config, Some(facts), &state).await,
+    ];
+    let mut found = Vec::new();
+    for check in checks {
+        match check {
+            Err(error @ Error::Halt(_)) => found.push(error),
+            outcome => outcome?,
+        }
+    }
+    Ok((Some((id, state)), found))
 }
 
 fn hostname() -> String {

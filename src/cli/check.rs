@@ -1,20 +1,24 @@
 //! `lockstep check`: what stands in the way of `run` in servers, rights, tables and settings, all at once, before anything is
 //! started or changed.
 //!
-//! Not here: what only the ledger knows (a slot that was moved, a topic made again, progress of another source). `run` judges it.
+//! The ledger is among them: a slot that was moved, a topic made again, progress of another source.
 //!
 //! Each room says what it would refuse, with the same functions that `run` uses; here it is only asked, ordered and printed.
 
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::Failure;
+use crate::apply::driver::check_progress;
+use crate::capture::start;
 use crate::codec::mapping;
 use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
+use crate::ledger::state::State;
 use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
 use crate::postgres::preflight;
 use crate::postgres::slot::{check_slot, slot_facts};
@@ -50,18 +54,30 @@ impl From<Error> for Finding {
 
 pub fn run(dir: &Path) -> Result<u8, Failure> {
     let config = super::load(dir)?;
-    let parts = super::block_on(check(&config));
+    let parts = super::block_on(check(&Arc::new(config)));
     super::print(&report(&parts))?;
     Ok(exit_code(&parts))
 }
 
-async fn check(config: &Config) -> Vec<Part> {
+async fn check(config: &Arc<Config>) -> Vec<Part> {
     let ((source, relations), kafka) = tokio::join!(check_source_part(config), check_kafka(config));
-    let mut parts = vec![source, kafka];
+    let (ledger, told) = check_ledger_part(config).await;
+    let mut parts = vec![source, kafka, ledger];
     for sink in &config.sinks {
-        parts.push(check_sink(config, sink, &relations).await);
+        parts.push(check_sink(config, sink, &relations, told.as_ref()).await);
     }
     parts
+}
+
+/// What the ledger's own topic is and says, where there is one to go by.
+type Told = (Uuid, State);
+
+async fn check_ledger_part(config: &Arc<Config>) -> (Part, Option<Told>) {
+    let (told, findings) = match start::check_ledger(config).await {
+        Ok((told, errors)) => (told, errors.into_iter().map(Finding::from).collect()),
+        Err(error) => (None, vec![error.into()]),
+    };
+    (Part { place: format!("ledger {}", config.kafka.ledger), findings }, told)
 }
 
 /// The source's findings, and the relation of every table that could be read.
@@ -176,21 +192,31 @@ async fn kafka_findings(config: &Config, findings: &mut Vec<Finding>) -> Result<
     Ok(())
 }
 
-async fn check_sink(config: &Config, sink: &Sink, relations: &[Relation]) -> Part {
+async fn check_sink(config: &Arc<Config>, sink: &Sink, relations: &[Relation], told: Option<&Told>) -> Part {
     let mut findings = Vec::new();
-    if let Err(error) = sink_findings(config, sink, relations, &mut findings).await {
+    if let Err(error) = sink_findings(config, sink, relations, told, &mut findings).await {
         findings.push(error.into());
     }
     Part { place: format!("sink {} {}", sink.name, session::place(&sink.database)), findings }
 }
 
 async fn sink_findings(
-    config: &Config,
+    config: &Arc<Config>,
     sink: &Sink,
     relations: &[Relation],
+    told: Option<&Told>,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let database = PostgresSink::connect(sink, &config.name, Uuid::new_v4()).await?;
+    let row = database.found_progress().await;
+    match (row, told) {
+        (Ok(Some(row)), Some((id, state))) => {
+            let checked = check_progress(config, &sink.name, &row, *id, state.clone()).await;
+            findings.extend(checked.err().map(Finding::from));
+        }
+        (Ok(_), _) => {}
+        (Err(error), _) => findings.push(error.into()),
+    }
     let mut wanted = Vec::new();
     for table in &config.tables {
         let Some(target) = table.sinks.iter().find(|target| target.sink == sink.name) else { continue };
@@ -251,11 +277,8 @@ fn report(parts: &[Part]) -> String {
         }
     }
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let advice = if errors == 0 {
-        "nothing stands in the way of lockstep run but what only the ledger may know"
-    } else {
-        "lockstep explain CODE says more"
-    };
+    let advice =
+        if errors == 0 { "nothing stands in the way of lockstep run" } else { "lockstep explain CODE says more" };
     // One empty line before the verdict, whatever came last.
     out.truncate(out.trim_end().len());
     let _ = writeln!(out, "\n\n{}, {}; {advice}", count(errors, "error"), count(warnings, "warning"));

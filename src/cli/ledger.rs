@@ -128,6 +128,7 @@ fn line(body: &Body, event: &Event) -> String {
             )
         }
         Body::Done(done) => format!("done        {} {}", done.id, done.result),
+        Body::Restart(restart) => format!("restart     from {} ({})", restart.new, restart.reason),
     };
     match event {
         Event::Superseded(epoch) => format!("{text}  superseded (epoch {epoch})"),

@@ -14,8 +14,10 @@
 
 mod check;
 mod explain;
+mod leave;
 mod ledger;
 mod log;
+mod restart;
 mod resync;
 mod run;
 mod status;
@@ -48,8 +50,8 @@ enum Verb {
     /// Find what stands in the way of `run` in servers, rights, tables and settings, and change nothing
     ///
     /// Reads the configuration, asks the source, Kafka and every sink about these, and prints all findings at once, each with
-    /// the command that removes it. What only the ledger knows is judged by `run`: whether slot, topics and the sinks' progress
-    /// are still those that it was written for.
+    /// the command that removes it. The ledger is read too: whether slot, topics and the sinks' progress are still those that it
+    /// was written for.
     ///
     /// Exits with 0 when nothing was found (warnings are printed all the same), 1 when something could not be reached, 2 when
     /// the configuration has findings, 3 when `run` would halt.
@@ -58,6 +60,8 @@ enum Verb {
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
     Resync(resync::ResyncArgs),
+    Restart(restart::RestartArgs),
+    Leave(leave::LeaveArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -119,6 +123,8 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
         Verb::Resync(args) => resync::run(&args),
+        Verb::Restart(args) => restart::run(&args),
+        Verb::Leave(args) => leave::run(&args),
         Verb::Explain(args) => explain::run(&args),
     };
     match outcome {

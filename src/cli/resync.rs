@@ -74,6 +74,7 @@ fn requests(config: &Config, args: &ResyncArgs) -> Result<Vec<Request>, Failure>
             .map(|t| TableName::clone(&t.name))
             .collect(),
         asked_by: "lockstep resync".to_owned(),
+        old_ledger: None,
     });
     let requests: Vec<Request> = requests.filter(|request| !request.tables.is_empty()).collect();
     match requests.is_empty() {

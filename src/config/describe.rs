@@ -120,6 +120,7 @@ fn kafka(out: &mut String, config: &Config) {
     pair(out, "checkpoint_interval", text(&show_duration(kafka.checkpoint_interval)));
     pair(out, "base_entries", kafka.base_entries.to_string());
     pair(out, "base_interval", text(&show_duration(kafka.base_interval)));
+    pair(out, "grace", text(&show_duration(kafka.grace)));
     pair(out, "tls", kafka.security.tls.to_string());
     if let Some(ca_file) = &kafka.security.ca_file {
         pair(out, "ca_file", text(&ca_file.display().to_string()));
@@ -171,6 +172,7 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
+    pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));
 }
 
 fn table(out: &mut String, table: &Table) {

@@ -129,6 +129,8 @@ pub struct Kafka {
     pub checkpoint_interval: Duration,
     pub base_entries: u64,
     pub base_interval: Duration,
+    /// How long Kafka may take nothing before the replication connection is dropped.
+    pub grace: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +173,8 @@ pub struct Sink {
     /// How long records that the ledger counts may take to become readable.
     pub span_wait: Duration,
     pub lock_timeout: Duration,
+    /// How long the worker that owns the sink may be silent before a standby takes it.
+    pub lease_timeout: Duration,
 }
 
 /// What records look like to consumers.

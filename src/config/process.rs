@@ -206,8 +206,8 @@ fn kafka(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Kafka> {
         ("gzip", Compression::Gzip),
     ];
     let compression = section.choice("compression", &compressions).unwrap_or(Compression::Lz4);
-    // Below a minute Kafka's own check interval decides; above a century it is a typo.
-    let retention = section.duration("retention", 7 * DAY, MINUTE..=36_500 * DAY);
+    // Below minutes Kafka's own check interval decides; above a century it is a typo.
+    let retention = section.duration("retention", 7 * DAY, SECOND..=36_500 * DAY);
     let replication_factor = section.integer("replication_factor", 1..=100);
     let replication_factor = replication_factor.map(|factor| i32::try_from(factor).expect("at most 100"));
     // Kafka's clients stop at 1 000 000 000 bytes (librdkafka, message.max.bytes).
@@ -220,6 +220,8 @@ fn kafka(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Kafka> {
     // Fewer entries than 10 between bases, and the ledger is mostly bases; a start reads at most this many after one.
     let base_entries = section.count("base_entries", 1_000, 10..=100_000);
     let base_interval = section.duration("base_interval", MINUTE, SECOND..=HOUR);
+    // An election of a leader takes a few seconds; a source that can't be shut down for a minute is killed.
+    let grace = section.duration("grace", 30 * SECOND, SECOND..=HOUR);
     let security = security(section, dir);
     Some(Kafka {
         brokers: brokers?,
@@ -235,6 +237,7 @@ fn kafka(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Kafka> {
         checkpoint_interval,
         base_entries: u64::from(base_entries),
         base_interval,
+        grace,
     })
 }
 
@@ -371,6 +374,8 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let span_wait = section.duration("span_wait", MINUTE, SECOND..=HOUR);
     // Below 100 ms ordinary readers of the sink would stop it.
     let lock_timeout = section.duration("lock_timeout", 30 * SECOND, 100 * MS..=HOUR);
+    // The owner speaks five times as often. With less than a second a busy machine loses its lease again and again.
+    let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
     let sink = database.map(|database| Sink {
         name: name.value.clone(),
         database,
@@ -378,6 +383,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         batch_bytes_max,
         span_wait,
         lock_timeout,
+        lease_timeout,
     });
     (name, sink)
 }

@@ -11,7 +11,7 @@
 //!   answers "authentication failed" until it has loaded its own credentials.
 //! - Topics are never created by accident: automatic creation is off in every client, producers included.
 //! - Consumers use `assign`, never group membership. librdkafka wants a `group.id` for that all the same; a refused group is
-//!   ignored because nothing of ours is kept in one.
+//!   ignored because nothing that must be right is kept in one ([`groups`]).
 //!
 //! Deliberately not here: transactions (why: docs/design.md section 2), consumer groups, `FutureProducer` (it reorders when its
 //! queue is full) and `StreamConsumer` (its split queues lose wake-ups).
@@ -22,6 +22,7 @@ mod reports;
 mod spans;
 
 pub mod consumer;
+pub mod groups;
 pub mod producer;
 pub mod topics;
 
@@ -54,6 +55,8 @@ fn client(kafka: &config::Kafka, purpose: &str) -> ClientConfig {
     client.set("client.id", format!("lockstep.{}.{purpose}", kafka.ledger));
     client.set("allow.auto.create.topics", "false");
     client.set("socket.keepalive.enable", "true");
+    // A link that is dead without a word is given up within half a minute. The default is a minute.
+    client.set("socket.timeout.ms", "20000");
     // The default backs off to 10 s: a broker that is back after a minute would be found 10 s late.
     client.set("reconnect.backoff.max.ms", "1000");
     client.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
@@ -272,6 +275,7 @@ pub(crate) mod tests {
             checkpoint_interval: Duration::from_millis(20),
             base_entries: 1000,
             base_interval: Duration::from_secs(60),
+            grace: Duration::from_secs(30),
         }
     }
 

@@ -38,6 +38,7 @@ pub enum Body {
     Base(Box<Base>),
     Request(Request),
     Done(Done),
+    Restart(Restart),
 }
 
 /// `intent` stands before the slot is made, `made` after it.
@@ -161,6 +162,9 @@ pub struct Base {
     pub catalog: Vec<(TableName, Look)>,
     /// Of the claim in force.
     pub timeline: u32,
+    /// The last restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted: Option<Restarted>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,11 +198,15 @@ pub struct Request {
     pub id: Uuid,
     pub kind: RequestKind,
     pub sink: String,
+    /// For a leave, none: all of them.
     pub tables: Vec<TableName>,
     pub asked_by: String,
+    /// For a restart: the ledger that the sinks followed until now, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_ledger: Option<Uuid>,
 }
 
-/// Kinds of later versions (`leave`, `wait`) are refused by name.
+/// Kinds of later versions (`wait`) are refused by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
@@ -208,6 +216,37 @@ pub enum RequestKind {
     Resync,
     /// The tables' rows are to be in their topics; of no sink.
     Load,
+    /// The sink no longer takes the tables: what it had of them is nobody's concern any more.
+    Leave,
+    /// The reader is to begin anew with a slot of its own, and every table is read again. Of no sink.
+    Restart,
+}
+
+/// The reader has begun anew: what stands before counts no more. The next checkpoint follows this entry as if it were one that
+/// ends at the origin. Sinks that stand before it, or that follow the old ledger, go on here and load every table again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// Of the writer; the restart counts only as a checkpoint of that epoch does.
+    pub epoch: Epoch,
+    /// The request that it answers.
+    pub request: Uuid,
+    /// Closed LSN of the last checkpoint before, if there was one.
+    pub old: Option<Lsn>,
+    /// Where the new slot's stream begins.
+    pub new: Lsn,
+    pub old_ledger: Option<Uuid>,
+    /// Who asked.
+    pub reason: String,
+}
+
+/// What sinks must know of the last restart, wherever they begin to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarted {
+    /// Of the entry.
+    pub offset: i64,
+    pub epoch: Epoch,
+    pub new: Lsn,
+    pub old_ledger: Option<Uuid>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -364,6 +403,7 @@ mod tests {
             sink: "orders".into(),
             tables: (0..tables).map(|i| TableName::new("public", format!("t{i}é"))).collect(),
             asked_by: "test".into(),
+            old_ledger: None,
         });
         Entry::new(Some(7), body)
     }
@@ -402,8 +442,8 @@ mod tests {
         assert_eq!(decode("nonsense").unwrap_err().code(), Some(Code::LedgerVersion));
         let done = r#"{"v":1,"type":"done","new":1,"id":"00000000-0000-0000-0000-000000000000","epoch":{"offset":"1","nonce":"2"},"result":"ok"}"#;
         assert!(matches!(decode(done), Ok(Piece::Whole(Entry { body: Body::Done(_), .. }))));
-        let leave = r#"{"v":1,"type":"request","id":"00000000-0000-0000-0000-000000000000","kind":"leave","sink":"s","tables":[],"asked_by":"x"}"#;
-        assert_eq!(decode(leave).unwrap_err().code(), Some(Code::LedgerVersion));
+        let wait = r#"{"v":1,"type":"request","id":"00000000-0000-0000-0000-000000000000","kind":"wait","sink":"s","tables":[],"asked_by":"x"}"#;
+        assert_eq!(decode(wait).unwrap_err().code(), Some(Code::LedgerVersion));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is true after a prefix of the ledger: a fold, the same for reader and sinks.
 //!
-//! A checkpoint is valid iff its epoch is the latest claim before it. `base` and `done` count only as a checkpoint does (a
-//! zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
+//! A checkpoint is valid iff its epoch is the latest claim before it. `base`, `done` and `restart` count only as a checkpoint
+//! does (a zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
 //! arrives at the same state as one that began at the first entry (models/base.py).
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use crate::key::KeyRange;
 use crate::ledger::entry::{
-    Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, SourceIdentity, TopicIdentity,
+    Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
+    SourceIdentity, TopicIdentity,
 };
 use crate::look::Look;
+use crate::lsn::Position;
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
 
@@ -41,6 +43,12 @@ pub struct State {
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
     /// writer had read back; what landed between that and the base itself is not in it, and a start there would not see it.
     pub base: Option<i64>,
+    /// A restart that was asked for and has not happened.
+    pub asked: Option<Request>,
+    /// The source that such a restart has made ready; it takes effect with the restart.
+    pub next: Option<SourceIdentity>,
+    /// The last restart.
+    pub restarted: Option<Restarted>,
 }
 
 /// What an entry meant where it stood.
@@ -54,6 +62,7 @@ pub enum Event {
     Relation(Fingerprint),
     Requested(Request),
     Done(Done),
+    Restarted(Restart),
     Base,
     Source,
 }
@@ -65,10 +74,12 @@ impl State {
         self.offset = Some(offset);
         match entry.body {
             Body::Source(source) => {
+                // Of several the first counts: others are of readers that were slower.
+                let slot = if self.asked.is_some() { &mut self.next } else { &mut self.source };
                 if let Some(made) = source.made {
-                    self.source.get_or_insert(made);
+                    slot.get_or_insert(made);
                     self.intent = None;
-                } else if self.source.is_none() {
+                } else if slot.is_none() {
                     self.intent = source.intent;
                 }
                 Event::Source
@@ -88,10 +99,20 @@ impl State {
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
             Body::Base(base) => self.base(offset, *base),
             Body::Request(request) => {
-                let join = Join { offset, request: request.clone(), loaded: Vec::new(), done: false };
-                self.joins.push(join);
+                match request.kind {
+                    RequestKind::Join | RequestKind::Resync | RequestKind::Load => {
+                        let join = Join { offset, request: request.clone(), loaded: Vec::new(), done: false };
+                        self.joins.push(join);
+                    }
+                    RequestKind::Leave => self.leave(&request),
+                    RequestKind::Restart => {
+                        // What an earlier one made ready may be gone by now, which may be why it was asked for again.
+                        (self.asked, self.next, self.intent) = (Some(request.clone()), None, None);
+                    }
+                }
                 Event::Requested(request)
             }
+            Body::Restart(restart) => self.restart(offset, restart),
             Body::Done(done) => {
                 if self.claim != Some(done.epoch) {
                     return Event::Superseded(done.epoch);
@@ -127,6 +148,34 @@ impl State {
         Event::Valid(checkpoint)
     }
 
+    fn leave(&mut self, leave: &Request) {
+        for join in self.joins.iter_mut().filter(|join| join.request.sink == leave.sink) {
+            join.request.tables.retain(|table| !leave.tables.is_empty() && !leave.tables.contains(table));
+            join.loaded.retain(|(table, _)| join.request.tables.contains(table));
+        }
+        self.joins.retain(|join| !join.request.tables.is_empty());
+    }
+
+    fn restart(&mut self, offset: i64, restart: Restart) -> Event {
+        if self.claim != Some(restart.epoch) {
+            return Event::Superseded(restart.epoch);
+        }
+        self.source = self.next.take().or(self.source.take());
+        (self.asked, self.intent) = (None, None);
+        let anchor = Anchor { offset, epoch: restart.epoch, to: Position::ORIGIN };
+        self.last = Some(LastCheckpoint { anchor, closed: restart.new, commit_time: 0 });
+        // Topics may be others, and every sink asks for its tables again.
+        self.topics.clear();
+        self.joins.clear();
+        self.again.clear();
+        self.catalog.clear();
+        // A sink may have been away since the restart before.
+        let before = self.restarted.take().and_then(|restarted| restarted.old_ledger);
+        let Restart { epoch, new, old_ledger, .. } = restart;
+        self.restarted = Some(Restarted { offset, epoch, new, old_ledger: old_ledger.or(before) });
+        Event::Restarted(restart)
+    }
+
     fn base(&mut self, offset: i64, base: Base) -> Event {
         let fresh = self.claim.is_none() && self.last.is_none() && self.source.is_none();
         if !fresh {
@@ -149,6 +198,7 @@ impl State {
         self.joins = base.joins;
         self.again = base.again;
         self.catalog = base.catalog.into_iter().collect();
+        self.restarted = base.restarted;
         for relation in base.relations {
             self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
@@ -162,6 +212,9 @@ impl State {
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
             && self.again == base.again
+            && self.restarted == base.restarted
+            // An open restart is told by its own entries: a start must see them.
+            && self.asked.is_none()
             && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
     }
 
@@ -193,6 +246,7 @@ impl State {
             again: self.again.clone(),
             catalog: catalog.into_iter().collect(),
             timeline,
+            restarted: self.restarted.clone(),
         }
     }
 
@@ -254,8 +308,8 @@ pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<Key
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::{Chunk, Claim, RequestKind, SourceEntry};
-    use crate::lsn::{Lsn, Position};
+    use crate::ledger::entry::{Chunk, Claim, SourceEntry};
+    use crate::lsn::Lsn;
     use uuid::Uuid;
 
     fn claim(nonce: u64) -> Body {
@@ -311,7 +365,7 @@ mod tests {
         let request = |id: u128, sink: &str| {
             let tables = vec![table.clone()];
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, sink.to_owned());
-            Body::Request(Request { id, kind, sink, tables, asked_by: String::new() })
+            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
             relation: Fingerprint(1),
@@ -379,9 +433,80 @@ mod tests {
         assert_eq!((behind.apply(5, base.clone()), behind.base), (Event::Base, None));
         let mut level = full.clone();
         assert_eq!((level.apply(5, base.clone()), level.base), (Event::Base, Some(5)));
+        // nor one that a restart was asked for in front of
+        let mut asked = full.clone();
+        let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
+        let (sink, asked_by) = (String::new(), String::new());
+        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None };
+        asked.apply(4, Entry::new(None, Body::Request(request)));
+        assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
         let mut later = full.clone();
         later.apply(4, Entry::new(None, claim(9)));
         assert_eq!(later.apply(5, base), Event::Superseded(a));
+    }
+
+    fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
+        let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
+        let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
+        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None })
+    }
+
+    #[test]
+    fn who_leaves_is_forgotten() {
+        let (join, leave) = (RequestKind::Join, RequestKind::Leave);
+        let left = |leave: Body| {
+            let (state, _) = fold(&[request(join, "x", &["a", "b"]), request(join, "y", &["a"]), leave]);
+            let of = |sink: &str| state.joined(sink).iter().map(|table| table.table.clone()).collect::<Vec<_>>();
+            (of("x"), of("y"))
+        };
+        assert_eq!(left(request(leave, "x", &["a"])), (vec!["b".into()], vec!["a".into()]));
+        assert_eq!(left(request(leave, "x", &[])), (vec![], vec!["a".to_owned()]));
+        assert_eq!(left(request(leave, "y", &["a", "b"])), (vec!["a".into(), "b".into()], vec![]));
+    }
+
+    fn source(slot: &str) -> Body {
+        let (slot, database) = (slot.to_owned(), "d".to_owned());
+        let made = SourceIdentity { system_id: 1, timeline: 1, database, slot, consistent_point: Lsn(50) };
+        Body::Source(SourceEntry { intent: None, made: Some(made) })
+    }
+
+    #[test]
+    fn a_restart_takes_effect_with_its_own_entry_and_only_from_the_reader_in_force() {
+        let (a, b) = (Epoch { offset: 1, nonce: 5 }, Epoch { offset: 6, nonce: 6 });
+        let restart = |epoch| {
+            let (request, old_ledger, reason) = (Uuid::from_u128(1), None, String::new());
+            Body::Restart(Restart { epoch, request, old: None, new: Lsn(50), old_ledger, reason })
+        };
+        let mut bodies = vec![
+            source("s"),
+            claim(5),
+            checkpoint(a, 10, vec![]),
+            request(RequestKind::Join, "x", &["a"]),
+            request(RequestKind::Restart, "", &[]),
+            source("t"),
+            claim(6),
+            restart(a),
+        ];
+        let (state, events) = fold(&bodies);
+        assert_eq!(events[7], Event::Superseded(a));
+        assert_eq!((state.source.unwrap().slot, state.next.unwrap().slot), ("s".to_owned(), "t".to_owned()));
+        assert_eq!((state.last.unwrap().anchor.offset, state.joins.len()), (2, 1));
+        bodies.push(restart(b));
+        let (state, _) = fold(&bodies);
+        let last = state.last.unwrap();
+        assert_eq!((state.source.unwrap().slot, state.next, state.asked), ("t".to_owned(), None, None));
+        assert_eq!(last.anchor, Anchor { offset: 8, epoch: b, to: Position::ORIGIN });
+        assert_eq!((last.closed, state.joins.len(), state.restarted.unwrap().offset), (Lsn(50), 0, 8));
+    }
+
+    #[test]
+    fn a_restart_that_is_asked_for_again_begins_again() {
+        let ask = || request(RequestKind::Restart, "", &[]);
+        let (state, _) = fold(&[source("s"), ask(), source("t"), ask()]);
+        assert_eq!((state.next, state.source.unwrap().slot), (None, "s".to_owned()));
+        // a ledger that begins with one has no source until then
+        let (state, _) = fold(&[ask(), source("t")]);
+        assert!(state.source.is_none() && state.next.is_some());
     }
 }

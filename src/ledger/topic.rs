@@ -19,6 +19,9 @@ pub const PARTITION: i32 = 0;
 /// Entries read at once: some MiB at the most.
 const PIECE_ENTRIES: i64 = 5_000;
 
+/// How far back the first part of a base is looked for: half a gigabyte of parts.
+const PARTS_LOOK: i64 = 1_000;
+
 /// How long an append may take while nothing else flows: elections of a leader are over sooner.
 pub const APPEND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -49,7 +52,8 @@ impl Reading {
             let hint = "lockstep explain LEDGER_TRIMMED";
             return Err(Error::halt(Code::LedgerTrimmed, message, hint));
         }
-        let mut at = high - 1;
+        // What stands at `needed` names a base at or before it, whoever wrote it.
+        let mut at = needed.clamp(low, (high - 1).max(low));
         while at > low {
             let entries = self.read(at, at + 1)?;
             let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
@@ -66,13 +70,19 @@ impl Reading {
 
     /// The first record of the base that stands at `base`: itself, unless it came in parts.
     fn start_of(&mut self, base: i64, low: i64) -> Result<i64> {
+        let piece = |record: &Record| Entry::decode(record.offset, record.value.as_deref().unwrap_or_default());
         let entries = self.read(base, base + 1)?;
-        let whole = match entries.first().and_then(|entry| entry.value.as_deref()) {
-            Some(value) => matches!(Entry::decode(base, value)?, Piece::Whole(_)),
-            None => false,
-        };
-        // Parts of other writers may stand between the parts of a long base: begin where nothing is cut.
-        Ok(if whole { base } else { low })
+        let Some(last) = entries.first().map(piece).transpose()? else { return Ok(low) };
+        let Piece::Part(last) = last else { return Ok(base) };
+        // What others wrote between its parts is in it, or it would not be named.
+        for record in self.read(low.max(base - PARTS_LOOK), base)?.iter().rev() {
+            let first = matches!(piece(record)?, Piece::Part(part)
+                if (part.epoch, part.number, part.part) == (last.epoch, last.number, 0));
+            if first {
+                return Ok(record.offset);
+            }
+        }
+        Ok(low)
     }
 
     /// What is true before the entry at `to`.

@@ -4,7 +4,7 @@
 //! another plugin, database or kind is foreign, one whose log is gone is lost, and one that is still being made is waited
 //! for. Views differ between Postgres 14 and 18, so rows are read through `to_jsonb`: a column that is not there is NULL.
 //!
-//! Deliberately not here: comparing the slot with the ledger (`SLOT_MOVED`, the capture machine's), and dropping slots.
+//! Deliberately not here: comparing the slot with the ledger (`SLOT_MOVED`, `capture::start`).
 
 use std::time::Duration;
 
@@ -136,14 +136,7 @@ fn check_kept(slot: &SlotFacts) -> Result<()> {
         (None, _, None) => "the server keeps no log for it any more".to_owned(),
         (None, _, Some(_)) => return Ok(()),
     };
-    let mut error = Error::halt(
-        Code::SlotLost,
-        format!("slot {:?} is lost: {why}", slot.name),
-        format!(
-            "SELECT pg_drop_replication_slot({}), then begin anew under another `name` in lockstep.toml",
-            quote_literal(&slot.name)
-        ),
-    );
+    let mut error = Error::halt(Code::SlotLost, format!("slot {:?} is lost: {why}", slot.name), "lockstep restart");
     if let Some(confirmed) = slot.confirmed_flush {
         error = error.fact(format!("changes after {confirmed} can't be read again; no sink was touched"));
     }
@@ -234,6 +227,12 @@ pub async fn create_slot(
         )),
         Err(e) => Err(failed(doing, e)),
     }
+}
+
+/// Drops the slot if it is there. One that somebody reads from is in use, which is tried again.
+pub async fn drop_slot(client: &(impl GenericClient + Sync), name: &str) -> Result<()> {
+    const SQL: &str = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    client.execute(SQL, &[&name]).await.map(drop).map_err(|e| failed(format!("dropping slot {name:?}"), e))
 }
 
 /// A transaction that is open, and so holds up slots and snapshots.

@@ -429,7 +429,7 @@ pub(super) fn start_refused(refusal: ServerError, slot: &str) -> Error {
         "42704" => refusal.halt(
             Code::SlotLost,
             format!("slot {slot:?} does not exist: changes since its last position can't be read again"),
-            "begin anew under another `name` in lockstep.toml: every row is loaded again",
+            "lockstep restart",
         ),
         // Also says that wal_level is too low or that the slot is another database's; the checks before a start name those.
         "55000" => refusal.halt(

@@ -50,13 +50,9 @@ pub fn check_timeline(history: &[Switch], from: u32, to: u32, closed: Lsn) -> Re
     }
     let since: Vec<&Switch> = history.iter().filter(|s| s.timeline >= from).collect();
     let diverged = |message: String| {
-        Error::halt(
-            Code::Diverged,
-            message,
-            "begin anew under another `name` in lockstep.toml: every row is loaded again",
-        )
-        .fact(format!("closed LSN {closed} on timeline {from}; the source is on timeline {to}"))
-        .fact("transactions that were published may not exist at the source any more; no sink was touched")
+        Error::halt(Code::Diverged, message, "lockstep restart, once it is certain that the source is right as it is")
+            .fact(format!("closed LSN {closed} on timeline {from}; the source is on timeline {to}"))
+            .fact("transactions that were published may not exist at the source any more; no sink was touched")
     };
     if since.first().is_none_or(|s| s.timeline != from) {
         return Err(diverged(format!(

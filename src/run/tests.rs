@@ -257,3 +257,56 @@ fn role_names_parse_as_they_print() {
         assert!(text.parse::<RoleName>().is_err(), "{text}");
     }
 }
+
+/// Fails four times; `closed` is what it has applied in each attempt.
+async fn failing(closed: [u64; 4]) -> serde_json::Value {
+    let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+    let (attempts, stop) = (Arc::new(AtomicU32::new(0)), shutdown.clone());
+    let role = Role::sink("orders", &metrics, move |reporter, _, token| {
+        let (attempt, stop) = (attempts.fetch_add(1, Ordering::SeqCst) as usize, stop.clone());
+        async move {
+            let Some(closed) = closed.get(attempt) else {
+                stop.cancel();
+                token.cancelled().await;
+                return Ok(());
+            };
+            reporter.update(|s| (s.state, s.closed_lsn) = (State::Streaming, Some(Lsn(*closed))));
+            Err(Error::retry("applying", format!("attempt {attempt}")))
+        }
+    });
+    let roles = vec![role];
+    let board = board("shop", &roles);
+    assert_eq!(supervise("shop", roles, metrics, None, QUICK, shutdown).await, Exit::Drained);
+    board.status()["sinks"]["orders"]["retry"].clone()
+}
+
+#[tokio::test]
+async fn pauses_begin_anew_after_progress_and_only_then() {
+    let stuck = failing([7, 7, 7, 7]).await;
+    assert_eq!((&stuck["failures"], &stuck["error"]), (&4.into(), &"applying: attempt 3".into()), "{stuck}");
+    assert!(stuck["next_try"].as_str().unwrap().parse::<Timestamp>().is_ok());
+    let moving = failing([7, 7, 7, 8]).await;
+    assert_eq!((&moving["failures"], &moving["error"]), (&1.into(), &"applying: attempt 3".into()), "{moving}");
+}
+
+#[tokio::test]
+async fn progress_takes_the_last_failure_out_of_the_status() {
+    let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+    let (attempts, stop) = (Arc::new(AtomicU32::new(0)), shutdown.clone());
+    let role = Role::source(&metrics, move |reporter, _, token| {
+        let (attempt, stop) = (attempts.fetch_add(1, Ordering::SeqCst), stop.clone());
+        async move {
+            reporter.update(|s| (s.state, s.position) = (State::Streaming, Some(Lsn(u64::from(attempt) + 1))));
+            if attempt == 0 {
+                return Err(Error::retry_plain("failed once"));
+            }
+            stop.cancel();
+            token.cancelled().await;
+            Ok(())
+        }
+    });
+    let roles = vec![role];
+    let board = board("shop", &roles);
+    assert_eq!(supervise("shop", roles, metrics, None, QUICK, shutdown).await, Exit::Drained);
+    assert_eq!(board.status()["source"]["retry"], serde_json::Value::Null);
+}

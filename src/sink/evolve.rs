@@ -108,8 +108,6 @@ mod tests {
                 default: None,
                 key: (index == 0).then_some(0),
                 exact: true,
-                default: None,
-                kind: Default::default(),
             },
         };
         WantedTable { source: table.clone(), table, columns: columns.iter().enumerate().map(column).collect() }

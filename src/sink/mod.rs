@@ -31,6 +31,7 @@ mod encode;
 pub mod evolve;
 pub mod fit;
 mod keyless;
+pub mod lease;
 pub mod postgres;
 pub mod progress;
 mod range;

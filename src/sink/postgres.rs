@@ -3,7 +3,10 @@
 //! Here: the session, the progress row's moves, begin and end of a transaction, statements prepared once. Writing rows is in
 //! `write` and `range`.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -11,6 +14,7 @@ use uuid::Uuid;
 use super::catalog;
 use super::evolve;
 use super::fit::{self, Findings};
+use super::lease::{BEATS, Heard};
 use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
@@ -69,6 +73,11 @@ pub struct PostgresSink {
     stages_new: HashSet<String>,
     /// Stages that hold rows of the open transaction.
     pub(super) stages_filled: HashSet<String>,
+    /// How long we may be silent before a standby takes the sink.
+    lease_timeout: Duration,
+    /// When the server last answered.
+    heard: Heard,
+    beat_at: Instant,
 }
 
 impl PostgresSink {
@@ -88,6 +97,9 @@ impl PostgresSink {
             stages: HashSet::new(),
             stages_new: HashSet::new(),
             stages_filled: HashSet::new(),
+            lease_timeout: sink.lease_timeout,
+            heard: Rc::new(Cell::new(Instant::now())),
+            beat_at: Instant::now(),
         })
     }
 
@@ -179,18 +191,31 @@ impl PostgresSink {
         Ok(progress::read(&self.client, &self.name).await?.map(|(row, _)| row))
     }
 
+    /// The same without making anything.
+    pub async fn found_progress(&self) -> Result<Option<ProgressRow>> {
+        let found = self.client.query_one("SELECT pg_catalog.to_regclass('lockstep.progress') IS NOT NULL", &[]).await;
+        match found.map_err(|error| session::classify("looking for lockstep.progress", error))?.get(0) {
+            true => Ok(progress::read(&self.client, &self.name).await?.map(|(row, _)| row)),
+            false => Ok(None),
+        }
+    }
+
     /// Becomes the owner of the progress row, which is made from `first` if there is none. Waits for an open transaction of
     /// the owner before, at most `lock_timeout`; it is not waited for when the owner is another worker that is alive.
     pub async fn take_over(&mut self, first: &Standing) -> Result<TakeOver> {
         assert_eq!(self.transaction, Transaction::None, "taking over is for new connections");
         for _ in 0..TAKE_OVER_TRIES_MAX {
             // Read before writing: even an insert that will do nothing waits for an open transaction on the row.
-            let Some((row, alive)) = progress::read(&self.client, &self.name).await? else {
+            let Some((row, activity)) = progress::read(&self.client, &self.name).await? else {
                 progress::seed(&self.client, &self.name, first, self.worker).await?;
                 continue;
             };
-            if alive && row.owner.worker_id != self.worker {
-                return Ok(TakeOver::Standby { owner: row.owner, updated_at_us: row.updated_at_us });
+            if let Some(activity) = activity {
+                if row.owner.worker_id != self.worker {
+                    return Ok(TakeOver::Standby { owner: row.owner, activity });
+                }
+                // Our own connection of before: we have given it up, and the server may not know for long.
+                self.evict(&row.owner).await?;
             }
             let bumped = match progress::bump(&self.client, &self.name, &row.owner, self.worker).await {
                 Ok(bumped) => bumped,
@@ -207,9 +232,46 @@ impl PostgresSink {
         Err(Error::retry_plain("taking over the sink: other workers keep being quicker"))
     }
 
-    /// Ends the connection of a worker that [`TakeOver::Standby`] named: for a driver that knows it to be frozen.
+    /// Ends the connection of a worker that [`TakeOver::Standby`] named, once its lease is over.
     pub async fn evict(&self, owner: &progress::Owner) -> Result<bool> {
         progress::evict(&self.client, &self.name, owner).await
+    }
+
+    /// When the server last answered, for [`watch_link`](super::lease::watch_link).
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    /// The server answered just now.
+    pub fn hear(&mut self) {
+        self.beat_at = Instant::now();
+        self.heard.set(self.beat_at);
+    }
+
+    /// Speaks on the connection if it was silent for a while, also inside a transaction, so that others see that we are alive.
+    /// To be called whenever the driver waits for something else.
+    pub async fn keep_lease(&mut self) -> Result<()> {
+        if self.beat_at.elapsed() < self.lease_timeout / BEATS {
+            return Ok(());
+        }
+        let doing = "keeping the lease on the sink";
+        match tokio::time::timeout(self.lease_timeout, self.client.batch_execute("")).await {
+            Ok(outcome) => outcome.map_err(|error| session::classify(doing, error))?,
+            Err(_) => return Err(Error::retry_plain(format!("{doing}: no answer for {:?}", self.lease_timeout))),
+        }
+        self.hear();
+        Ok(())
+    }
+
+    /// Drives `work`, which needs no sink, and keeps the lease meanwhile.
+    pub async fn meanwhile<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = tokio::time::sleep(self.lease_timeout / BEATS) => self.keep_lease().await?,
+            }
+        }
     }
 
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
@@ -230,6 +292,7 @@ impl PostgresSink {
         match moved.map_err(|error| failure(doing, None, error))? {
             1 => {
                 self.transaction = Transaction::Open;
+                self.hear();
                 Ok(())
             }
             0 => {
@@ -250,6 +313,7 @@ impl PostgresSink {
                 self.transaction = Transaction::None;
                 self.stages.extend(self.stages_new.drain());
                 self.forget_transaction();
+                self.hear();
                 Ok(())
             }
             // A deferred constraint, a deadlock …: the server says that it is rolled back.

@@ -9,6 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::lease::Activity;
 use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
@@ -88,9 +89,10 @@ impl ProgressRow {
     /// Refuses a row that was written against another source or another ledger than `expected`.
     pub fn check_identity(&self, expected: &Standing) -> Result<()> {
         let ours = &self.standing;
-        let what = match () {
-            () if ours.source_system_id != expected.source_system_id => "source",
-            () if ours.ledger_topic_id != expected.ledger_topic_id => "ledger",
+        let (code, what) = match () {
+            () if ours.source_system_id != expected.source_system_id => (Code::ProgressMismatch, "source"),
+            // The same source under the same name: the topic was deleted and made again.
+            () if ours.ledger_topic_id != expected.ledger_topic_id => (Code::LedgerRecreated, "ledger"),
             () => return Ok(()),
         };
         let facts = [
@@ -98,10 +100,13 @@ impl ProgressRow {
             format!("here: source {}, ledger {}", expected.source_system_id, expected.ledger_topic_id),
         ];
         let halt = Halt {
-            code: Code::ProgressMismatch,
+            code,
             message: format!("the sink's progress was written against another {what}"),
             facts: facts.into(),
-            hint: "lockstep explain PROGRESS_MISMATCH".into(),
+            hint: match code {
+                Code::LedgerRecreated => "lockstep restart, unless the topic can be restored".into(),
+                code => format!("lockstep explain {code}"),
+            },
         };
         Err(halt.into())
     }
@@ -112,8 +117,8 @@ impl ProgressRow {
 pub enum TakeOver {
     /// The row, owned by this worker from now on.
     Mine(Box<ProgressRow>),
-    /// Another worker's connection is alive and owns the row.
-    Standby { owner: Owner, updated_at_us: i64 },
+    /// Another worker's connection is there and owns the row.
+    Standby { owner: Owner, activity: Activity },
 }
 
 const CREATE_SCHEMA: &str = "CREATE SCHEMA lockstep";
@@ -236,16 +241,38 @@ const NAMED: &str = "p.pipeline = $1 AND p.sink = $2 AND p.\"group\" = $3";
 const BACKEND_START: &str =
     "(SELECT a.backend_start FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid())";
 
-/// The row, and whether its owner's backend is alive: same pid, same start, same application name. A backend of a role whose
-/// sessions are hidden from ours counts as gone; the compare-and-set holds all the same.
-pub(super) async fn read(client: &Client, name: &RowName) -> Result<Option<(ProgressRow, bool)>> {
+/// What a backend does. Where the server tracks no activities it does not say, and the backend counts as busy.
+const ACTIVITY: &str = "a.pid IS NOT NULL, coalesce(a.state LIKE 'idle%' \
+    OR (a.state = 'active' AND a.wait_event_type = 'Client'), false), \
+    coalesce((extract(epoch FROM a.state_change) * 1000000)::int8, 0)";
+
+fn parse_activity(row: &Row, first: usize) -> Option<Activity> {
+    row.get::<_, bool>(first).then(|| Activity { waits: row.get(first + 1), since_us: row.get(first + 2) })
+}
+
+/// The row, and what its owner's backend does, if it is there: same pid, same start, same application name. A backend of a
+/// role whose sessions are hidden from ours counts as gone; the compare-and-set holds all the same.
+pub(super) async fn read(client: &Client, name: &RowName) -> Result<Option<(ProgressRow, Option<Activity>)>> {
     let sql = format!(
-        "SELECT {COLUMNS}, a.pid IS NOT NULL FROM lockstep.progress p \
+        "SELECT {COLUMNS}, {ACTIVITY} FROM lockstep.progress p \
          LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = p.backend_pid AND a.backend_start = p.backend_start \
           AND a.application_name = pg_catalog.current_setting('application_name') WHERE {NAMED}"
     );
     let rows = client.query(&sql, &[&name.pipeline, &name.sink, &GROUP]).await.map_err(|error| name.failed(error))?;
-    rows.first().map(|row| Ok((parse(row)?, row.get(18)))).transpose()
+    rows.first().map(|row| Ok((parse(row)?, parse_activity(row, 18)))).transpose()
+}
+
+/// What the owner's backend does; `None` when it is gone.
+pub(super) async fn activity(client: &Client, owner: &Owner) -> Result<Option<Activity>> {
+    let sql = format!(
+        "SELECT {ACTIVITY} FROM pg_catalog.pg_stat_activity a \
+         WHERE a.pid = $1 AND (extract(epoch FROM a.backend_start) * 1000000)::int8 = $2"
+    );
+    let rows = client
+        .query(&sql, &[&owner.backend_pid, &owner.backend_start_us])
+        .await
+        .map_err(|error| session::classify("looking at our own connection", error))?;
+    Ok(rows.first().and_then(|row| parse_activity(row, 0)))
 }
 
 /// Writes the first row, owned by this worker, unless there is one.

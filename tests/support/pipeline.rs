@@ -105,6 +105,15 @@ impl Pipeline {
         self
     }
 
+    /// Takes a sink away again, out of every connector too.
+    pub fn without_sink(mut self, name: &str) -> Pipeline {
+        self.sinks.remove(name);
+        for text in self.connectors.values_mut() {
+            *text = text.replace(&format!("[sinks.{name}]\n"), "");
+        }
+        self
+    }
+
     /// Another way into the source than the role lockstep's.
     pub fn source_url(mut self, url: String) -> Pipeline {
         self.source_url = url;

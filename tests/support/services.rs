@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::{Client, NoTls};
 
 /// The server is on this machine: who does not answer at once does not answer at all.
@@ -93,6 +94,14 @@ impl Services {
 
     pub fn start_kafka(&self) -> Result<()> {
         script(&self.dir, "start", "kafka")
+    }
+
+    /// SIGSTOP and SIGCONT make a broker that takes connections and answers nothing.
+    pub fn signal_kafka(&self, signal: Signal) -> Result<()> {
+        let path = self.dir.join("data/kafka/kafka.pid");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let pid = text.trim().parse().ok().and_then(Pid::from_raw).with_context(|| format!("no pid: {text:?}"))?;
+        kill_process(pid, signal).with_context(|| format!("signalling {pid:?}"))
     }
 }
 
