@@ -5,8 +5,6 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use apache_avro::Schema;
@@ -34,21 +32,8 @@ fn with_registry(pipeline: Pipeline, url: &str) -> Pipeline {
     pipeline.unset("registry").set("registry", &format!("url = \"{url}\""))
 }
 
-/// A request to the registry over HTTP/1.0; status and body.
 fn ask(registry: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let (authority, base) = registry.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let mut stream = TcpStream::connect(authority).unwrap();
-    let length = body.len();
-    let request = format!(
-        "{method} /{base}{path} HTTP/1.0\r\nHost: {authority}\r\nContent-Type: application/vnd.schemaregistry.v1+json\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    support::avro::ask(registry, method, path, body).unwrap()
 }
 
 /// Reads records as a consumer with Confluent's deserializer does.

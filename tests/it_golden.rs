@@ -24,6 +24,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Deserialize;
+use support::avro::Schemas;
 use support::recording::{self, Difference, Json, Record, Topics};
 use support::services::unique_name;
 use support::{Database, Pipeline, Process, Services};
@@ -174,7 +175,8 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     let options: BTreeMap<String, serde_json::Value> = serde_json::from_str(&read("connector.json")?)?;
     let options = Options(options.into_iter().map(|(name, value)| (name, plain(&value))).collect());
     let settings = options.settings()?;
-    let recorded = recording::recorded(&read("events.jsonl")?)?;
+    let avro = options.is_avro().then(|| Schemas::recorded(&read("schemas.json")?)).transpose()?;
+    let recorded = recording::recorded(&read("events.jsonl")?, avro)?;
 
     let database = services.catalog.create_database("golden").await?;
     let mut script = Script::new(&database);
@@ -186,6 +188,9 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     let mut pipeline = Pipeline::new(LOCKSTEP, services, &database).source_url(url);
     pipeline = pipeline.set("kafka", &format!("topic_prefix = \"{prefix}\""));
     pipeline = settings.into_iter().fold(pipeline, |pipeline, line| pipeline.set("wire", &line));
+    if options.is_avro() {
+        pipeline = pipeline.set("registry", &format!("url = \"{}\"", services.registry));
+    }
     let recorded_prefix = options.get("topic.prefix").context("a topic prefix")?.to_owned();
     let mut topics = BTreeSet::new();
     for (i, table) in tables.iter().enumerate() {
@@ -206,8 +211,8 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
         started(&mut process, services, &prefix, loads).await?;
         script.run(&read("steps.sql")?).await?;
         caught_up(&mut process, &database).await?;
-        let (kafka, from) = (services.kafka.clone(), prefix.clone());
-        let ours = tokio::task::spawn_blocking(move || consume(&kafka, &from, &recorded_prefix)).await??;
+        let (kafka, registry, from) = (services.kafka.clone(), services.registry.clone(), prefix.clone());
+        let ours = tokio::task::spawn_blocking(move || consume(&kafka, &registry, &from, &recorded_prefix)).await??;
         process.terminate(PATIENCE).await?;
         Ok(recording::differences(&recorded, &ours))
     };
@@ -230,16 +235,22 @@ impl Options {
         self.0.get(name).map(String::as_str)
     }
 
+    fn is_avro(&self) -> bool {
+        self.get("value.converter").is_some_and(|converter| converter.ends_with("AvroConverter"))
+    }
+
     /// The lines of `[wire]` that mean the same; Debezium's own defaults where it says nothing.
     fn settings(&self) -> Result<Vec<String>> {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let or = |name: &str, default: &str| quoted(self.get(name).unwrap_or(default));
         let converter = self.get("value.converter").unwrap_or_default();
-        ensure!(converter.ends_with("JsonConverter"), "no counterpart of converter {converter}");
+        let known = converter.ends_with("JsonConverter") || self.is_avro();
+        ensure!(known, "no counterpart of converter {converter}");
         let unknown = if self.get("include.unknown.datatypes") == Some("true") { "bytes" } else { "skip" };
         let snapshot = self.get("snapshot.mode").unwrap_or("initial");
         let flag = |name: &str, default: bool| self.get(name).map_or(default, |text| text == "true");
         let mut lines = vec![
+            format!("format = \"{}\"", if self.is_avro() { "avro" } else { "json" }),
             "context_headers = true".to_owned(),
             "logical_messages = true".to_owned(),
             "conversion_failure = \"null\"".to_owned(),
@@ -302,7 +313,9 @@ impl Options {
             "value.converter.replace.null.with.default",
             "value.converter.schemas.enable",
         ];
-        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        // In Avro names are always adjusted.
+        let adjusts = |name: &str| self.is_avro() && name.ends_with(".name.adjustment.mode");
+        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str()) && !adjusts(name)) {
             Some(name) => bail!("no counterpart of option {name}"),
             None => Ok(()),
         }
@@ -394,7 +407,7 @@ async fn started(process: &mut Process, services: &Services, prefix: &str, loads
     while loads {
         let kafka = services.kafka.clone();
         let topic = ledger.clone();
-        let entries = tokio::task::spawn_blocking(move || read(&kafka, &[topic])).await??;
+        let entries = tokio::task::spawn_blocking(move || read(&kafka, "", &[topic])).await??;
         let has =
             |kind: &str| entries.iter().any(|(_, record)| record.value.get("type").and_then(Json::text) == Some(kind));
         if has("done") {
@@ -423,7 +436,7 @@ async fn caught_up(process: &mut Process, database: &Database) -> Result<()> {
 }
 
 /// Everything in the topics of a prefix but the ledger, under the recorded prefix.
-fn consume(kafka: &str, prefix: &str, recorded_prefix: &str) -> Result<Topics> {
+fn consume(kafka: &str, registry: &str, prefix: &str, recorded_prefix: &str) -> Result<Topics> {
     let consumer = consumer(kafka)?;
     let metadata = consumer.fetch_metadata(None, KAFKA_TIMEOUT)?;
     let names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
@@ -432,7 +445,7 @@ fn consume(kafka: &str, prefix: &str, recorded_prefix: &str) -> Result<Topics> {
     let mine = |name: &String| (name.starts_with(&format!("{prefix}.")) && *name != ledger) || *name == heartbeat;
     let names: Vec<String> = names.into_iter().filter(mine).collect();
     let mut topics = Topics::new();
-    for (topic, mut record) in read(kafka, &names)? {
+    for (topic, mut record) in read(kafka, registry, &names)? {
         record.headers.retain(|(name, _)| !name.starts_with("ls"));
         record.headers.iter_mut().for_each(|(_, value)| rename(value, prefix, recorded_prefix));
         rename(&mut record.key, prefix, recorded_prefix);
@@ -460,9 +473,10 @@ fn consumer(kafka: &str) -> Result<BaseConsumer> {
 }
 
 /// Every record of topics of one partition, in order.
-fn read(kafka: &str, topics: &[String]) -> Result<Vec<(String, Record)>> {
+fn read(kafka: &str, registry: &str, topics: &[String]) -> Result<Vec<(String, Record)>> {
     let consumer = consumer(kafka)?;
     let mut records = Vec::new();
+    let mut schemas = Schemas::of_registry(registry);
     for topic in topics {
         let (low, high) = match consumer.fetch_watermarks(topic, 0, KAFKA_TIMEOUT) {
             Ok(watermarks) => watermarks,
@@ -475,8 +489,9 @@ fn read(kafka: &str, topics: &[String]) -> Result<Vec<(String, Record)>> {
         while next < high {
             let message = consumer.poll(KAFKA_TIMEOUT).context("records that the watermark promises")??;
             next = message.offset() + 1;
-            let json = |bytes: Option<&[u8]>| match bytes {
+            let mut json = |bytes: Option<&[u8]>| match bytes {
                 None => Ok(Json::Null),
+                Some(bytes @ [0, ..]) => schemas.read(bytes),
                 Some(bytes) => Json::parse(std::str::from_utf8(bytes)?),
             };
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`avro`] | records in Avro as a plain consumer reads them |
 //! | [`services`] | the servers that scripts/services runs, and databases of one's own in them |
 //! | [`pipeline`] | a configuration written to disk and the binary that runs it: start, kill, ask, wait |
 //! | [`compare`] | every row of a table in two databases, and in what they differ |
@@ -19,6 +20,7 @@
 //! Included as `mod support;` by tests and through `#[path]` by the demo and the benchmarks, each of which uses only a part.
 #![allow(dead_code, unused_imports)]
 
+pub mod avro;
 pub mod compare;
 pub mod latency;
 pub mod pipeline;

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::avro::Schemas;
+
 /// JSON with fields in order and numbers as they are written.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Json {
@@ -153,15 +155,18 @@ pub struct Record {
 /// Records by topic.
 pub type Topics = BTreeMap<String, Vec<Record>>;
 
-/// Reads events.jsonl.
-pub fn recorded(events: &str) -> Result<Topics> {
+/// Reads events.jsonl; records in Avro by the schemas of schemas.json.
+pub fn recorded(events: &str, mut schemas: Option<Schemas>) -> Result<Topics> {
     let mut topics = Topics::new();
     for line in events.lines().filter(|line| !line.is_empty()) {
         let line = Json::parse(line)?;
         let topic = line.get("topic").and_then(Json::text).context("a topic")?.to_owned();
-        let part = |name: &str| {
+        let mut part = |name: &str| {
             let hex = line.get(&format!("{name}_hex"));
-            line.get(name).or(hex).cloned().unwrap_or(Json::Null)
+            match (hex.and_then(Json::text), &mut schemas) {
+                (Some(hex), Some(schemas)) => schemas.read(&hex::decode(hex)?),
+                _ => Ok(line.get(name).or(hex).cloned().unwrap_or(Json::Null)),
+            }
         };
         let Some(Json::List(pairs)) = line.get("headers") else { bail!("a record without headers") };
         let header = |pair: &Json| match pair {
@@ -169,7 +174,7 @@ pub fn recorded(events: &str) -> Result<Topics> {
             _ => None,
         };
         let headers = pairs.iter().filter_map(header).collect();
-        topics.entry(topic).or_default().push(Record { headers, key: part("key"), value: part("value") });
+        topics.entry(topic).or_default().push(Record { headers, key: part("key")?, value: part("value")? });
     }
     Ok(topics)
 }
