@@ -1,13 +1,13 @@
 //! What the source's catalog said of a table when it was last looked at, and what a difference means.
 //!
-//! Some statements change rows, or which rows are published, and write nothing into the stream: a column with a default, a
-//! type changed in place, a partition attached, emptied or detached, an enum's label renamed, a table taken out of the
-//! publication and put back. All of them leave a trace in the catalog that stays, so comparing two looks finds them however
-//! far apart the looks are, and whoever was not running in between.
+//! Some statements change rows, or which rows are published, and write nothing into the stream: a column with a
+//! default, a type changed in place, a partition attached, emptied or detached, an enum's label renamed, a table
+//! taken out of the publication and put back. All of them leave a trace in the catalog that stays, so comparing two
+//! looks finds them however far apart the looks are, and whoever was not running in between.
 //!
-//! What leaves the same rows is no difference: VACUUM FULL, CLUSTER and others rewrite the table's file without touching its
-//! columns, so a new file counts only together with a column's new row in `pg_attribute`. A column that is dropped takes
-//! nothing from the others.
+//! What leaves the same rows is no difference: VACUUM FULL, CLUSTER and others rewrite the table's file without
+//! touching its columns, so a new file counts only together with a column's new row in `pg_attribute`. A column that
+//! is dropped takes nothing from the others.
 //!
 //! Deliberately not here: asking the catalog (`postgres::look`), what is done about a difference (`capture::looks`).
 
@@ -56,7 +56,8 @@ pub struct Leaf {
 pub enum Difference {
     /// Rows may be others than the stream says; in words, why.
     Rows(String),
-    /// Partitions came and nothing else happened. Rows that they held before are in no stream; empty ones change nothing.
+    /// Partitions came and nothing else happened. Rows that they held before are in no stream; empty ones change
+    /// nothing.
     Leaves(Vec<u32>),
 }
 

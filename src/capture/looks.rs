@@ -1,12 +1,13 @@
 //! The source's tables as this reader last saw them, and what another look shows to be due.
 //!
-//! Known looks stand in the ledger's base, so a reader that starts compares with what the one before it saw. A difference is
-//! answered by requests in the ledger **before** a base tells of the newer look, and before the checkpoint of any row of the
-//! newer relation version: whoever dies in between leaves the older look behind, and the difference is found again.
+//! Known looks stand in the ledger's base, so a reader that starts compares with what the one before it saw. A
+//! difference is answered by requests in the ledger **before** a base tells of the newer look, and before the
+//! checkpoint of any row of the newer relation version: whoever dies in between leaves the older look behind, and the
+//! difference is found again.
 //!
-//! Which table a row of the stream belongs to is decided here too: by the relation's OID where one of ours has it now, which
-//! stays what it is while names come and go, and by its name otherwise. Tables that are routed no more stay known: whoever
-//! routes them again has missed what happened meanwhile.
+//! Which table a row of the stream belongs to is decided here too: by the relation's OID where one of ours has it
+//! now, which stays what it is while names come and go, and by its name otherwise. Tables that are routed no more
+//! stay known: whoever routes them again has missed what happened meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -45,12 +46,14 @@ impl Looks {
         self.known.iter().filter(move |(_, look)| look.oid == oid).map(|(name, _)| name)
     }
 
-    /// What is due now that the table looks like this. A table that was never seen is loaded by the sinks' own requests.
+    /// What is due now that the table looks like this. A table that was never seen is loaded by the sinks' own
+    /// requests.
     pub fn compare(&self, table: &TableName, now: Option<&Look>) -> Option<Finding> {
         let known = self.known.get(table)?;
         let Some(now) = now else { return Some(Finding::Gone(known.oid)) };
         if now.published.is_none() {
-            // Taken out of the publication, it is the publication's trouble; what was known stays known until it is back.
+            // Taken out of the publication, it is the publication's trouble; what was known stays known until it is
+            // back.
             return (now.oid != known.oid).then_some(Finding::Unpublished);
         }
         Some(match known.difference(now)? {

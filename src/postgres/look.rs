@@ -1,7 +1,7 @@
 //! Looking at the catalog: one query, one instant, all tables asked for.
 //!
-//! Takes no lock on any of them, so a table that is being altered does not hold up whoever looks; what is not committed yet
-//! is not seen. What a look is for: [`crate::look`].
+//! Takes no lock on any of them, so a table that is being altered does not hold up whoever looks; what is not
+//! committed yet is not seen. What a look is for: [`crate::look`].
 
 use tokio_postgres::GenericClient;
 
@@ -77,8 +77,8 @@ pub async fn name_of(client: &(impl GenericClient + Sync), oid: u32) -> Result<O
         .map_err(|e: tokio_postgres::Error| unreadable("pg_class", e))
 }
 
-/// Whether none of the relations holds a row that anybody could have put there before now: their files are empty. One that
-/// is locked counts as full, which costs a reading and never a row.
+/// Whether none of the relations holds a row that anybody could have put there before now: their files are empty. One
+/// that is locked counts as full, which costs a reading and never a row.
 pub async fn are_empty(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<bool> {
     const SQL: &str = "SELECT coalesce(sum(pg_relation_size(o)), 0) = 0 FROM unnest($1::oid[]) AS o";
     let doing = "looking at new partitions";

@@ -1,8 +1,9 @@
-//! How a sink's table follows the source's when that changes its shape: statements, as far as the connector's `evolve` allows.
+//! How a sink's table follows the source's when that changes its shape: statements, as far as the connector's
+//! `evolve` allows.
 //!
-//! Pure: what is wanted and what is there in, SQL out. Nothing here is needed for values: a table whose columns come, change
-//! their name or their type is read again whatever the sink does, so a column that is made here is empty until its rows come.
-//! What is left unfit is judged by [`super::fit`] afterwards, which halts by name.
+//! Pure: what is wanted and what is there in, SQL out. Nothing here is needed for values: a table whose columns come,
+//! change their name or their type is read again whatever the sink does, so a column that is made here is empty until
+//! its rows come. What is left unfit is judged by [`super::fit`] afterwards, which halts by name.
 //!
 //! A column that no version of the source's table ever had is the service's own and is never touched.
 
@@ -12,8 +13,8 @@ use super::fit::{declaration, holds};
 use crate::config::Evolve;
 use crate::relation::quote_identifier;
 
-/// What to run at the sink, in order, before rows of `wanted` are written. `earlier` are the versions that the table may hold
-/// now.
+/// What to run at the sink, in order, before rows of `wanted` are written. `earlier` are the versions that the table
+/// may hold now.
 pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], evolve: Evolve) -> Vec<String> {
     let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
     let mut missing: Vec<usize> =
@@ -62,9 +63,9 @@ fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     !has(wanted) && earlier.iter().any(has)
 }
 
-/// Columns that only changed their name: in an earlier version that the sink holds whole, the same places hold the same types,
-/// and all other names are the same. It may also be that the last column was dropped and another one of its type added; the
-/// rows are read again either way.
+/// Columns that only changed their name: in an earlier version that the sink holds whole, the same places hold the
+/// same types, and all other names are the same. It may also be that the last column was dropped and another one of
+/// its type added; the rows are read again either way.
 fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTable]) -> Vec<(&'a ColumnFacts, usize)> {
     let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
     let of = |before: &WantedTable| {
