@@ -121,6 +121,8 @@ struct Worker {
     loaded: HashMap<TableName, u64>,
     /// Records gathered into one transaction at most.
     gather_records: u64,
+    /// Stopped within a transaction that could not end yet: what it took in is not applied.
+    abandoned: bool,
     teller: groups::Teller,
     told: Option<(i64, Instant)>,
 }
@@ -218,6 +220,7 @@ impl Worker {
             level: now,
             loaded: HashMap::new(),
             gather_records: TRANSACTION_RECORDS_FIRST,
+            abandoned: false,
             teller,
             told: None,
         })
@@ -274,11 +277,7 @@ impl Worker {
     async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut stopped: Option<Instant> = None;
         loop {
-            while self.machine.waiting() < ITEMS_MAX
-                && let Some(record) = self.tail.try_recv()?
-            {
-                self.entry(record.offset, record.value.as_deref())?;
-            }
+            self.read_ahead()?;
             if stop.is_cancelled() && stopped.is_none() {
                 stopped = Some(Instant::now());
             }
@@ -300,6 +299,9 @@ impl Worker {
                 self.wait(stop).await?;
             } else {
                 self.step(stop).await?;
+                if self.abandoned {
+                    return Ok(());
+                }
                 self.report();
             }
         }
@@ -322,7 +324,7 @@ impl Worker {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
                 let intervals = self.gather();
-                self.intervals(&intervals, stop).await
+                self.intervals(intervals, stop).await
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
@@ -374,25 +376,25 @@ impl Worker {
         gathered
     }
 
-    async fn intervals(&mut self, intervals: &[Interval], stop: &CancellationToken) -> Result<()> {
-        let end = intervals.iter().fold(self.at, |at, interval| interval.at(at));
-        let intervals = &self.wanted(intervals);
-        if !intervals.iter().any(|interval| interval.concerns) {
-            self.at = end;
+    async fn intervals(&mut self, intervals: Vec<Interval>, stop: &CancellationToken) -> Result<()> {
+        if !self.wanted(&intervals).iter().any(|interval| interval.concerns) {
+            self.at = intervals.iter().fold(self.at, |at, interval| interval.at(at));
             return Ok(());
         }
+        let mut items: Vec<Item> = intervals.into_iter().map(|interval| Item::Interval(Box::new(interval))).collect();
         let loads = self.writer.loads.clone();
-        let mut outcome = self.transaction(intervals, end, stop).await;
+        let mut outcome = self.transaction(&mut items, stop).await;
         if let Err(Failure::Constraint(halt)) = &outcome {
             tracing::debug!(sink = self.sink.name, code = %halt.code, "a constraint refused the net effect; applying in order");
             self.abort().await?;
             self.writer.loads = loads;
             self.writer.strict = true;
-            outcome = self.transaction(intervals, end, stop).await;
+            outcome = self.transaction(&mut items, stop).await;
             self.writer.strict = false;
         }
         match outcome {
             Ok(()) => Ok(()),
+            Err(_) if self.abandoned => self.abort().await,
             Err(failure) => {
                 // The connection is given up anyway; in order, so that the server does not wait for it.
                 let _ = self.abort().await;
@@ -433,33 +435,111 @@ impl Worker {
         self.writer.sink.rollback().await
     }
 
-    /// One transaction of the sink: progress, rows, commit.
-    async fn transaction(&mut self, intervals: &[Interval], end: At, stop: &CancellationToken) -> Result<(), Failure> {
-        let standing = Standing { join_offset: self.row.standing.join_offset, ..standing(&self.row.standing, end) };
-        self.writer.sink.begin(&self.row, &standing).await?;
-        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
-        let patience = Patience { wait, stop, reporter };
-        let mut foreign = 0;
-        for interval in intervals.iter().filter(|interval| interval.concerns) {
-            let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
-            let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, patience.clone());
-            let state = self.machine.state();
-            self.writer.begin_interval(interval);
-            let mut records = 0u32;
-            while let Some(head) = merge.take(async || self.writer.sink.keep_lease().await).await? {
-                self.writer.record(&head, state).await?;
-                records += 1;
-                if records.is_multiple_of(LEASE_RECORDS) {
-                    self.writer.sink.keep_lease().await?;
-                }
+    /// One transaction of the sink: progress, rows, commit. It takes in what follows until it can end.
+    async fn transaction(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
+        let first = self.after(items).1;
+        self.writer.sink.begin(&self.row, &first).await?;
+        let (mut done, mut foreign) = (0, 0);
+        loop {
+            for item in &items[done..] {
+                foreign += self.apply(item, stop).await?;
             }
-            self.writer.end_interval(state).await?;
-            foreign += merge.foreign;
+            self.writer.flush().await?;
+            done = items.len();
+            if !self.writer.is_half_loaded().await? {
+                break;
+            }
+            items.extend(self.more(stop).await?);
         }
-        self.writer.flush().await?;
+        let (end, standing) = self.after(items);
+        if standing != first {
+            let moved = ProgressRow { standing: first, ..self.row.clone() };
+            self.writer.sink.move_on(&moved, &standing).await?;
+        }
         self.writer.sink.commit().await?;
-        let commits = intervals.iter().any(|interval| interval.checkpoint.commit_time > 0);
+        let commits = items.iter().any(|item| matches!(item, Item::Interval(i) if i.checkpoint.commit_time > 0));
         self.committed(standing, end, (foreign, commits));
+        Ok(())
+    }
+
+    /// Where the sink stands after these items.
+    fn after(&self, items: &[Item]) -> (At, Standing) {
+        let (mut at, mut join) = (self.at, self.row.standing.join_offset);
+        for item in items {
+            match item {
+                Item::Interval(interval) => at = interval.at(at),
+                Item::Joined(offset, _) => join = join.max(Some(*offset)),
+                Item::Loaded(_) | Item::Left(_) => {}
+            }
+        }
+        (at, Standing { join_offset: join, ..standing(&self.row.standing, at) })
+    }
+
+    /// Applies an item within the open transaction; gives the number of foreign records.
+    async fn apply(&mut self, item: &Item, stop: &CancellationToken) -> Result<u64, Failure> {
+        let interval = match item {
+            Item::Interval(interval) => self.wanted(std::slice::from_ref(interval)).remove(0),
+            Item::Joined(offset, request) => {
+                self.writer.loads.joined(*offset, request);
+                return Ok(0);
+            }
+            Item::Loaded(request) => {
+                self.writer.loads.loaded(*request);
+                return Ok(0);
+            }
+            Item::Left(request) => {
+                self.writer.loads.left(request);
+                return Ok(0);
+            }
+        };
+        if !interval.concerns {
+            return Ok(0);
+        }
+        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
+        let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
+        let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, Patience { wait, stop, reporter });
+        let state = self.machine.state();
+        self.writer.begin_interval(&interval);
+        let mut records = 0u32;
+        while let Some(head) = merge.take(async || self.writer.sink.keep_lease().await).await? {
+            self.writer.record(&head, state).await?;
+            records += 1;
+            if records.is_multiple_of(LEASE_RECORDS) {
+                self.writer.sink.keep_lease().await?;
+            }
+        }
+        self.writer.end_interval(state).await?;
+        Ok(merge.foreign)
+    }
+
+    /// What follows, waited for by a transaction that can't end yet.
+    async fn more(&mut self, stop: &CancellationToken) -> Result<Vec<Item>> {
+        loop {
+            if stop.is_cancelled() {
+                self.abandoned = true;
+                return Err(Error::retry_plain("stopped in the middle of a load"));
+            }
+            self.read_ahead()?;
+            if let Some(Item::Interval(_)) = self.machine.peek() {
+                let intervals = self.gather().into_iter();
+                return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
+            }
+            if let Some(item) = self.machine.pop() {
+                return Ok(vec![item]);
+            }
+            self.writer.sink.keep_lease().await?;
+            self.report();
+            self.wait(stop).await?;
+        }
+    }
+
+    /// Takes in what there is of the ledger.
+    fn read_ahead(&mut self) -> Result<()> {
+        while self.machine.waiting() < ITEMS_MAX
+            && let Some(record) = self.tail.try_recv()?
+        {
+            self.entry(record.offset, record.value.as_deref())?;
+        }
         Ok(())
     }
 

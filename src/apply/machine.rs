@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
-use crate::ledger::state::{Event, State, push_range};
+use crate::ledger::state::{Event, State, push_range, unread};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -315,6 +315,11 @@ impl Loads {
     /// Nothing of the table is there yet, so no change of it is wanted.
     pub fn is_blank(&self, table: &TableName) -> bool {
         self.tables.get(table).is_some_and(|loading| loading.ranges.is_empty())
+    }
+
+    /// Everything of the table is there.
+    pub fn is_whole(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_none_or(|loading| unread(table, &loading.ranges).is_none())
     }
 
     pub fn is_loading(&self, table: &TableName) -> bool {

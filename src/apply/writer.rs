@@ -21,6 +21,7 @@ use crate::ledger::entry::Chunk;
 use crate::ledger::state::State;
 use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
 use crate::relation::{Fingerprint, Relation, TableName};
+use crate::sink::circles::Circles;
 use crate::sink::postgres::PostgresSink;
 use crate::sink::sql::SinkTablePlan;
 use crate::sink::{Counts, Outcome, WantedTable};
@@ -71,6 +72,8 @@ pub struct Writer {
     /// Of the interval that is being written.
     offset: i64,
     planned: Instant,
+    /// Of the sink's tables by their names there; `None` until they are needed.
+    circles: Option<Circles>,
     chunks: VecDeque<Chunk>,
     open: Option<OpenChunk>,
     row: RowBuf,
@@ -95,6 +98,7 @@ impl Writer {
             truncates: Vec::new(),
             offset: -1,
             planned: Instant::now(),
+            circles: None,
             chunks: VecDeque::new(),
             open: None,
             row: RowBuf::new(),
@@ -140,6 +144,7 @@ impl Writer {
         if self.planned.elapsed() >= PLAN_INTERVAL {
             // The sink's tables belong to somebody else, who may have changed them.
             self.versions.clear();
+            self.circles = None;
             self.planned = Instant::now();
         }
         self.offset = interval.offset;
@@ -250,6 +255,27 @@ impl Writer {
         self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(self.offset, &chunk);
         Ok(())
+    }
+
+    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle. Only when all of them
+    /// are there do their foreign keys hold, so it can't end before.
+    pub async fn is_half_loaded(&mut self) -> Outcome<bool> {
+        if self.loaded.is_empty() {
+            return Ok(false);
+        }
+        let circles = match &mut self.circles {
+            Some(circles) => circles,
+            none => {
+                let targets: Vec<TableName> = self.tables.values().map(|target| target.table.clone()).collect();
+                none.insert(self.sink.circles(&targets).await?)
+            }
+        };
+        let missing = |target: &TableName| {
+            let sources = self.tables.iter().filter(|(_, known)| known.table == *target).map(|(source, _)| source);
+            sources.into_iter().any(|source| !self.loads.is_whole(source))
+        };
+        let mut targets = self.loaded.iter().filter_map(|(source, _)| self.tables.get(source));
+        Ok(targets.any(|target| circles.get(&target.table).is_some_and(|circle| circle.iter().any(missing))))
     }
 
     /// The version at this sink; `None` for a table that the sink does not take.

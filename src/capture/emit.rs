@@ -104,6 +104,9 @@ struct Counts {
     collections: Vec<(String, u64)>,
 }
 
+/// Names and values of `__debezium.context.*`.
+type ContextHeaders = Vec<(&'static str, Vec<u8>)>;
+
 /// The producer and what it has acknowledged.
 struct Outlet {
     producer: Producer,
@@ -113,7 +116,7 @@ struct Outlet {
     /// By the routes' numbers: topics that are in no span.
     foreign: Vec<bool>,
     /// `__debezium.context.*`, if they are asked for.
-    context: Option<Arc<Vec<(&'static str, Vec<u8>)>>>,
+    context: Option<Arc<ContextHeaders>>,
     /// How long Kafka may take no record.
     grace: Duration,
 }

@@ -792,8 +792,11 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
     Ok(Fidelity::NeedsText)
 }
 
-/// The element at `at` (`None` for NULL) and where it ends.
-fn array_element(body: &[u8], at: usize) -> Result<(Option<Cow<'_, [u8]>>, usize), Unfit> {
+/// An element of an array's text; `None` for NULL.
+type Element<'a> = Option<Cow<'a, [u8]>>;
+
+/// The element at `at` and where it ends.
+fn array_element(body: &[u8], at: usize) -> Result<(Element<'_>, usize), Unfit> {
     if body[at] != b'"' {
         let len = body[at..].iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::NotOfItsType)?;
         let text = &body[at..at + len];

@@ -27,6 +27,7 @@
 //! A table without a key is written by whole rows (`keyless`): n equal rows are n rows.
 
 pub mod catalog;
+pub mod circles;
 mod encode;
 pub mod evolve;
 pub mod fit;

@@ -303,6 +303,22 @@ impl PostgresSink {
         }
     }
 
+    /// Moves the progress row of the open transaction on, from what it was moved to before.
+    pub async fn move_on(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
+        self.assert_open();
+        let move_row =
+            self.prepared(&progress::cas_sql(), None).await.inspect_err(|_| self.transaction = Transaction::Failed)?;
+        let cas = Cas::new(&self.name, from, to);
+        let moved = self.client.execute(&move_row, &cas.params()).await;
+        match moved.map_err(|error| failure("moving the sink's progress", None, error)) {
+            Ok(1) => Ok(()),
+            other => {
+                self.fail();
+                other.and(Err(Failure::OwnershipLost))
+            }
+        }
+    }
+
     /// Makes everything since `begin` visible at once.
     pub async fn commit(&mut self) -> Outcome<()> {
         assert_eq!(self.transaction, Transaction::Open, "commit follows begin and only successes");
