@@ -11,6 +11,8 @@
 //!
 //! Not here: loads (chunks, joins), restarts, trimming. `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many.
 
+#![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]
+
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
