@@ -402,9 +402,12 @@ impl Script<'_> {
 /// Waits until changes are streamed and, where there are rows to load, all are in their topics.
 async fn started(process: &mut Process, services: &Services, prefix: &str, loads: bool) -> Result<()> {
     process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await?;
+    if !loads {
+        return Ok(());
+    }
     let deadline = Instant::now() + PATIENCE;
     let ledger = format!("{prefix}.ledger");
-    while loads {
+    loop {
         let kafka = services.kafka.clone();
         let topic = ledger.clone();
         let entries = tokio::task::spawn_blocking(move || read(&kafka, "", &[topic])).await??;
@@ -417,7 +420,6 @@ async fn started(process: &mut Process, services: &Services, prefix: &str, loads
         ensure!(Instant::now() < deadline, "existing rows were not loaded within {PATIENCE:?}");
         tokio::time::sleep(POLL).await;
     }
-    Ok(())
 }
 
 /// Waits until everything that is committed now is in the ledger.
