@@ -232,7 +232,7 @@ async fn a_mode_that_loses_on_the_wire_loses_nothing_at_a_sink() {
     drop(source);
     let scene = scene.configure(|p| p.unset("wire").set("wire", "time_precision = \"isostring\""));
     let mut source = scene.spawn(&["source"]);
-    scene.sql("UPDATE v SET ts = ts - '1 us', n = -n WHERE id > 3; UPDATE k_time SET v = 'behind it'").await;
+    scene.sql("UPDATE v SET ts = ts - interval '1 us', n = -n WHERE id > 3; UPDATE k_time SET v = 'behind it'").await;
     settled(&scene, &mut source).await;
     drop(source);
     let scene = scene.configure(|p| p.unset("wire"));
