@@ -147,7 +147,8 @@ async fn after_every_loss_a_restart_makes_the_sinks_equal_again() {
                 let (config, (_, high)) = (config(&scene), bounds(&scene).await);
                 topics::trim(&config.kafka, &config.kafka.ledger, high).await.unwrap();
             }
-            5 => {
+            5 => delete_topic(&scene, "public.items").await,
+            6 => {
                 delete_topic(&scene, "public.items").await;
                 create_topic(&scene, "public.items", &[("max.message.bytes", "8388608")]).await;
             }
