@@ -342,9 +342,9 @@ impl Worker {
                 self.writer.loads.loaded(id);
                 self.end_of_load().await
             }
-            Some(Item::Left(_)) => {
-                let Some(Item::Left(leave)) = self.machine.pop() else { unreachable!("just looked") };
-                self.writer.loads.left(&leave);
+            Some(Item::Left(..)) => {
+                let Some(Item::Left(offset, leave)) = self.machine.pop() else { unreachable!("just looked") };
+                self.writer.loads.left(offset, &leave);
                 self.end_of_load().await
             }
             None => Ok(()),
@@ -393,6 +393,9 @@ impl Worker {
             self.writer.strict = false;
         }
         match outcome {
+            Ok(()) if items.iter().any(|item| matches!(item, Item::Loaded(_) | Item::Left(..))) => {
+                self.end_of_load().await
+            }
             Ok(()) => Ok(()),
             Err(_) if self.abandoned => self.abort().await,
             Err(failure) => {
@@ -469,7 +472,7 @@ impl Worker {
             match item {
                 Item::Interval(interval) => at = interval.at(at),
                 Item::Joined(offset, _) => join = join.max(Some(*offset)),
-                Item::Loaded(_) | Item::Left(_) => {}
+                Item::Loaded(_) | Item::Left(..) => {}
             }
         }
         (at, Standing { join_offset: join, ..standing(&self.row.standing, at) })
@@ -487,8 +490,8 @@ impl Worker {
                 self.writer.loads.loaded(*request);
                 return Ok(0);
             }
-            Item::Left(request) => {
-                self.writer.loads.left(request);
+            Item::Left(offset, request) => {
+                self.writer.loads.left(*offset, request);
                 return Ok(0);
             }
         };
@@ -529,6 +532,9 @@ impl Worker {
             }
             self.writer.sink.keep_lease().await?;
             self.report();
+            self.reporter.update(|s| {
+                s.waiting_for = Some("the rest of tables that reference each other in a circle".to_owned());
+            });
             self.wait(stop).await?;
         }
     }

@@ -65,8 +65,8 @@ pub enum Item {
     Joined(i64, Request),
     /// The request's load is complete.
     Loaded(Uuid),
-    /// The request's tables are no longer this sink's.
-    Left(Request),
+    /// The tables of this request, at this offset, are no longer this sink's.
+    Left(i64, Request),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -143,7 +143,7 @@ impl Machine {
             Event::Valid(checkpoint) => self.chain(offset, checkpoint),
             Event::Requested(request) if request.sink == self.sink => {
                 self.items.push_back(match request.kind {
-                    RequestKind::Leave => Item::Left(request),
+                    RequestKind::Leave => Item::Left(offset, request),
                     _ => Item::Joined(offset, request),
                 });
                 Ok(())
@@ -298,9 +298,10 @@ impl Loads {
         }
     }
 
-    /// The request's tables are no longer this sink's.
-    pub fn left(&mut self, leave: &Request) {
-        self.tables.retain(|table, _| !leave.tables.is_empty() && !leave.tables.contains(table));
+    /// The request's tables are no longer this sink's. A load that was asked for after it stays.
+    pub fn left(&mut self, offset: i64, leave: &Request) {
+        let named = |table: &TableName| leave.tables.is_empty() || leave.tables.contains(table);
+        self.tables.retain(|table, loading| loading.since > offset || !named(table));
     }
 
     /// The request is answered; tables that a later one asked for stay under load.

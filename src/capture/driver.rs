@@ -4,7 +4,7 @@
 //! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
 //! ends the epoch; the next one starts from the ledger.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -644,6 +644,8 @@ impl Core {
 
     /// Begins the load anew. What is loaded so far nobody watches from here on.
     fn cancel_load(&mut self) {
+        // Also what the ledger does not say yet: chunks that are on their way.
+        self.again.extend(self.loader.tables().iter().cloned());
         self.loader.cancel();
         self.joins_seen = None;
         self.again.extend(begun(&self.state).flat_map(tables_of));
@@ -859,7 +861,13 @@ impl Core {
         match self.loader.next_action(Uuid::new_v4()) {
             Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
             Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
-            Some(Action::Done(requests)) => self.done.push((self.machine.position(), requests)),
+            Some(Action::Done(requests)) => {
+                // Its chunks can be others' too, and nobody watches them from here on.
+                let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
+                self.again.extend(others.flat_map(tables_of));
+                self.joins_seen = None;
+                self.done.push((self.machine.position(), requests));
+            }
             None => {}
         }
         Ok(())
@@ -897,9 +905,14 @@ impl Core {
         let key =
             |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
         job.keys = job.loaded.iter().filter_map(|(table, _)| Some((table.clone(), key(table)?))).collect();
-        // Nobody watches what is loaded for others meanwhile.
-        self.again
-            .extend(begun(&self.state).filter(|join| !job.requests.contains(&join.request.id)).flat_map(tables_of));
+        // Nobody watches what is loaded for others meanwhile, or of tables that are read from their beginning.
+        let watched = |join: &Join, table: &TableName| {
+            job.requests.contains(&join.request.id) && job.loaded.iter().any(|(loaded, _)| loaded == table)
+        };
+        for join in begun(&self.state) {
+            let tables: BTreeSet<&TableName> = join.loaded.iter().map(|(table, _)| table).collect();
+            self.again.extend(tables.into_iter().filter(|table| !watched(join, table)).cloned());
+        }
         self.start_job(job);
     }
 

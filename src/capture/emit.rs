@@ -183,6 +183,7 @@ impl Emitter {
             self.outlet.foreign.push(foreign);
         }
         assert_eq!(self.topics[index], topic, "routes are numbered in the order of their first use");
+        assert_eq!(self.outlet.foreign[index], foreign, "a topic is in spans or it is not");
         route
     }
 

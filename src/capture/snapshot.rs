@@ -213,6 +213,11 @@ impl<V: Visibility> Loader<V> {
         self.pending = None;
     }
 
+    /// Tables of the job.
+    pub fn tables(&self) -> &[TableName] {
+        self.running.as_ref().map_or(&[], |running| &running.job.tables)
+    }
+
     /// Whether changes of the table must be given to [`Loader::remember`].
     pub fn remembers(&self, table: &TableName) -> bool {
         self.running.as_ref().is_some_and(|running| running.job.tables.contains(table))

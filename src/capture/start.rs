@@ -121,6 +121,14 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
+    // Whoever had the slot meanwhile may have gone on, on another timeline than the one that we are on now: what the ledger
+    // says by now counts, and once the claim stands nobody can tell any more.
+    if restart.is_none() {
+        let shared = config.clone();
+        let now = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
+        let mut asking = Connection::open(&config.source, &application_name(config)).await?;
+        check_history(&mut asking, &now, timeline).await?;
+    }
     let nonce = rand::random();
     let claim = Claim {
         instance: Uuid::new_v4(),

@@ -15,7 +15,7 @@ use super::files;
 use super::findings::{At, File, Findings, Report};
 use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
-use super::{Config, Database, Sink, SinkTable, Table};
+use super::{Config, Database, Sink, SinkTable, Table, Wire};
 use crate::relation::{Format, TableName};
 
 /// The process's own file in the configuration's folder.
@@ -170,7 +170,8 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
-        topics(&routed, &kafka.ledger, report);
+        let events = event_topics(&wire);
+        topics(&routed, &kafka.ledger, &events, report);
     }
     whole_for_sinks(&routed, report);
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
@@ -269,7 +270,15 @@ fn without_twins(routed: Vec<Routed>, report: &Report) -> Vec<Routed> {
     kept
 }
 
-fn topics(routed: &[Routed], ledger: &str, report: &Report) {
+/// Topics of records that belong to no table, and what they are of.
+fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
+    let transactions = wire.transaction_topic.as_deref().map(|topic| ("transaction metadata", topic));
+    let messages = wire.messages.as_ref().map(|messages| ("logical messages", messages.topic.as_str()));
+    let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| ("heartbeats", heartbeat.topic.as_str()));
+    [transactions, messages, heartbeats].into_iter().flatten().collect()
+}
+
+fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Report) {
     // Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
     let collision = |topic: &str| topic.replace('.', "_");
     let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
@@ -286,6 +295,10 @@ fn topics(routed: &[Routed], ledger: &str, report: &Report) {
                 format!("topic {topic:?} is the ledger's, {ledger:?}, or Kafka can't tell them apart"),
                 hint,
             );
+        }
+        for (what, other) in events.iter().filter(|(_, other)| collision(other) == collision(topic)) {
+            let message = format!("topic {topic:?} is that of {what}, {other:?}, or Kafka can't tell them apart");
+            report.add(at, message, hint);
         }
         match seen.get(&collision(topic)) {
             Some(first) => {

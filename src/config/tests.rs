@@ -417,6 +417,20 @@ fn a_table_says_for_itself_what_its_records_look_like() {
 }
 
 #[test]
+fn a_table_shares_no_topic_with_records_of_no_table() {
+    for (wire, found) in [
+        ("transaction_metadata = true", "transaction metadata"),
+        ("logical_messages = true\nmessage_topic = 'shop.transaction'", "logical messages"),
+        ("heartbeat_interval = '1s'\nheartbeat_topic = 'shop_transaction'", "heartbeats"),
+    ] {
+        let main = format!("{MAIN}\n[wire]\n{wire}\n");
+        let products = PRODUCTS.replacen('\n', "\ntopic = 'shop.transaction'\n", 1);
+        let said = Folder::with(&[("lockstep.toml", &main), ("connectors/products.toml", &products)]).said();
+        assert!(said.contains(&format!("is that of {found}")), "{said}");
+    }
+}
+
+#[test]
 fn a_sink_takes_every_record_of_its_tables() {
     for (key, found) in [("tombstones = false", "tombstones"), ("skipped_operations = ['u']", "skipped_operations")] {
         let products = PRODUCTS.replacen('\n', &format!("\n[wire]\n{key}\n"), 1);

@@ -31,6 +31,9 @@ const STATEMENTS_MAX: usize = 512;
 /// How often taking over looks again when another worker was quicker, before it leaves the field to them.
 const TAKE_OVER_TRIES_MAX: usize = 3;
 
+/// However long the lease, the owner speaks this often.
+const BEAT_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
 /// Settings of a session that writes, beside those that every session pins.
 const PINNED: &[(&str, &str)] = &[
     // Fail rather than write or see less than named.
@@ -39,6 +42,8 @@ const PINNED: &[(&str, &str)] = &[
     ("default_transaction_read_only", "off"),
     // A role's own time-out would cut a long interval short for ever.
     ("statement_timeout", "0"),
+    // Since Postgres 17. Tables that reference each other in a circle are copied in one transaction.
+    ("transaction_timeout", "0"),
     // Arrays of thousands of values are no reason to plan again, and the generic plan goes by the key's index.
     ("plan_cache_mode", "force_generic_plan"),
     ("jit", "off"),
@@ -248,10 +253,15 @@ impl PostgresSink {
         self.heard.set(self.beat_at);
     }
 
+    /// Also well within `idle_in_transaction_session_timeout`, however long the lease is.
+    fn beat_interval(&self) -> Duration {
+        (self.lease_timeout / BEATS).min(BEAT_INTERVAL_MAX)
+    }
+
     /// Speaks on the connection if it was silent for a while, also inside a transaction, so that others see that we are alive.
     /// To be called whenever the driver waits for something else.
     pub async fn keep_lease(&mut self) -> Result<()> {
-        if self.beat_at.elapsed() < self.lease_timeout / BEATS {
+        if self.beat_at.elapsed() < self.beat_interval() {
             return Ok(());
         }
         let doing = "keeping the lease on the sink";
@@ -269,7 +279,7 @@ impl PostgresSink {
         loop {
             tokio::select! {
                 outcome = &mut work => return outcome,
-                () = tokio::time::sleep(self.lease_timeout / BEATS) => self.keep_lease().await?,
+                () = tokio::time::sleep(self.beat_interval()) => self.keep_lease().await?,
             }
         }
     }
@@ -457,9 +467,11 @@ async fn pin(client: &Client, lock_timeout: &str) -> Result<()> {
     let settings = || PINNED.iter().copied().chain([("lock_timeout", lock_timeout)]);
     let (names, values): (Vec<&str>, Vec<&str>) = settings().unzip();
     client
-        .query("SELECT pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)", &[
-            &names, &values,
-        ])
+        .query(
+            "SELECT pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)
+              WHERE s.name <> 'transaction_timeout' OR pg_catalog.current_setting('server_version_num')::int >= 170000",
+            &[&names, &values],
+        )
         .await
         .map_err(failed)?;
     Ok(())
