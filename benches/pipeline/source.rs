@@ -33,7 +33,9 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
     rows::create_table(&source).await?;
     let mut pipelines = Vec::new();
     for round in 0..options.rounds {
-        let pipeline = Pipeline::new(LOCKSTEP, services, &source).table(rows::TABLE);
+        // A table that no sink takes would be copied to its topic besides.
+        let pipeline =
+            Pipeline::new(LOCKSTEP, services, &source).table(rows::TABLE).set("wire", "snapshot = \"no_data\"");
         make_slot(&pipeline).await?;
         let create = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
         let slot = slot_of(&source, round);
