@@ -241,7 +241,7 @@ impl Machine {
 }
 
 /// Tables under load at this sink and the ranges of them that are there, as of the items applied so far.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Loads {
     sink: String,
     tables: HashMap<TableName, Loading>,
@@ -258,8 +258,13 @@ struct Loading {
 }
 
 impl Loads {
+    /// Nothing is under load.
+    pub fn none(sink: &str) -> Loads {
+        Loads { sink: sink.to_owned(), tables: HashMap::new() }
+    }
+
     fn of(state: &State, sink: &str) -> Loads {
-        let mut loads = Loads { sink: sink.to_owned(), tables: HashMap::new() };
+        let mut loads = Loads::none(sink);
         for join in state.open_joins().filter(|join| join.request.sink == sink) {
             loads.joined(join.offset, &join.request);
             for (table, range) in &join.loaded {
@@ -289,13 +294,17 @@ impl Loads {
         }
     }
 
-    /// A chunk of the checkpoint at this offset was applied.
-    pub fn chunk(&mut self, offset: i64, chunk: &Chunk) {
-        let Some(loading) = self.tables.get_mut(&chunk.table) else { return };
-        let answers = chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
-        if chunk.is_for(&self.sink) && answers {
-            push_range(&mut loading.ranges, &chunk.table, chunk.range.clone());
-        }
+    /// Whether the chunk of the checkpoint at this offset is to be applied. Where a later request is open, it is not: changes
+    /// of its range would not be taken from here on, so its rows would only grow old.
+    pub fn wants(&self, offset: i64, chunk: &Chunk) -> bool {
+        let answers =
+            |loading: &Loading| chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
+        chunk.is_for(&self.sink) && self.tables.get(&chunk.table).is_none_or(answers)
+    }
+
+    /// A chunk that is wanted was applied.
+    pub fn chunk(&mut self, chunk: &Chunk) {
+        self.push(&chunk.table, chunk.range.clone());
     }
 
     /// The request's tables are no longer this sink's. A load that was asked for after it stays.
@@ -449,16 +458,17 @@ mod tests {
             sinks: None,
             request: None,
         };
-        let mut loads = Loads { sink: "x".into(), ..Loads::default() };
+        let mut loads = Loads::none("x");
         let admits = |loads: &Loads, key: &[u8]| loads.admits(&table(), &[KeyOrder::Integer], &[key]).unwrap();
         assert!(admits(&loads, b"3"));
         loads.joined(4, &request);
         assert!(!admits(&loads, b"3"));
-        loads.chunk(5, &Chunk { sinks: Some(vec!["other".into()]), ..chunk.clone() });
-        loads.chunk(5, &Chunk { request: Some(Uuid::from_u128(2)), ..chunk.clone() });
-        loads.chunk(3, &chunk);
-        assert!(!admits(&loads, b"3") && loads.is_blank(&table()));
-        loads.chunk(5, &chunk);
+        assert!(!loads.wants(5, &Chunk { sinks: Some(vec!["other".into()]), ..chunk.clone() }));
+        assert!(!loads.wants(5, &Chunk { request: Some(Uuid::from_u128(2)), ..chunk.clone() }));
+        assert!(!loads.wants(3, &chunk) && loads.is_blank(&table()));
+        assert!(loads.wants(5, &Chunk { sinks: Some(vec!["x".into()]), ..chunk.clone() }));
+        assert!(loads.wants(5, &chunk));
+        loads.chunk(&chunk);
         assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
         loads.loaded(Uuid::from_u128(1));
         assert!(admits(&loads, b"6") && loads.is_empty());

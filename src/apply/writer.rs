@@ -85,7 +85,7 @@ impl Writer {
     pub fn new(sink: PostgresSink, config: &config::Sink, tables: HashMap<TableName, config::SinkTable>) -> Writer {
         Writer {
             sink,
-            loads: Loads::default(),
+            loads: Loads::none(&config.name),
             counts: Counts::default(),
             loaded: Vec::new(),
             name: config.name.clone(),
@@ -226,7 +226,7 @@ impl Writer {
                 Some(chunk) if position.is_none_or(|position| chunk.at <= position) => {
                     let chunk = self.chunks.pop_front().expect("just looked");
                     self.write_truncates().await?;
-                    let mine = chunk.is_for(&self.name);
+                    let mine = self.loads.wants(self.offset, &chunk);
                     self.open = Some(OpenChunk { chunk, mine, rows: Vec::new(), seen: 0 });
                 }
                 _ => return Ok(()),
@@ -253,7 +253,7 @@ impl Writer {
         self.sink.end_range(load, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
-        self.loads.chunk(self.offset, &chunk);
+        self.loads.chunk(&chunk);
         Ok(())
     }
 
