@@ -236,6 +236,10 @@ impl<V: Visibility> Loader<V> {
         if let Op::Rekey { old, new } = &op {
             running.read_again(table, key, old, new)?;
         }
+        if self.pending.as_ref().is_some_and(|chunk| chunk.snapshot.sees(xid)) {
+            // Where the stream lags far behind, most of it is.
+            return Ok(());
+        }
         let bytes = match &op {
             Op::Insert(row) | Op::Update(row) | Op::Delete(row) => row.bytes(),
             Op::Rekey { old, new } => old.bytes() + new.bytes(),
@@ -309,6 +313,7 @@ impl<V: Visibility> Loader<V> {
     /// A chunk was read; its message is still to come in the stream.
     pub fn chunk(&mut self, chunk: ChunkRead<V>) {
         if self.running.as_ref().is_some_and(|running| running.asked == Some(chunk.nonce)) {
+            self.saw(&chunk.snapshot);
             self.pending = Some(chunk);
         }
     }
@@ -750,6 +755,31 @@ mod tests {
         assert_eq!(read(&mut loader).key, Some(vec![("id".to_owned(), KeyOrder::Integer)]));
         loader.cancel();
         assert!(loader.is_idle(), "what was asked for is begun again from its first table");
+    }
+
+    #[test]
+    fn what_the_chunk_shows_already_is_not_remembered_however_far_the_stream_lags() {
+        let mut loader = loader();
+        let big = "x".repeat(1 << 20);
+        let read = read(&mut loader);
+        let rows = vec![row(&["1", "shown"])];
+        let chunk = ChunkRead {
+            nonce: read.nonce,
+            table: table(),
+            snapshot: Below(15),
+            relation: VERSION,
+            key_columns: vec![0],
+            key_orders: vec![KeyOrder::Integer],
+            key: vec![("id".to_owned(), KeyOrder::Integer)],
+            rows,
+            range: read.range,
+        };
+        loader.chunk(chunk);
+        for _ in 0..=REMEMBERED_BYTES_MAX >> 20 {
+            remember(&mut loader, 10, Op::Update(row(&["1", &big])));
+        }
+        remember(&mut loader, 20, Op::Update(row(&["1", "newer"])));
+        assert_eq!(sorted(loader.mark(read.nonce, |_| Some(VERSION)).unwrap()), ["1,newer"]);
     }
 
     #[test]
