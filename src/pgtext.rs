@@ -293,6 +293,31 @@ impl Cursor<'_> {
     }
 }
 
+/// Whether a text that [`parse_date`] took is the one that [`push_date`] prints, told by its shape: a year of four digits. Most
+/// are; the others may still be printed alike.
+pub fn is_plain_date(text: &[u8]) -> bool {
+    text.len() == 10 && text[4] == b'-'
+}
+
+/// The same for [`parse_timestamp`] and [`push_timestamp`]: besides, a fraction that does not end in zero.
+pub fn is_plain_timestamp(text: &[u8]) -> bool {
+    text.len() >= 19 && is_plain_date(&text[..10]) && is_plain_time(&text[11..])
+}
+
+/// The same for [`parse_timestamptz`] and [`push_timestamptz`].
+pub fn is_plain_timestamptz(text: &[u8]) -> bool {
+    text.strip_suffix(b"+00").is_some_and(is_plain_timestamp)
+}
+
+/// The same for [`parse_time`] and [`push_time`].
+pub fn is_plain_time(text: &[u8]) -> bool {
+    match text.get(8..) {
+        Some([]) => true,
+        Some([b'.', .., last]) => matches!(last, b'1'..=b'9'),
+        _ => false,
+    }
+}
+
 pub fn push_date(out: &mut Vec<u8>, days: i32) {
     let bc = push_year_month_day(out, i64::from(days));
     push_era(out, bc);
@@ -529,6 +554,44 @@ mod tests {
             last = next;
         }
         assert_eq!(civil_of(0), (1970, 1, 1));
+    }
+
+    #[test]
+    fn a_plain_shape_is_believed_only_where_printing_says_the_same() {
+        let dates = ["2024-02-29", "0001-01-01", "9999-12-31", "10000-01-01", "00012-01-01", "0044-03-15 BC"];
+        let clocks = ["00:00:00", "23:59:59.5", "12:00:00.50", "12:00:00.000001", "12:00:00.0", "24:00:00"];
+        let mut plain = 0;
+        for date in dates {
+            let Some(Temporal::Finite(days)) = parse_date(date.as_bytes()) else { panic!("{date}") };
+            if is_plain_date(date.as_bytes()) {
+                assert_eq!(printed(|out| push_date(out, days)), date);
+                plain += 1;
+            }
+            for clock in clocks {
+                let micros = parse_time(clock.as_bytes()).unwrap();
+                if is_plain_time(clock.as_bytes()) {
+                    assert_eq!(printed(|out| push_time(out, micros)), clock);
+                }
+                let (day, era) = date.split_at(date.find(" BC").unwrap_or(date.len()));
+                let text = format!("{day} {clock}{era}");
+                if let Some(Temporal::Finite(stamp)) = parse_timestamp(text.as_bytes())
+                    && is_plain_timestamp(text.as_bytes())
+                {
+                    assert_eq!(printed(|out| push_timestamp(out, stamp)), text);
+                    plain += 1;
+                }
+                for offset in ["+00", "+01", "-00"] {
+                    let text = format!("{day} {clock}{offset}{era}");
+                    if let Some(Temporal::Finite(stamp)) = parse_timestamptz(text.as_bytes())
+                        && is_plain_timestamptz(text.as_bytes())
+                    {
+                        assert_eq!(printed(|out| push_timestamptz(out, stamp)), text);
+                        plain += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(plain, 3 + 3 * 3 + 3 * 3, "four-digit years, clocks without a needless zero, UTC");
     }
 
     #[test]

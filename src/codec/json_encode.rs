@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::events::head;
 use super::mapping::{self, Encoding};
 use super::schema::{RelationSchemas, Value};
+use super::shell::{EncoderId, Shell};
 use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
 use super::{Event, Op, RecordBuf, VERSION, no_key, unfit, wrong_width};
 use crate::error::Result;
@@ -23,6 +24,7 @@ use crate::value::{Cell, Row};
 
 /// Writes the records of one relation version.
 pub struct Encoder {
+    id: EncoderId,
     relation: Arc<Relation>,
     fields: Vec<Field>,
     /// Indexes of the key columns in key order.
@@ -77,6 +79,7 @@ impl Encoder {
         });
         let schemas = modes.schemas.then(|| RelationSchemas::new(&relation, prefix));
         Encoder {
+            id: EncoderId::new(),
             fields: fields.collect(),
             key: relation.key_columns(),
             value_head: schemas.as_ref().map(|schemas| head(&schemas.envelope)).unwrap_or_default(),
@@ -154,23 +157,39 @@ impl Encoder {
         self.side(Side::Before, before, out)?;
         out.value.extend_from_slice(br#","after":"#);
         self.side(Side::After, after, out)?;
-        let value = &mut out.value;
-        self.source.push(event, value);
+        if out.shell.renew(self.id, event) {
+            self.render(event, &mut out.shell);
+        }
+        let (value, shell) = (&mut out.value, &out.shell);
+        let mut lsn = itoa::Buffer::new();
+        let lsn = lsn.format(event.lsn.0).as_bytes();
+        value.extend_from_slice(&shell.head);
+        value.extend_from_slice(lsn);
+        value.extend_from_slice(&shell.middle);
+        value.extend_from_slice(lsn);
+        value.extend_from_slice(SOURCE_END);
         value.extend_from_slice(br#","transaction":"#);
         push_block(event, value);
         value.extend_from_slice(br#","op":""#);
         value.push(u8::try_from(op.letter()).expect("an ASCII letter"));
-        value.extend_from_slice(br#"","ts_ms":"#);
-        push_integer(value, event.now_ns.div_euclid(1_000_000));
-        value.extend_from_slice(br#","ts_us":"#);
-        push_integer(value, event.now_ns.div_euclid(1_000));
-        value.extend_from_slice(br#","ts_ns":"#);
-        push_integer(value, event.now_ns);
-        value.push(b'}');
+        value.extend_from_slice(&shell.tail);
         if !self.value_head.is_empty() {
             out.value.push(b'}');
         }
         Ok(())
+    }
+
+    fn render(&self, event: &Event, shell: &mut Shell) {
+        self.source.push_before_lsn(event, &mut shell.head);
+        self.source.push_between(event, &mut shell.middle);
+        let tail = &mut shell.tail;
+        tail.extend_from_slice(br#"","ts_ms":"#);
+        push_integer(tail, event.now_ns.div_euclid(1_000_000));
+        tail.extend_from_slice(br#","ts_us":"#);
+        push_integer(tail, event.now_ns.div_euclid(1_000));
+        tail.extend_from_slice(br#","ts_ns":"#);
+        push_integer(tail, event.now_ns);
+        tail.push(b'}');
     }
 
     fn side(&self, side: Side, row: Option<Row<'_>>, out: &mut RecordBuf) -> Result<()> {
@@ -248,6 +267,15 @@ impl Source {
 
     /// `,"source":{…}`
     pub fn push(&self, event: &Event, out: &mut Vec<u8>) {
+        self.push_before_lsn(event, out);
+        push_integer(out, event.lsn.0);
+        self.push_between(event, out);
+        push_integer(out, event.lsn.0);
+        out.extend_from_slice(SOURCE_END);
+    }
+
+    /// Up to where the event's place first stands, within `sequence`.
+    fn push_before_lsn(&self, event: &Event, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.head);
         push_integer(out, event.commit_time_us.div_euclid(1_000));
         out.extend_from_slice(br#","snapshot":""#);
@@ -255,11 +283,18 @@ impl Source {
         out.extend_from_slice(&self.db);
         match event.last_commit_lsn {
             None => out.extend_from_slice(b"null"),
-            Some(lsn) => push_escaped_quotes(out, lsn.0),
+            Some(lsn) => {
+                out.extend_from_slice(br#"\""#);
+                push_integer(out, lsn.0);
+                out.extend_from_slice(br#"\""#);
+            }
         }
-        out.push(b',');
-        push_escaped_quotes(out, event.lsn.0);
-        out.extend_from_slice(br#"]","ts_us":"#);
+        out.extend_from_slice(br#",\""#);
+    }
+
+    /// From there up to where it stands again, as `lsn`.
+    fn push_between(&self, event: &Event, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"\"]","ts_us":"#);
         push_integer(out, event.commit_time_us);
         out.extend_from_slice(br#","ts_ns":"#);
         push_integer(out, event.commit_time_us.saturating_mul(1_000));
@@ -269,10 +304,11 @@ impl Source {
             Some(xid) => push_integer(out, xid),
         }
         out.extend_from_slice(br#","lsn":"#);
-        push_integer(out, event.lsn.0);
-        out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null}"#);
     }
 }
+
+/// What stands behind the event's place.
+const SOURCE_END: &[u8] = br#","xmin":null,"origin":null,"origin_lsn":null}"#;
 
 /// The transaction block, or null.
 pub(super) fn push_block(event: &Event, out: &mut Vec<u8>) {
@@ -445,13 +481,6 @@ impl Writer for JsonWriter<'_> {
 
 pub(super) fn push_integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-}
-
-/// `\"123\"`: a JSON string inside a JSON string.
-fn push_escaped_quotes(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(br#"\""#);
-    push_integer(out, number);
-    out.extend_from_slice(br#"\""#);
 }
 
 fn quoted(text: &str) -> Vec<u8> {

@@ -20,6 +20,7 @@ mod json_decode;
 mod json_encode;
 pub mod mapping;
 pub mod schema;
+mod shell;
 pub mod write;
 
 use std::sync::Arc;
@@ -309,6 +310,7 @@ pub struct RecordBuf {
     pub value: Vec<u8>,
     /// The `ls-text` header; empty when the record needs none.
     pub text: Vec<u8>,
+    shell: shell::Shell,
 }
 
 impl RecordBuf {

@@ -79,6 +79,41 @@ impl Record {
     }
 }
 
+/// What is kept from the record before is what this record would have rendered for itself.
+#[test]
+fn one_buffer_serves_all_encoders_and_transactions() {
+    let one = relation(&[(oid::TEXT, -1, true)]);
+    let other = Arc::new(Relation { name: TableName::new("public", "u"), ..Relation::clone(&one) });
+    let avro = avro::complete(Relation { format: Format::Avro, ..Relation::clone(&one) }, "p").unwrap();
+    let ids = avro::SchemaIds { key: Some(1), value: 2 };
+    let encoders = [
+        Encoder::new(one, "p", "db"),
+        Encoder::new(other, "p", "db"),
+        Encoder::avro(Arc::new(avro), ids, "p", "db").unwrap(),
+    ];
+    let events = [
+        EVENT,
+        Event { lsn: Lsn(18), ..EVENT },
+        Event { block: Some(Block { total_order: 2, collection_order: 1 }), ..EVENT },
+        Event { last_commit_lsn: None, ..EVENT },
+        Event { xid: None, ..EVENT },
+        Event { commit_time_us: 1, ..EVENT },
+        Event { snapshot: Snapshot::Incremental, ..EVENT },
+        Event { now_ns: 1, ..EVENT },
+    ];
+    let row = row(&[Cell::Text(b"1"), Cell::Text(b"x")]);
+    let mut shared = RecordBuf::default();
+    for event in events {
+        // Twice in a row, and with another one in between.
+        for encoder in encoders.iter().flat_map(|encoder| [encoder, encoder]).chain(&encoders) {
+            let mut fresh = RecordBuf::default();
+            encoder.create(&event, row.row(), &mut fresh).unwrap();
+            encoder.create(&event, row.row(), &mut shared).unwrap();
+            assert_eq!(shared.value, fresh.value);
+        }
+    }
+}
+
 fn update(relation: &Arc<Relation>, before: Option<Row<'_>>, after: Row<'_>) -> Result<Record> {
     let mut buf = RecordBuf::default();
     let written = Encoder::new(relation.clone(), "p", "db").update(&EVENT, before, after, &mut buf);

@@ -428,7 +428,8 @@ fn date(encoding: &Encoding, text: &[u8], out: &mut impl Writer) -> Result<Fidel
         Temporal::Infinity => (DATE_INFINITY, false),
         Temporal::MinusInfinity => (DATE_MINUS_INFINITY, false),
         Temporal::Finite(days) => {
-            (days, pgtext::DATE_RANGE.contains(&days) && prints_as(out, text, |o| pgtext::push_date(o, days)))
+            let same = pgtext::is_plain_date(text) || prints_as(out, text, |o| pgtext::push_date(o, days));
+            (days, pgtext::DATE_RANGE.contains(&days) && same)
         }
     };
     if *encoding == Encoding::IsoDate {
@@ -454,7 +455,8 @@ fn time(encoding: &Encoding, text: &[u8], out: &mut impl Writer) -> Result<Fidel
         }
         _ => (micros / 1_000, micros / 1_000 * 1_000),
     };
-    let exact = prints_as(out, text, |o| pgtext::push_time(o, carried));
+    let same = pgtext::is_plain_time(text) || prints_as(out, text, |o| pgtext::push_time(o, carried));
+    let exact = carried == micros && same;
     out.integer(number);
     Ok(exact_if(exact))
 }
@@ -485,7 +487,9 @@ fn timestamp(encoding: &Encoding, text: &[u8], out: &mut impl Writer) -> Result<
         Temporal::Finite(stamp) => {
             let number = stamp_number(unit, stamp)?;
             let exact = match stamp_of(unit, number) {
-                Some(Temporal::Finite(carried)) => prints_as(out, text, |o| pgtext::push_timestamp(o, carried)),
+                Some(Temporal::Finite(carried)) if carried == stamp => {
+                    pgtext::is_plain_timestamp(text) || prints_as(out, text, |o| pgtext::push_timestamp(o, carried))
+                }
                 _ => false,
             };
             out.integer(number);
@@ -541,7 +545,9 @@ fn timestamptz(digits: u8, text: &[u8], out: &mut impl Writer) -> Result<Fidelit
             Ok(Fidelity::Exact)
         }
         Temporal::Finite(stamp) => {
-            let exact = stamp.is_valid() && prints_as(out, text, |o| pgtext::push_timestamptz(o, stamp));
+            let same =
+                pgtext::is_plain_timestamptz(text) || prints_as(out, text, |o| pgtext::push_timestamptz(o, stamp));
+            let exact = stamp.is_valid() && same;
             out.plain(|out| pgtext::push_iso_utc(out, stamp, digits));
             Ok(exact_if(exact))
         }

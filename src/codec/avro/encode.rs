@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use super::shape::Shape;
-use super::{FRAME_BYTES, Float, SchemaIds, frame, push_bytes, push_float, push_long};
+use super::{FRAME_BYTES, Float, SchemaIds, frame, is_shortest, push_bytes, push_float, push_long};
 use crate::codec::mapping::{self, Encoding};
 use crate::codec::schema::Value;
+use crate::codec::shell::{EncoderId, Shell};
 use crate::codec::write::{Fidelity, Unfit, Writer, write};
 use crate::codec::{Event, JsonEncoder, Op, RecordBuf, VERSION, invalid, no_key, unfit, wrong_width};
 use crate::error::Result;
@@ -23,6 +24,7 @@ const SECOND: u8 = 2;
 
 /// Writes the records of one relation version.
 pub struct Encoder {
+    id: EncoderId,
     relation: Arc<Relation>,
     columns: Vec<Column>,
     /// Indexes of the key columns in key order, and the shape of each in the key; `None` where it has no field.
@@ -96,6 +98,7 @@ impl Encoder {
             key: shapes.key,
             key_frame: frame(ids.key.unwrap_or_default()),
             value_frame: frame(ids.value),
+            id: EncoderId::new(),
             source_head,
             db: source_db,
             source_table,
@@ -147,7 +150,7 @@ impl Encoder {
         out.value.extend_from_slice(&self.value_frame);
         self.side(Side::Before, before, out)?;
         self.side(Side::After, after, out)?;
-        self.source(op, event, &mut out.value);
+        self.source(op, event, out);
         Ok(())
     }
 
@@ -207,30 +210,47 @@ impl Encoder {
     }
 
     /// Everything behind the rows.
-    fn source(&self, op: Op, event: &Event, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.source_head);
-        push_long(out, event.commit_time_us.div_euclid(1_000));
-        // `snapshot` has a default, so null comes last in its union.
-        out.push(FIRST);
-        push_bytes(out, event.snapshot.as_str().as_bytes());
-        out.extend_from_slice(&self.db);
-        out.push(SECOND);
-        push_sequence(out, event);
-        push_some(out, event.commit_time_us);
-        push_some(out, event.commit_time_us.saturating_mul(1_000));
-        out.extend_from_slice(&self.source_table);
-        match event.xid {
-            None => out.push(FIRST),
-            Some(xid) => push_some(out, xid.cast_signed()),
+    fn source(&self, op: Op, event: &Event, out: &mut RecordBuf) {
+        if out.shell.renew(self.id, event) {
+            self.render(event, &mut out.shell);
         }
-        push_some(out, event.lsn.0.cast_signed());
+        let (value, shell) = (&mut out.value, &out.shell);
+        value.extend_from_slice(&shell.head);
+        push_printed(value, |value| {
+            push_sequence_head(value, event);
+            value.extend_from_slice(itoa::Buffer::new().format(event.lsn.0).as_bytes());
+            value.extend_from_slice(b"\"]");
+        });
+        value.extend_from_slice(&shell.middle);
+        push_some(value, event.lsn.0.cast_signed());
         // xmin, origin, origin_lsn
-        out.extend_from_slice(&[FIRST; 3]);
-        push_block(out, event);
-        push_bytes(out, &[u8::try_from(op.letter()).expect("an ASCII letter")]);
-        push_some(out, event.now_ns.div_euclid(1_000_000));
-        push_some(out, event.now_ns.div_euclid(1_000));
-        push_some(out, event.now_ns);
+        value.extend_from_slice(&[FIRST; 3]);
+        push_block(value, event);
+        push_bytes(value, &[u8::try_from(op.letter()).expect("an ASCII letter")]);
+        value.extend_from_slice(&shell.tail);
+    }
+
+    fn render(&self, event: &Event, shell: &mut Shell) {
+        let head = &mut shell.head;
+        head.extend_from_slice(&self.source_head);
+        push_long(head, event.commit_time_us.div_euclid(1_000));
+        // `snapshot` has a default, so null comes last in its union.
+        head.push(FIRST);
+        push_bytes(head, event.snapshot.as_str().as_bytes());
+        head.extend_from_slice(&self.db);
+        head.push(SECOND);
+        let middle = &mut shell.middle;
+        push_some(middle, event.commit_time_us);
+        push_some(middle, event.commit_time_us.saturating_mul(1_000));
+        middle.extend_from_slice(&self.source_table);
+        match event.xid {
+            None => middle.push(FIRST),
+            Some(xid) => push_some(middle, xid.cast_signed()),
+        }
+        let tail = &mut shell.tail;
+        push_some(tail, event.now_ns.div_euclid(1_000_000));
+        push_some(tail, event.now_ns.div_euclid(1_000));
+        push_some(tail, event.now_ns);
     }
 
     fn check_width(&self, row: Row<'_>) -> Result<()> {
@@ -258,22 +278,15 @@ fn push_some(out: &mut Vec<u8>, value: i64) {
 }
 
 /// `["123","456"]`, the first null before there was a commit.
-fn push_sequence(out: &mut Vec<u8>, event: &Event) {
-    push_printed(out, |out| {
-        let quoted = |out: &mut Vec<u8>, number: u64| {
-            out.push(b'"');
-            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-            out.push(b'"');
-        };
-        out.push(b'[');
-        match event.last_commit_lsn {
-            None => out.extend_from_slice(b"null"),
-            Some(lsn) => quoted(out, lsn.0),
+fn push_sequence_head(out: &mut Vec<u8>, event: &Event) {
+    match event.last_commit_lsn {
+        None => out.extend_from_slice(b"[null,\""),
+        Some(lsn) => {
+            out.extend_from_slice(b"[\"");
+            out.extend_from_slice(itoa::Buffer::new().format(lsn.0).as_bytes());
+            out.extend_from_slice(b"\",\"");
         }
-        out.push(b',');
-        quoted(out, event.lsn.0);
-        out.push(b']');
-    });
+    }
 }
 
 /// A string that is printed in its place: most are shorter than 64 bytes, whose length takes one.
@@ -426,10 +439,12 @@ impl Writer for AvroWriter<'_> {
             self.misfit = true;
             return;
         };
-        let start = self.out.len();
-        push_float(self.out, value);
-        self.rounded |= self.out[start..] != *text;
-        self.out.truncate(start);
+        if !is_shortest(text, value) {
+            let start = self.out.len();
+            push_float(self.out, value);
+            self.rounded |= self.out[start..] != *text;
+            self.out.truncate(start);
+        }
         match value {
             Float::Single(value) => self.out.extend_from_slice(&value.to_le_bytes()),
             Float::Double(value) => self.out.extend_from_slice(&value.to_le_bytes()),

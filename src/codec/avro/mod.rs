@@ -104,11 +104,15 @@ fn push_long(out: &mut Vec<u8>, value: i64) {
 }
 
 fn push_varint(out: &mut Vec<u8>, mut bits: u64) {
+    // Seven bits each of 64.
+    let (mut bytes, mut len) = ([0u8; 10], 0);
     while bits > 0x7f {
-        out.push(low_byte(bits) | 0x80);
+        bytes[len] = low_byte(bits) | 0x80;
         bits >>= 7;
+        len += 1;
     }
-    out.push(low_byte(bits));
+    bytes[len] = low_byte(bits);
+    out.extend_from_slice(&bytes[..=len]);
 }
 
 fn low_byte(bits: u64) -> u8 {
@@ -163,6 +167,28 @@ fn push_float(out: &mut Vec<u8>, value: Float) {
     let (digits, exponent) = (&digits[..count], exponent * sign);
     out.truncate(start);
     push_digits(out, digits, exponent, exponent_from);
+}
+
+/// Whether a text is what [`push_float`] prints, told by its shape, where that can be told: so few digits that every float of
+/// its type tells them apart, none of them in vain, and no exponent.
+fn is_shortest(text: &[u8], value: Float) -> bool {
+    let digits_max = match value {
+        Float::Single(_) => 6,
+        Float::Double(_) => 15,
+    };
+    let plain = text.strip_prefix(b"-").unwrap_or(text);
+    let (whole, fraction) = match plain.iter().position(|b| *b == b'.') {
+        Some(point) => (&plain[..point], Some(&plain[point + 1..])),
+        None => (plain, None),
+    };
+    let led = match whole {
+        // What begins with zeros behind the point is for the printer.
+        [b'0'] => matches!(fraction, Some([b'1'..=b'9', ..])),
+        whole => matches!(whole.first(), Some(b'1'..=b'9')),
+    };
+    let ended = fraction.is_none_or(|digits| matches!(digits.last(), Some(b'1'..=b'9')));
+    let digits = whole.len() + fraction.map_or(0, <[u8]>::len);
+    led && ended && digits <= digits_max && whole.iter().chain(fraction.unwrap_or_default()).all(u8::is_ascii_digit)
 }
 
 #[derive(Clone, Copy)]

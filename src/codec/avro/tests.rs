@@ -232,6 +232,18 @@ fn floats_are_printed_as_postgres_prints_them() {
 }
 
 proptest! {
+    /// The shape is believed only where printing would say the same.
+    #[test]
+    fn what_is_called_shortest_is_what_is_printed(text in "-?[0-9]{1,17}(\\.[0-9]{0,17})?") {
+        for value in [Float::Double(text.parse().unwrap()), Float::Single(text.parse().unwrap())] {
+            if is_shortest(text.as_bytes(), value) {
+                let mut printed = Vec::new();
+                push_float(&mut printed, value);
+                prop_assert_eq!(String::from_utf8(printed).unwrap(), text.as_str());
+            }
+        }
+    }
+
     #[test]
     fn longs_are_those_of_the_oracle(value: i64, small in -200..200i64) {
         for value in [value, small] {
