@@ -90,7 +90,13 @@ pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres:
             "lockstep check".to_owned(),
         )
         .into(),
-        Class::Constraint => Failure::Constraint(Box::new(refused(server, &table, plan, halt))),
+        Class::Constraint => {
+            let halt = Box::new(refused(server, &table, plan, halt));
+            match server.code() {
+                &SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION => Failure::Unique(halt),
+                _ => Failure::Constraint(halt),
+            }
+        }
     }
 }
 
