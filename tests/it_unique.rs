@@ -238,6 +238,11 @@ fn a_swap_may_be_written_in_parts_but_whoever_owes_is_found_out() {
             assert_eq!(halt.code, Code::ConstraintRefused);
             assert_eq!(halt.message, "constraint u_once of public.t refuses the changes");
         }
+        // Another version of the table begins: places are others, and there nobody owes.
+        let other = world::plan(&a.sink, "t", "id:int4! v:text u:text").await;
+        let parts = vec![part(&["update 1|a|x"]), part(&["update 1|b|x"]), (&other, net(&other, &["update 9|w|-"]))];
+        parked(&mut a, parts, &Unread::new()).await.unwrap();
+        assert_eq!(world.rows("TABLE t ORDER BY id").await, "1|b|x\n3|c|z\n9|a|w");
         let parts = vec![part(&["update 1|a|x"]), part(&["truncate", "insert 1|a|x"])];
         parked(&mut a, parts, &Unread::new()).await.unwrap();
         assert_eq!(world.rows("TABLE t").await, "1|a|x", "a row that is gone owes nothing");
@@ -550,6 +555,11 @@ ALTER TABLE skus DROP CONSTRAINT once, ADD CONSTRAINT once UNIQUE (sku);
 CREATE TABLE theirs (sku_id int REFERENCES skus ON DELETE CASCADE);
 ";
 
+const HEARS: &str = "
+CREATE FUNCTION hears() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER hears AFTER UPDATE ON skus FOR EACH ROW EXECUTE FUNCTION hears();
+";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn swaps_and_stale_copies_on_the_whole_way() {
     let scene = Scene::new(LOCKSTEP, "unique", SCHEMA, &[("public.skus", &["id"])]).await;
@@ -574,4 +584,16 @@ async fn swaps_and_stale_copies_on_the_whole_way() {
     scene.streaming(&mut process).await;
     scene.equal(&mut process).await;
     assert_eq!(text(scene.orders(), "SELECT count(*)::text FROM theirs").await, "400");
+    // A trigger would hear of stand-ins, and one by one a swap is refused as well.
+    scene.orders().execute(HEARS).await.unwrap();
+    scene.sql("UPDATE skus SET sku = CASE id WHEN 1 THEN 'two' ELSE 'one' END WHERE id IN (1, 2)").await;
+    scene.equal(&mut process).await;
+    scene.sql("UPDATE skus SET sku = CASE id WHEN 1 THEN 'one' ELSE 'two' END WHERE id IN (1, 2)").await;
+    let halted =
+        process.wait_until("the sink halts", PATIENCE, |s| s.halt_code(Some("orders")).is_some()).await.unwrap();
+    let halt = &halted.0["sinks"]["orders"]["halt"];
+    assert_eq!(halt["code"], "UNIQUE_HANDOVER", "{halt}");
+    scene.orders().execute(halt["hint"].as_str().unwrap()).await.unwrap();
+    drop(process);
+    scene.equal(&mut scene.start().await).await;
 }

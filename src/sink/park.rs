@@ -73,6 +73,7 @@ impl PostgresSink {
         if self.parking.is_none() || new.plan.keyless {
             return Ok(());
         }
+        self.keep_shape(new.plan).await?;
         let known = self.uniques_of(new.plan).await?;
         for unique in known.uniques.iter().filter(|unique| new.touches(unique)) {
             let unread = self.unread(new.plan, "h.k");
@@ -89,6 +90,16 @@ impl PostgresSink {
             }
         }
         Ok(())
+    }
+
+    /// Debts are told by places in a plan. Where another version of the table begins, the source's own ALTER stood, which waits
+    /// for no deferred check: there nobody owes.
+    async fn keep_shape(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
+        let owing = self.parking.as_ref().and_then(|parking| parking.owing.get(&plan.oid));
+        match owing.is_some_and(|before| !before.has_columns_of(plan)) {
+            true => self.settle().await,
+            false => Ok(()),
+        }
     }
 
     async fn uniques_of(&mut self, plan: &SinkTablePlan) -> Outcome<Rc<Uniques>> {
@@ -255,10 +266,12 @@ impl PostgresSink {
         }
     }
 
-    /// Before a commit: whoever still owes gets back what it held, but for rows that are still to be read.
+    /// Whoever still owes gets back what it held, but for rows that are still to be read. What is written must be whole here:
+    /// before a commit, and where the table changes its shape.
     pub(super) async fn settle(&mut self) -> Outcome<()> {
-        let plans: Vec<Rc<SinkTablePlan>> =
-            self.parking.iter().flat_map(|parking| parking.owing.values().cloned()).collect();
+        let Some(parking) = &mut self.parking else { return Ok(()) };
+        parking.uniques.clear();
+        let plans: Vec<Rc<SinkTablePlan>> = parking.owing.drain().map(|(_, plan)| plan).collect();
         for plan in plans {
             let unread = self.unread(&plan, "d.k").unwrap_or_else(|| "false".to_owned());
             let places = format!("SELECT DISTINCT d.place FROM {} AS d WHERE NOT ({unread})", owing(&plan));
@@ -278,6 +291,7 @@ impl PostgresSink {
                 );
                 self.run(&plan, &sql, &[]).await?;
             }
+            self.run(&plan, &format!("DROP TABLE {}", owing(&plan)), &[]).await?;
         }
         Ok(())
     }

@@ -178,6 +178,7 @@ impl PostgresSink {
         if steps.is_empty() {
             return Ok(false);
         }
+        self.settle().await?;
         // Checks that are still pending would be in the way of an ALTER. What was written so far is whole: the source's own
         // ALTER stood at this place.
         let mut sql = if self.written { "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED" } else { "" };

@@ -170,6 +170,16 @@ fn refused(
         (&SqlState::FOREIGN_KEY_VIOLATION, false) => {
             format!("ALTER TABLE {target} ALTER CONSTRAINT {quoted} DEFERRABLE")
         }
+        // Rows are upserted by it, so it can't be deferrable.
+        (&SqlState::UNIQUE_VIOLATION, _) if definition.starts_with("PRIMARY KEY") => match plan {
+            Some(plan) => format!("lockstep resync {}", plan.source),
+            None => format!("psql -c '\\d {table}'"),
+        },
+        // A mere index.
+        (&SqlState::UNIQUE_VIOLATION, _) if known.is_none() => {
+            let schema = server.schema().map_or_else(|| "…".to_owned(), quote_identifier);
+            format!("DROP INDEX {schema}.{quoted}")
+        }
         (&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION, false) => {
             format!("ALTER TABLE {target} DROP CONSTRAINT {quoted}, ADD CONSTRAINT {quoted} {definition} DEFERRABLE")
         }

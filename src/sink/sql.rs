@@ -327,6 +327,14 @@ impl SinkTablePlan {
         (0..self.key.len()).map(equal).collect::<Vec<_>>().join(" AND ")
     }
 
+    /// Both have the same columns and key at the same places.
+    pub(super) fn has_columns_of(&self, other: &SinkTablePlan) -> bool {
+        let shape = |plan: &SinkTablePlan| -> Vec<(String, String)> {
+            plan.columns.iter().map(|column| (column.name.clone(), column.cast.clone())).collect()
+        };
+        self.key == other.key && shape(self) == shape(other)
+    }
+
     pub(super) fn encoding(&self) -> &str {
         &self.encoding
     }

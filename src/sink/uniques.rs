@@ -135,7 +135,7 @@ SELECT conname::text, condeferrable, confupdtype::text,
 const TRIGGERS: &str = "
 SELECT tgname::text, tgtype & 16 <> 0, tgtype & 12 <> 0,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = tgrelid AND a.attnum = ANY (tgattr))
-  FROM pg_catalog.pg_trigger WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D' ORDER BY tgname";
+  FROM pg_catalog.pg_trigger WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY tgname";
 
 const GENERATED: &str = "
 SELECT a.attname::text, pg_catalog.pg_get_expr(d.adbin, d.adrelid)
