@@ -208,6 +208,8 @@ codes! {
     ValueRefused = "VALUE_REFUSED",
     /// A constraint of the sink refuses the rows, in whatever order they are applied.
     ConstraintRefused = "CONSTRAINT_REFUSED",
+    /// Rows hand over a unique value at the sink, and no other value can stand in for it meanwhile.
+    UniqueHandover = "UNIQUE_HANDOVER",
     /// A row would have to be made with a column whose value was never sent.
     AbsentBase = "ABSENT_BASE",
     /// `create = false` and something that is ours to create is missing; the facts are the commands.

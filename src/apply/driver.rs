@@ -382,16 +382,7 @@ impl Worker {
             return Ok(());
         }
         let mut items: Vec<Item> = intervals.into_iter().map(|interval| Item::Interval(Box::new(interval))).collect();
-        let loads = self.writer.loads.clone();
-        let mut outcome = self.transaction(&mut items, stop).await;
-        if let Err(Failure::Constraint(halt)) = &outcome {
-            tracing::debug!(sink = self.sink.name, code = %halt.code, "a constraint refused the net effect; applying in order");
-            self.abort().await?;
-            self.writer.loads = loads;
-            self.writer.strict = true;
-            outcome = self.transaction(&mut items, stop).await;
-            self.writer.strict = false;
-        }
+        let outcome = self.until_not_refused(&mut items, stop).await;
         match outcome {
             Ok(()) if items.iter().any(|item| matches!(item, Item::Loaded(_) | Item::Left(..))) => {
                 self.end_of_load().await
@@ -403,6 +394,39 @@ impl Worker {
                 let _ = self.abort().await;
                 Err(failure.into())
             }
+        }
+    }
+
+    /// One transaction, in up to three ways: as the net effect; where a unique constraint refuses it, with rows that hold unique
+    /// values of others parked; and where that is refused too or another constraint refuses, each change by itself, in order.
+    async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
+        let loads = self.writer.loads.clone();
+        let mut handover = None;
+        let mut outcome = self.transaction(items, stop).await;
+        for strict in [false, true] {
+            match &outcome {
+                Err(Failure::Unique(halt)) => {
+                    handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
+                }
+                Err(Failure::Constraint(_)) if strict => {}
+                Err(Failure::Constraint(_)) => continue,
+                _ => break,
+            }
+            tracing::debug!(
+                sink = self.sink.name,
+                strict,
+                "a constraint refused the changes; applying them another way"
+            );
+            self.abort().await?;
+            self.writer.loads = loads.clone();
+            (self.writer.parking, self.writer.strict) = (true, strict);
+            outcome = self.transaction(items, stop).await;
+            (self.writer.parking, self.writer.strict) = (false, false);
+        }
+        // That no value can stand in says more than that one by one was refused as well.
+        match (outcome, handover) {
+            (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
+            (outcome, _) => outcome,
         }
     }
 

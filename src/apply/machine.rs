@@ -341,6 +341,11 @@ impl Loads {
         self.tables.get(table).is_some_and(|loading| loading.reread)
     }
 
+    /// The ranges that are there of a table under load, and so what is still to be read: all else.
+    pub fn loaded_ranges(&self, table: &TableName) -> Option<Vec<KeyRange>> {
+        self.tables.get(table).map(|loading| loading.ranges.iter().map(|(_, range)| range.clone()).collect())
+    }
+
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };

@@ -79,6 +79,8 @@ pub struct Writer {
     row: RowBuf,
     /// Every change is written by itself, in order.
     pub strict: bool,
+    /// Rows that hold unique values of others get out of their way.
+    pub parking: bool,
 }
 
 impl Writer {
@@ -103,6 +105,7 @@ impl Writer {
             open: None,
             row: RowBuf::new(),
             strict: false,
+            parking: false,
         }
     }
 
@@ -250,6 +253,7 @@ impl Writer {
         self.sink.push_range(&mut load, &rows).await?;
         let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
         let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
+        self.park();
         self.sink.end_range(load, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
@@ -399,8 +403,19 @@ impl Writer {
         Ok(self.pending.len() - 1)
     }
 
+    /// Lets the sink know what is still to be read.
+    fn park(&mut self) {
+        if self.parking {
+            let loading = |(source, target): (&TableName, &config::SinkTable)| {
+                Some((target.table.clone(), self.loads.loaded_ranges(source)?))
+            };
+            self.sink.park(self.tables.iter().filter_map(loading).collect());
+        }
+    }
+
     /// Writes what is folded.
     pub async fn flush(&mut self) -> Outcome<()> {
+        self.park();
         let pending = std::mem::take(&mut self.pending);
         let mut batch = Vec::with_capacity(pending.len());
         let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.fold.drain())).collect();

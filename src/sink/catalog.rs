@@ -161,7 +161,7 @@ SELECT conname::text, conrelid, confrelid, condeferrable, confdeltype::text
 const CONSTRAINTS: &str = "
 SELECT conrelid, conname::text, pg_catalog.pg_get_constraintdef(oid), condeferrable
   FROM pg_catalog.pg_constraint
- WHERE conrelid = ANY ($1::oid[]) AND contype IN ('u', 'x', 'c', 'f')
+ WHERE conrelid = ANY ($1::oid[]) AND contype IN ('p', 'u', 'x', 'c', 'f')
  ORDER BY conrelid, conname";
 
 /// Facts about `tables`, in their order; `None` for one that does not exist (or whose schema doesn't).

@@ -33,11 +33,13 @@ pub mod evolve;
 pub mod fit;
 mod keyless;
 pub mod lease;
+pub mod park;
 pub mod postgres;
 pub mod progress;
 mod range;
 pub mod refusal;
 pub mod sql;
+mod uniques;
 mod write;
 
 use crate::config;
@@ -58,6 +60,9 @@ pub enum Failure {
     /// written by itself, in order; if that is refused too, it is this halt.
     #[error(transparent)]
     Constraint(Box<Halt>),
+    /// The same of a unique or exclusion constraint. Worth a try with [`park`](postgres::PostgresSink::park) first.
+    #[error(transparent)]
+    Unique(Box<Halt>),
     #[error(transparent)]
     Error(#[from] Error),
 }
@@ -74,7 +79,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::OwnershipLost => Error::retry_plain("another worker has taken over the sink"),
             Failure::OutcomeUnknown(error) | Failure::Error(error) => error,
-            Failure::Constraint(halt) => Error::Halt(halt),
+            Failure::Constraint(halt) | Failure::Unique(halt) => Error::Halt(halt),
         }
     }
 }

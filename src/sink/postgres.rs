@@ -15,6 +15,7 @@ use super::catalog;
 use super::evolve;
 use super::fit::{self, Findings};
 use super::lease::{BEATS, Heard};
+use super::park::Parking;
 use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
@@ -78,6 +79,8 @@ pub struct PostgresSink {
     stages_new: HashSet<String>,
     /// Stages that hold rows of the open transaction.
     pub(super) stages_filled: HashSet<String>,
+    /// While rows are parked: to the end of the transaction.
+    pub(super) parking: Option<Parking>,
     /// How long we may be silent before a standby takes the sink.
     lease_timeout: Duration,
     /// When the server last answered.
@@ -102,6 +105,7 @@ impl PostgresSink {
             stages: HashSet::new(),
             stages_new: HashSet::new(),
             stages_filled: HashSet::new(),
+            parking: None,
             lease_timeout: sink.lease_timeout,
             heard: Rc::new(Cell::new(Instant::now())),
             beat_at: Instant::now(),
@@ -174,6 +178,7 @@ impl PostgresSink {
         if steps.is_empty() {
             return Ok(false);
         }
+        self.settle().await?;
         // Checks that are still pending would be in the way of an ALTER. What was written so far is whole: the source's own
         // ALTER stood at this place.
         let mut sql = if self.written { "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED" } else { "" };
@@ -332,6 +337,7 @@ impl PostgresSink {
     /// Makes everything since `begin` visible at once.
     pub async fn commit(&mut self) -> Outcome<()> {
         assert_eq!(self.transaction, Transaction::Open, "commit follows begin and only successes");
+        self.settle().await?;
         self.transaction = Transaction::Failed;
         let doing = "committing at the sink";
         match self.client.batch_execute("COMMIT").await {
@@ -381,6 +387,7 @@ impl PostgresSink {
         self.written = false;
         self.stages_new.clear();
         self.stages_filled.clear();
+        self.parking = None;
     }
 
     pub(super) fn assert_open(&self) {

@@ -3,10 +3,14 @@
 //! The rows go into a stage as they come, so a chunk needs no memory here. Then two statements: keys of the range that are not
 //! among the rows are deleted (phantoms), the rows are inserted or updated where they differ. A row that is already right is
 //! not written: no new version, no trigger, no work for vacuum. A table without a key has one range, all of it.
+//!
+//! A unique value of a row may be held by another row still: of the range, or of what is not read again yet. With parking on
+//! ([`super::park`]) those get out of the way between the two statements.
 
+use super::park::NewRows;
 use super::postgres::PostgresSink;
 use super::refusal::failure;
-use super::sql::SinkTablePlan;
+use super::sql::{Rows, SinkTablePlan};
 use super::{Counts, Outcome};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
@@ -81,12 +85,18 @@ impl PostgresSink {
             false => (plan.delete_phantoms(&range), plan.insert_differing()),
         };
         let deleted = self.client.execute(&delete, &[]).await;
+        if deleted.is_ok() && rows > 0 {
+            self.make_way(&staged(plan), &[]).await?;
+        }
         let inserted = match (&deleted, rows) {
             (Ok(_), 1..) => self.client.execute(&insert, &[]).await,
             _ => Ok(0),
         };
         match deleted.and_then(|deleted| Ok(Counts { deleted, inserted: inserted?, ..Counts::default() })) {
-            Ok(counts) => Ok(counts),
+            Ok(counts) => {
+                self.paid_range(plan, &range).await?;
+                Ok(counts)
+            }
             Err(error) => {
                 self.fail();
                 Err(failure(&doing, Some(plan), error))
@@ -130,6 +140,11 @@ impl PostgresSink {
         }
         Ok(())
     }
+}
+
+/// The rows of a chunk, all of them staged.
+fn staged(plan: &SinkTablePlan) -> NewRows<'_> {
+    NewRows { plan, rows: Rows::Stage, present: plan.all(), has_old: false, upsert: true }
 }
 
 /// Foreign keys whose child is one of the tables, and whose parent is one of them or the table with the OID.

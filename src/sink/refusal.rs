@@ -90,7 +90,13 @@ pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres:
             "lockstep check".to_owned(),
         )
         .into(),
-        Class::Constraint => Failure::Constraint(Box::new(refused(server, &table, plan, halt))),
+        Class::Constraint => {
+            let halt = Box::new(refused(server, &table, plan, halt));
+            match server.code() {
+                &SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION => Failure::Unique(halt),
+                _ => Failure::Constraint(halt),
+            }
+        }
     }
 }
 
@@ -163,6 +169,16 @@ fn refused(
     let hint = match (server.code(), known.is_some_and(|constraint| constraint.deferrable)) {
         (&SqlState::FOREIGN_KEY_VIOLATION, false) => {
             format!("ALTER TABLE {target} ALTER CONSTRAINT {quoted} DEFERRABLE")
+        }
+        // Rows are upserted by it, so it can't be deferrable.
+        (&SqlState::UNIQUE_VIOLATION, _) if definition.starts_with("PRIMARY KEY") => match plan {
+            Some(plan) => format!("lockstep resync {}", plan.source),
+            None => format!("psql -c '\\d {table}'"),
+        },
+        // A mere index.
+        (&SqlState::UNIQUE_VIOLATION, _) if known.is_none() => {
+            let schema = server.schema().map_or_else(|| "…".to_owned(), quote_identifier);
+            format!("DROP INDEX {schema}.{quoted}")
         }
         (&SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION, false) => {
             format!("ALTER TABLE {target} DROP CONSTRAINT {quoted}, ADD CONSTRAINT {quoted} {definition} DEFERRABLE")

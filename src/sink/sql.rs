@@ -222,7 +222,7 @@ impl SinkTablePlan {
             self.table.quoted(),
             self.assignments(rows, &set),
             self.from(rows, present, false),
-            self.same_key(|k| self.value(rows, self.key[k]))
+            self.same_key("t", |k| self.value(rows, self.key[k]))
         )
     }
 
@@ -232,7 +232,7 @@ impl SinkTablePlan {
             self.table.quoted(),
             self.assignments(rows, present),
             self.from(rows, present, true),
-            self.same_key(|k| self.old_value(rows, k))
+            self.same_key("t", |k| self.old_value(rows, k))
         )
     }
 
@@ -241,7 +241,7 @@ impl SinkTablePlan {
             "DELETE FROM {} AS t USING {} WHERE {}",
             self.table.quoted(),
             self.source_of(rows, &[], true),
-            self.same_key(|k| self.old_value(rows, k))
+            self.same_key("t", |k| self.old_value(rows, k))
         )
     }
 
@@ -252,23 +252,23 @@ impl SinkTablePlan {
 
     /// Rows `t` of the table that are in the range and not among the staged ones.
     pub(super) fn phantoms(&self, range: &KeyRange) -> String {
-        let columns: Vec<KeyColumn> = self
-            .key
-            .iter()
-            .map(|&k| {
-                let column = &self.columns[k];
-                let order = KeyOrder::of(column.source_oid);
-                let mut key = KeyColumn::new(&column.name, order, &column.base).in_encoding(&self.encoding);
-                key.sql = format!("t.{}", key.sql);
-                key
-            })
-            .collect();
         format!(
             "{} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
-            predicate(&columns, range),
+            self.in_range(range, |k| format!("t.{}", self.columns[self.key[k]].quoted)),
             self.stage,
-            self.same_key(|k| self.value(Rows::Stage, self.key[k]))
+            self.same_key("t", |k| self.value(Rows::Stage, self.key[k]))
         )
+    }
+
+    /// The condition that a key lies in the range; `name` says where its columns stand.
+    pub(super) fn in_range(&self, range: &KeyRange, name: impl Fn(usize) -> String) -> String {
+        let columns = self.key.iter().enumerate().map(|(k, &place)| {
+            let column = &self.columns[place];
+            let order = KeyOrder::of(column.source_oid);
+            let key = KeyColumn::new(&column.name, order, &column.base).in_encoding(&self.encoding);
+            KeyColumn { sql: name(k), ..key }
+        });
+        predicate(&columns.collect::<Vec<_>>(), range)
     }
 
     pub(super) fn create_stage(&self) -> String {
@@ -315,9 +315,28 @@ impl SinkTablePlan {
         set.collect::<Vec<_>>().join(", ")
     }
 
-    fn same_key(&self, value: impl Fn(usize) -> String) -> String {
-        let equal = |k: usize| format!("t.{} {} {}", self.columns[self.key[k]].quoted, self.equals[k], value(k));
+    /// A row of the table, under the name `table`, has the key `value`.
+    pub(super) fn same_key(&self, table: &str, value: impl Fn(usize) -> String) -> String {
+        let equal = |k: usize| format!("{table}.{} {} {}", self.columns[self.key[k]].quoted, self.equals[k], value(k));
         (0..self.key.len()).map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// The key that stands in `{keys}0`, `{keys}1` … is `value`.
+    pub(super) fn same_key_of(&self, keys: &str, value: impl Fn(usize) -> String) -> String {
+        let equal = |k: usize| format!("{keys}{k} {} {}", self.equals[k], value(k));
+        (0..self.key.len()).map(equal).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Both have the same columns and key at the same places.
+    pub(super) fn has_columns_of(&self, other: &SinkTablePlan) -> bool {
+        let shape = |plan: &SinkTablePlan| -> Vec<(String, String)> {
+            plan.columns.iter().map(|column| (column.name.clone(), column.cast.clone())).collect()
+        };
+        self.key == other.key && shape(self) == shape(other)
+    }
+
+    pub(super) fn encoding(&self) -> &str {
+        &self.encoding
     }
 
     pub(super) fn value(&self, rows: Rows, place: usize) -> String {

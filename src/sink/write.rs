@@ -8,8 +8,9 @@
 //! 4. deletes, children first, of the other tables: by now every row that lives on has left the parents that go. Deleting
 //!    those first would let ON DELETE CASCADE take rows that live on.
 //!
-//! Within a part, rows are disjoint, so nothing depends on order. What still clashes (a unique value handed over between
-//! rows, say) the server refuses, and the driver writes the changes one by one.
+//! Within a part, rows are disjoint, so nothing depends on order. What still clashes the server refuses: of a unique value
+//! handed over between rows the driver tries again with parking on ([`super::park`]), of anything else with the changes one
+//! by one.
 //!
 //! Up to [`PARAMETER_ROWS_MAX`] rows go as arrays in parameters, all statements sent before the first answer; more go by
 //! COPY through a stage. Measured: arrays are the fastest from tens to about two thousand rows, COPY beyond.
@@ -21,6 +22,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::encode::{CopyText, TextArray};
+use super::park::{NewRows, Param};
 use super::postgres::PostgresSink;
 use super::refusal::{Class, classify, copied_column, failure, value_message};
 use super::sql::{Rows, SinkTablePlan, order};
@@ -38,8 +40,8 @@ const PARAMETER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A stage has no statistics, so the planner would read the whole table for every batch and hash it: 12 k updates a second
 /// into 300 k rows, fewer the larger the table is, and 25 k by the key's index on the same busy machine. Only around these
 /// statements: comparing a chunk with its range wants those joins.
-const LOOK_UP: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
-const LOOK_UP_NO_MORE: &str = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on";
+pub(super) const LOOK_UP: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+pub(super) const LOOK_UP_NO_MORE: &str = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verb {
@@ -128,6 +130,11 @@ impl Step<'_> {
         format!("{verb} {}", self.plan.table)
     }
 
+    fn new_rows(&self, rows: Rows) -> NewRows<'_> {
+        let (present, upsert) = (self.present.clone(), self.verb == Verb::Insert);
+        NewRows { plan: self.plan, rows, present, has_old: self.rows.has_old_key(), upsert }
+    }
+
     fn goes_by_copy(&self) -> bool {
         self.rows.len() > PARAMETER_ROWS_MAX || self.rows.bytes() > PARAMETER_BYTES_MAX
     }
@@ -204,14 +211,15 @@ impl PostgresSink {
         let mut rest = &steps[..];
         while let Some(step) = rest.first() {
             self.written = true;
-            let run = match step.goes_by_copy() {
+            let run = match step.goes_by_copy() || self.parking.is_some() {
                 true => 1,
                 false => rest.iter().take_while(|step| !step.goes_by_copy()).count(),
             };
             let (now, later) = rest.split_at(run);
-            counts += match step.goes_by_copy() {
-                true => self.copy_step(step).await?,
-                false => self.parameter_steps(now).await?,
+            counts += match (step.goes_by_copy(), self.parking.is_some()) {
+                (true, _) => self.copy_step(step).await?,
+                (false, true) => self.parking_step(step).await?,
+                (false, false) => self.parameter_steps(now).await?,
             };
             rest = later;
         }
@@ -232,7 +240,21 @@ impl PostgresSink {
         done.map_err(|error| {
             self.fail();
             failure("truncating", plans.first().copied(), error)
-        })
+        })?;
+        for plan in plans {
+            self.paid_all(plan).await?;
+        }
+        Ok(())
+    }
+
+    /// A step by itself, behind what gets rows out of its way.
+    async fn parking_step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
+        let (new, arrays) = (step.new_rows(Rows::Parameters), step.parameters());
+        let params: Vec<Param<'_>> = arrays.iter().map(|array| array as Param<'_>).collect();
+        self.make_way(&new, &params).await?;
+        let counts = self.parameter_steps(std::slice::from_ref(step)).await?;
+        self.paid(&new, &params).await?;
+        Ok(counts)
     }
 
     /// All statements are sent before the first answer is awaited.
@@ -264,10 +286,14 @@ impl PostgresSink {
         if let Err(error) = self.copy(&copy_sql, step.rows.len(), |copy, row| step.copy_row(copy, row)).await {
             return Err(self.step_failed(step, error).await);
         }
-        match self.write_staged(step).await {
-            Ok(affected) => step.count(affected).inspect_err(|_| self.fail()),
-            Err(error) => Err(self.step_failed(step, error).await),
-        }
+        let new = step.new_rows(Rows::Stage);
+        self.make_way(&new, &[]).await?;
+        let counts = match self.write_staged(step).await {
+            Ok(affected) => step.count(affected).inspect_err(|_| self.fail())?,
+            Err(error) => return Err(self.step_failed(step, error).await),
+        };
+        self.paid(&new, &[]).await?;
+        Ok(counts)
     }
 
     /// The statement that takes the staged rows to the table. Rows that are there already are looked up one by one.
