@@ -15,6 +15,7 @@ use super::json_encode::{JsonWriter, push_string};
 use super::mapping;
 use super::write::Writer;
 use crate::relation::Relation;
+use crate::transform::Transform;
 
 /// A Connect schema.
 #[derive(Clone, PartialEq, Debug)]
@@ -146,15 +147,29 @@ impl RelationSchemas {
             .iter()
             .map(|column| Some(Field { name: column.name.clone(), schema: mapping::schema(column, &relation.modes)? }))
             .collect();
+        let in_row = |i: usize| !relation.is_key_only(i);
         let key = relation.key_columns();
         let key = (!key.is_empty()).then(|| {
             let fields = key.into_iter().filter_map(|i| columns[i].clone()).collect();
             Schema { name: Some(format!("{base}.Key")), ..Schema::new(Type::Struct(fields)) }
         });
-        let fields = columns.into_iter().flatten().collect();
+        let fields = columns.into_iter().enumerate().filter(|(i, _)| in_row(*i)).filter_map(|(_, field)| field);
+        let fields = fields.map(|field| marked(field, relation)).collect();
         let row = Schema { name: Some(format!("{base}.Value")), ..Schema::new(Type::Struct(fields)) }.optional();
         let envelope = envelope(&format!("{base}.Envelope"), &row);
         RelationSchemas { key, row, envelope }
+    }
+}
+
+/// The field with what masks say of it. Fields of a key have none: nothing in it is masked.
+fn marked(field: Field, relation: &Relation) -> Field {
+    let mask = relation.transforms.iter().find_map(|transform| match transform {
+        Transform::Mask { column, mask } if *column == field.name => Some(mask.parameter()),
+        _ => None,
+    });
+    match mask {
+        Some((name, value)) => Field { schema: field.schema.with_parameter(name, value), ..field },
+        None => field,
     }
 }
 
