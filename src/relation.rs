@@ -111,6 +111,9 @@ pub struct Modes {
     pub null_as_default: bool,
     /// `schemas.enable` of JsonConverter: keys and values carry their schema.
     pub schemas: bool,
+    /// `column.propagate.source.type`: schemas say what columns are at the source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub source_types: bool,
     /// `unavailable.value.placeholder`, for columns that the source did not send.
     pub placeholder: Placeholder,
 }
@@ -127,6 +130,7 @@ impl Default for Modes {
             conversion_failure: ConversionFailure::Fail,
             null_as_default: false,
             schemas: false,
+            source_types: false,
             placeholder: Placeholder::default(),
         }
     }

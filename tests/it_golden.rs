@@ -280,6 +280,10 @@ impl Options {
         let skipped = self.get("skipped.operations").unwrap_or("t");
         let skipped = if skipped == "none" { String::new() } else { list(skipped) };
         lines.push(format!("skipped_operations = [{skipped}]"));
+        // Of all columns or of none.
+        if self.get("column.propagate.source.type") == Some(".*") {
+            lines.push("propagate_source_type = true".to_owned());
+        }
         if let Some(placeholder) = self.get("unavailable.value.placeholder") {
             lines.push(format!("unavailable_value_placeholder = {}", quoted(placeholder)));
         }

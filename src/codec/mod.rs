@@ -20,6 +20,7 @@ mod json_decode;
 mod json_encode;
 pub mod mapping;
 pub mod schema;
+mod source_type;
 pub mod write;
 
 use std::sync::Arc;

@@ -12,9 +12,9 @@
 //! parameters, default, field.
 
 use super::json_encode::{JsonWriter, push_string};
-use super::mapping;
 use super::write::Writer;
-use crate::relation::Relation;
+use super::{mapping, source_type};
+use crate::relation::{Column, Relation};
 use crate::transform::Transform;
 
 /// A Connect schema.
@@ -153,24 +153,23 @@ impl RelationSchemas {
             let fields = key.into_iter().filter_map(|i| columns[i].clone()).collect();
             Schema { name: Some(format!("{base}.Key")), ..Schema::new(Type::Struct(fields)) }
         });
-        let fields = columns.into_iter().enumerate().filter(|(i, _)| in_row(*i)).filter_map(|(_, field)| field);
-        let fields = fields.map(|field| marked(field, relation)).collect();
+        let fields = columns.into_iter().zip(&relation.columns).enumerate().filter(|(i, _)| in_row(*i));
+        let fields = fields.filter_map(|(_, (field, column))| Some(marked(field?, column, relation))).collect();
         let row = Schema { name: Some(format!("{base}.Value")), ..Schema::new(Type::Struct(fields)) }.optional();
         let envelope = envelope(&format!("{base}.Envelope"), &row);
         RelationSchemas { key, row, envelope }
     }
 }
 
-/// The field with what masks say of it. Fields of a key have none: nothing in it is masked.
-fn marked(field: Field, relation: &Relation) -> Field {
+/// A row's field with what masks and the source say of it. A key's have nothing of it, as in Debezium.
+fn marked(field: Field, column: &Column, relation: &Relation) -> Field {
     let mask = relation.transforms.iter().find_map(|transform| match transform {
         Transform::Mask { column, mask } if *column == field.name => Some(mask.parameter()),
         _ => None,
     });
-    match mask {
-        Some((name, value)) => Field { schema: field.schema.with_parameter(name, value), ..field },
-        None => field,
-    }
+    let source = relation.modes.source_types.then(|| source_type::parameters(column)).into_iter().flatten();
+    let add = |schema: Schema, (name, value): (&str, String)| schema.with_parameter(name, value);
+    Field { schema: mask.into_iter().chain(source).fold(field.schema, add), ..field }
 }
 
 fn envelope(name: &str, row: &Schema) -> Schema {

@@ -71,6 +71,8 @@ fn schemas_say_what_stands_where_and_what_is_masked() {
     assert_eq!(names(row), ["n", "m"]);
     assert_eq!(row["fields"][1]["parameters"], serde_json::json!({ "truncateLength": "4" }));
     assert_eq!(row["fields"][0]["parameters"], serde_json::Value::Null);
+    let avro = relation(Format::Avro);
+    assert!(avro.avro.as_ref().unwrap().value.contains(r#""connect.parameters":{"truncateLength":"4"}"#));
 }
 
 #[test]

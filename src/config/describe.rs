@@ -86,6 +86,7 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "conversion_failure", text(word(&FAILURES, modes.conversion_failure)));
     pair(out, "null_as_default", modes.null_as_default.to_string());
     pair(out, "schemas", modes.schemas.to_string());
+    pair(out, "propagate_source_type", modes.source_types.to_string());
     pair(out, "unavailable_value_placeholder", text(&modes.placeholder.0));
     pair(out, "tombstones", wire.tombstones.to_string());
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();

@@ -29,7 +29,14 @@ const HASH: &str = "column.mask.hash.";
 
 /// Whether the option is one of these.
 pub fn is_known(option: &str) -> bool {
-    let exact = ["column.include.list", "column.exclude.list", "message.key.columns", "skip.messages.without.change"];
+    let exact = [
+        "column.exclude.list",
+        "column.include.list",
+        "column.propagate.source.type",
+        "datatype.propagate.source.type",
+        "message.key.columns",
+        "skip.messages.without.change",
+    ];
     let begins = ["column.mask.", "column.truncate.to."];
     exact.contains(&option) || begins.iter().any(|begin| option.starts_with(begin))
 }
