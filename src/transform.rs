@@ -6,7 +6,8 @@
 //! without a shape has no transformer and pays nothing.
 //!
 //! Invariants: what hides something is never passed over in silence. A column that is named and not there, a mask on a type that
-//! has none, a mask on a key are errors, because the value would stand in the topic in clear. Columns that the catalog has
+//! has none, a mask on a key are errors, because the value would stand in the topic in clear; so is hiding what tells rows apart,
+//! which the ledger's ranges hold. Columns that the catalog has
 //! forgotten (the stream is behind it) can't be told from hidden ones that were renamed since, so a table that hides some leaves
 //! them out.
 //!
@@ -124,6 +125,10 @@ impl Shape {
             let ordinal = ordinal.map(|at| u16::try_from(at).expect("a table has at most 1600 columns"));
             picks.push(Pick { from: i, mask: mask.map(|mask| (mask, length(column))) });
             columns.push(Column { key: ordinal, ..column.clone() });
+        }
+        let shown = |i: usize| key.contains(&i) || picks.iter().any(|pick| pick.from == i && pick.mask.is_none());
+        if let Some(hidden) = rows.key_columns().into_iter().find(|i| !shown(*i)) {
+            return Err(row_key_hidden(&rows, &rows.columns[hidden]));
         }
         if key != rows.key_columns() {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
@@ -256,6 +261,14 @@ fn check_mask(rows: &Relation, column: &Column, mask: &Mask, in_key: bool, for_s
 fn key_left_out(rows: &Relation, column: &Column) -> Error {
     let found = format!("column {:?} is left out, but is of the key, by which sinks find the row", column.name);
     refused(rows, &found, format!("leave {:?} in columns, out of exclude_columns", column.name))
+}
+
+fn row_key_hidden(rows: &Relation, column: &Column) -> Error {
+    let found = format!(
+        "column {:?} tells rows apart, so the ledger shows it where it says what was read; it can't be hidden",
+        column.name
+    );
+    refused(rows, &found, format!("leave {:?} in the records or in key, without a mask", column.name))
 }
 
 fn refused(rows: &Relation, found: &str, hint: String) -> Error {

@@ -595,8 +595,9 @@ impl Core {
     /// Compares tables with what was known of them.
     async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
         let mut due: Vec<(TableName, String)> = Vec::new();
-        let shape =
-            |name: &TableName| self.config.tables.iter().find(|t| t.name == *name).and_then(|t| t.shape.digest());
+        let shapes = self.config.tables.iter().filter_map(|table| Some((&table.name, table.shape.digest()?)));
+        let shapes: HashMap<&TableName, String> = shapes.collect();
+        let shape = |name: &TableName| shapes.get(name).cloned();
         let found = tables.iter().zip(found).map(|(name, now)| now.map(|now| Look { shape: shape(name), ..now }));
         let found: Vec<Option<Look>> = found.collect();
         for (table, now) in tables.into_iter().zip(found) {

@@ -712,3 +712,23 @@ fn absent_insert(version: &Version) -> Error {
         format!("ALTER PUBLICATION … SET TABLE {} without a WHERE clause", name.quoted()),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::Cell;
+
+    #[test]
+    fn a_record_s_key_moves_also_from_and_to_null() {
+        let row = |cells: [Cell<'static>; 2]| -> RowBuf { cells.into_iter().collect() };
+        let (none, one, other) = (
+            row([Cell::Null, Cell::Text(b"1")]),
+            row([Cell::Text(b""), Cell::Text(b"1")]),
+            row([Cell::Null, Cell::Text(b"2")]),
+        );
+        assert!(moves(none.row(), one.row(), &[0]), "NULL is not the empty text");
+        assert!(moves(none.row(), other.row(), &[0, 1]));
+        assert!(!moves(none.row(), other.row(), &[0]));
+        assert!(!moves(none.row(), other.row(), &[]), "without a key there is none to move");
+    }
+}

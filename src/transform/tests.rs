@@ -202,6 +202,17 @@ fn a_mask_that_would_hide_nothing_or_too_much_is_refused() {
 }
 
 #[test]
+fn what_the_ledger_would_show_is_not_hidden() {
+    let rows = rows("ssn:text! name:text");
+    let hidden = Shape { key: names(&["name"]), ..except(&["ssn"]) };
+    assert!(refusal(&hidden, &rows, false).contains("\"ssn\" tells rows apart"));
+    let masked = Shape { key: names(&["name"]), ..masked("ssn", Mask::Fixed { chars: 3 }) };
+    assert!(refusal(&masked, &rows, false).contains("\"ssn\" tells rows apart"));
+    let shown = Shape { key: names(&["name", "ssn"]), ..except(&["ssn"]) };
+    assert!(compiled(&shown, &rows, false).is_ok(), "it stands in the key");
+}
+
+#[test]
 fn domains_over_text_have_its_length() {
     let base = TypeName { oid: 1043, name: "varchar".into(), typmod: 7, kind: TypeKind::Base };
     let domain = TypeKind::Domain { base: Box::new(base) };
