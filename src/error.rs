@@ -168,6 +168,8 @@ codes! {
     PublicationChanged = "PUBLICATION_CHANGED",
     /// A routed table has another name now.
     RelationChanged = "RELATION_CHANGED",
+    /// A connector names a column that its table does not have, or asks of one what it can't do.
+    ConnectorColumns = "CONNECTOR_COLUMNS",
     /// The server sent something that the protocol does not allow.
     SourceProtocol = "SOURCE_PROTOCOL",
     /// Kafka refuses us: authentication, authorization or a setting.

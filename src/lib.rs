@@ -28,4 +28,5 @@ pub mod run;
 pub mod session;
 pub mod sink;
 pub mod status;
+pub mod transform;
 pub mod value;

@@ -32,6 +32,9 @@ pub struct Look {
     pub published: Option<String>,
     /// Of the enums that the columns are of: OID and label.
     pub labels: Vec<(u32, String)>,
+    /// Not the catalog's: what the connector made of its rows, as [`crate::transform::Shape::digest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +70,9 @@ impl Look {
         let rows = |why: String| Some(Difference::Rows(why));
         if self.oid != now.oid {
             return rows("the table was made again".to_owned());
+        }
+        if self.shape != now.shape {
+            return rows("its connector makes other records of them".to_owned());
         }
         if self.published != now.published {
             return rows("its publication was changed".to_owned());
@@ -126,6 +132,7 @@ mod tests {
             leaves: vec![Leaf { oid: 5, file: 50 }],
             published: Some("2:600 3:601".into()),
             labels: vec![(8, "sad".into())],
+            shape: None,
         }
     }
 
@@ -153,6 +160,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert!(why(|now| now.oid = 2).contains("made again"));
+        assert!(why(|now| now.shape = Some("5ac1".into())).contains("connector"));
         assert!(why(|now| now.published = Some("2:600 3:702".into())).contains("publication"));
         assert!(why(|now| now.columns[1].number = 4).contains("\"v\" was added"));
         assert!(why(|now| now.columns[1].name = "w".into()).contains("renamed to \"w\""));

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::transform::Transform;
+
 /// Names a relation version: the first 8 bytes of SHA-256 over its canonical JSON (RFC 8785) without the fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub u64);
@@ -109,6 +111,9 @@ pub struct Modes {
     pub null_as_default: bool,
     /// `schemas.enable` of JsonConverter: keys and values carry their schema.
     pub schemas: bool,
+    /// `column.propagate.source.type`: schemas say what columns are at the source.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub source_types: bool,
     /// `unavailable.value.placeholder`, for columns that the source did not send.
     pub placeholder: Placeholder,
 }
@@ -125,6 +130,7 @@ impl Default for Modes {
             conversion_failure: ConversionFailure::Fail,
             null_as_default: false,
             schemas: false,
+            source_types: false,
             placeholder: Placeholder::default(),
         }
     }
@@ -324,8 +330,8 @@ pub struct Relation {
     /// Only in Avro: sinks read by these, whatever their own build would make of the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avro: Option<AvroSchemas>,
-    /// Reserved for masks, renames and filters; none yet.
-    pub transforms: Vec<serde_json::Value>,
+    /// What the connector makes of rows before they are written, but for columns that it leaves out: they are not in `columns`.
+    pub transforms: Vec<Transform>,
 }
 
 impl Relation {
@@ -345,6 +351,23 @@ impl Relation {
             self.columns.iter().enumerate().filter_map(|(i, c)| c.key.map(|ordinal| (ordinal, i))).collect();
         key.sort_unstable();
         key.into_iter().map(|(_, i)| i).collect()
+    }
+
+    /// Whether a column stands in keys and in no row.
+    pub fn is_key_only(&self, column: usize) -> bool {
+        let name = &self.columns[column].name;
+        self.transforms.iter().any(|t| matches!(t, Transform::KeyOnly { column } if column == name))
+    }
+
+    /// The columns that tell rows apart and that ranges speak of, by name and type, in key order: the key's, unless records
+    /// have another key.
+    pub fn row_key(&self) -> Vec<(String, u32)> {
+        let by = self.transforms.iter().find_map(|t| match t {
+            Transform::RowsBy { columns } => Some(columns.clone()),
+            _ => None,
+        });
+        let column = |i: usize| (self.columns[i].name.clone(), self.columns[i].type_oid);
+        by.unwrap_or_else(|| self.key_columns().into_iter().map(column).collect())
     }
 }
 

@@ -27,6 +27,7 @@ use serde::Deserialize;
 use support::avro::Schemas;
 use support::recording::{self, Difference, Json, Record, Topics};
 use support::services::unique_name;
+use support::shaping;
 use support::{Database, Pipeline, Process, Services};
 use tokio::sync::Semaphore;
 use tokio_postgres::Client;
@@ -197,6 +198,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
         pipeline = pipeline.set("registry", &format!("url = \"{}\"", services.registry));
     }
     let recorded_prefix = options.get("topic.prefix").context("a topic prefix")?.to_owned();
+    let superuser = database.superuser().await?;
     let mut topics = BTreeSet::new();
     for (i, table) in tables.iter().enumerate() {
         let mut topic = table.topic(&prefix);
@@ -206,7 +208,10 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
             topic.push_str("_2");
             let _ = writeln!(text, "topic = \"{topic}\"");
         }
-        let _ = writeln!(text, "insert_only = {}", table.insert_only);
+        let shaping = shaping::shaping(&superuser, &table.name, &options.0).await?;
+        let _ = writeln!(text, "insert_only = {}", table.insert_only || shaping.blind_key);
+        text.push_str(&shaping.keys);
+        text.push_str(&shaping.masks);
         pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
     }
     let topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
@@ -222,7 +227,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
         Ok(recording::differences(&recorded, &ours))
     };
     let played = played.await;
-    drop(script);
+    drop((script, superuser));
     // Taking away blocks its thread, and with it what else runs there.
     tokio::task::spawn_blocking(move || drop((process, pipeline, topics, database))).await?;
     played
@@ -275,6 +280,10 @@ impl Options {
         let skipped = self.get("skipped.operations").unwrap_or("t");
         let skipped = if skipped == "none" { String::new() } else { list(skipped) };
         lines.push(format!("skipped_operations = [{skipped}]"));
+        // Of all columns or of none.
+        if self.get("column.propagate.source.type") == Some(".*") {
+            lines.push("propagate_source_type = true".to_owned());
+        }
         if let Some(placeholder) = self.get("unavailable.value.placeholder") {
             lines.push(format!("unavailable_value_placeholder = {}", quoted(placeholder)));
         }
@@ -320,7 +329,8 @@ impl Options {
         ];
         // In Avro names are always adjusted.
         let adjusts = |name: &str| self.is_avro() && name.ends_with(".name.adjustment.mode");
-        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str()) && !adjusts(name)) {
+        let known = |name: &str| KNOWN.contains(&name) || adjusts(name) || shaping::is_known(name);
+        match self.0.keys().find(|name| !known(name)) {
             Some(name) => bail!("no counterpart of option {name}"),
             None => Ok(()),
         }

@@ -94,6 +94,7 @@ fn shape() -> RelationShape<'static> {
         modes: &MODES,
         exact: |column, _| column.type_oid != 701,
         insert_only: false,
+        key: &[],
     }
 }
 
@@ -632,6 +633,7 @@ fn request(relation: &Relation, extent: Extent, rows_max: usize) -> ChunkRequest
     let lock_timeout = Duration::from_millis(200);
     ChunkRequest {
         relation,
+        key: &[],
         extent,
         rows_max,
         bytes_max: 1 << 20,

@@ -12,14 +12,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::capture::shape::{Shaped, relation_shape, shaped};
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::codec::{avro, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::lsn::Lsn;
-use crate::postgres::catalog::{self, RelationShape};
+use crate::postgres::catalog;
 use crate::postgres::chunk::{self, ChunkRequest, Extent};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::{look, publication, slot};
@@ -50,7 +50,7 @@ pub enum Answer {
     Saw(PgSnapshot),
     /// In words, what a fence or a read waits for.
     Waiting(String),
-    Chunk(Box<(ChunkRead<PgSnapshot>, Relation)>),
+    Chunk(Box<(ChunkRead<PgSnapshot>, Shaped)>),
     /// The table's key is no longer the one that the range speaks of.
     Rekeyed(TableName),
     /// The read or its message failed in a way that heals.
@@ -71,19 +71,6 @@ pub enum Answer {
 impl Visibility for PgSnapshot {
     fn sees(&self, xid: u32) -> bool {
         PgSnapshot::sees(self, self.widen(xid))
-    }
-}
-
-/// The relation version's shape that a configured table asks for. What is built of it is completed by
-/// [`avro::complete`](crate::codec::avro::complete).
-pub fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape {
-        topic: &table.topic,
-        partitions: table.partitions,
-        format: table.wire.format,
-        modes: &table.wire.modes,
-        exact: mapping::exact,
-        insert_only: table.insert_only,
     }
 }
 
@@ -263,13 +250,14 @@ impl Worker {
         let session = self.session().await?;
         let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
         let facts = facts.ok_or_else(|| gone(&read.table))?;
-        let relation = catalog::build_relation(&facts, shape(table))?;
+        let relation = catalog::build_relation(&facts, relation_shape(table))?;
         if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
             let _ = outbox.send(Answer::Rekeyed(read.table.clone()));
             return Ok(());
         }
         let request = ChunkRequest {
             relation: &relation,
+            key: relation_shape(table).key,
             extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,
@@ -278,23 +266,23 @@ impl Worker {
             lock_timeout: LOCK_TIMEOUT,
         };
         let found = chunk::read_chunk(session, &request).await?;
-        let relation = catalog::build_relation(&found.facts, shape(table))?;
-        let relation = avro::complete(relation, &config.kafka.topic_prefix)?;
+        let relation = catalog::build_relation(&found.facts, relation_shape(table))?;
         let key_columns = relation.key_columns();
         let key = range_key(&relation);
         let key_orders = key.iter().map(|(_, order)| *order).collect();
+        let shaped = shaped(table, relation, Some(&found.facts), &config.kafka.topic_prefix)?;
         let chunk = ChunkRead {
             nonce: read.nonce,
             table: read.table.clone(),
             snapshot: found.snapshot,
-            relation: relation.fingerprint,
+            relation: shaped.rows.fingerprint,
             key_columns,
             key_orders,
             key,
             rows: found.rows,
             range: found.range,
         };
-        if outbox.send(Answer::Chunk(Box::new((chunk, relation)))).is_err() {
+        if outbox.send(Answer::Chunk(Box::new((chunk, shaped)))).is_err() {
             return Ok(());
         }
         let version = self.version;
@@ -304,8 +292,7 @@ impl Worker {
 
 /// The key that ranges of this version speak of.
 pub fn range_key(relation: &Relation) -> RangeKey {
-    let column = |i: usize| (relation.columns[i].name.clone(), KeyOrder::of(relation.columns[i].type_oid));
-    relation.key_columns().into_iter().map(column).collect()
+    relation.row_key().into_iter().map(|(name, type_oid)| (name, KeyOrder::of(type_oid))).collect()
 }
 
 fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {

@@ -18,11 +18,12 @@ use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::schemas;
+use crate::capture::shape::{self, Shaped};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::capture::trim::trim;
 use crate::change::Op;
-use crate::codec::avro::{self, SchemaIds};
+use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Snapshot};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
@@ -122,7 +123,7 @@ struct Core {
     order: Vec<TableName>,
     estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
-    /// The stream's version of each table, by OID, and of each name.
+    /// The stream's version of each table, by OID, and that of the rows of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
@@ -482,7 +483,7 @@ impl Core {
             None => return Err(out_of_place()),
         };
         let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
-        let columns = version.relation.columns.len();
+        let columns = version.rows.width;
         let change = match kind {
             ChangeKind::Insert => Streamed::Insert(new),
             ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },
@@ -501,7 +502,7 @@ impl Core {
 
     fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
         let relation = &version.relation;
-        self.loader.remember(xid, &relation.name, relation.fingerprint, &version.key_orders, op)
+        self.loader.remember(xid, &relation.name, version.rows.fingerprint, &version.rows.key_orders, op)
     }
 
     async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
@@ -540,20 +541,25 @@ impl Core {
         let streamed = announced(&body, &name);
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
         let types = types::types(&*self.session, &oids).await?;
-        let shape = chunks::shape(table);
+        let rows = shape::relation_shape(table);
         // A catalog that is ahead has forgotten what the message leaves out; the ledger has not.
         let ahead = !facts.as_ref().is_some_and(|facts| streamed.is_within(facts));
-        let known = self.state.relations.values().find(|known| ahead && streamed.is_of(known, shape));
-        let relation = match known {
-            Some(known) => Relation::clone(known),
+        let plain = table.shape.is_plain();
+        let mut told = self.state.relations.values().filter(|_| ahead);
+        let shaped = match told.clone().find(|known| plain && streamed.is_of(known, rows)) {
+            Some(known) => shape::plain(Relation::clone(known)),
             None => {
-                let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, shape)?;
-                avro::complete(relation, &config.kafka.topic_prefix)?
+                let rows = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, rows)?;
+                let shaped = shape::shaped(table, rows, facts.as_ref(), &config.kafka.topic_prefix)?;
+                match told.find(|known| !plain && shape::resembles(&shaped.relation, known)) {
+                    Some(known) => Shaped { relation: Relation::clone(known), ..shaped },
+                    None => shaped,
+                }
             }
         };
         let oid = body.oid;
-        let version = self.version(relation).await?;
-        self.names.insert(name, version.relation.fingerprint);
+        let version = self.version(shaped).await?;
+        self.names.insert(name, version.rows.fingerprint);
         self.unrouted.remove(&oid);
         self.streamed.insert(oid, version);
         Ok(())
@@ -589,6 +595,11 @@ impl Core {
     /// Compares tables with what was known of them.
     async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
         let mut due: Vec<(TableName, String)> = Vec::new();
+        let shapes = self.config.tables.iter().filter_map(|table| Some((&table.name, table.shape.digest()?)));
+        let shapes: HashMap<&TableName, String> = shapes.collect();
+        let shape = |name: &TableName| shapes.get(name).cloned();
+        let found = tables.iter().zip(found).map(|(name, now)| now.map(|now| Look { shape: shape(name), ..now }));
+        let found: Vec<Option<Look>> = found.collect();
         for (table, now) in tables.into_iter().zip(found) {
             match self.looks.compare(&table, now.as_ref()) {
                 None => {}
@@ -652,12 +663,13 @@ impl Core {
     }
 
     /// A relation version, told to the ledger before the first checkpoint that needs it.
-    async fn version(&mut self, relation: Relation) -> Result<Arc<Version>> {
-        let version = match self.emitter.known(relation.fingerprint) {
+    async fn version(&mut self, shaped: Shaped) -> Result<Arc<Version>> {
+        let known = self.emitter.known(shaped.rows.fingerprint);
+        let version = match known.filter(|known| known.relation.fingerprint == shaped.relation.fingerprint) {
             Some(version) => version,
             None => {
-                let ids = schemas::relation_ids(self.registry.as_ref(), &relation).await?;
-                self.emitter.version(relation, ids)?
+                let ids = schemas::relation_ids(self.registry.as_ref(), &shaped.relation).await?;
+                self.emitter.version(shaped, ids)?
             }
         };
         let fingerprint = version.relation.fingerprint;
@@ -687,8 +699,7 @@ impl Core {
     }
 
     async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
-        let relation = self.state.relations.get(&ready.relation).expect("a chunk's version came with it").clone();
-        let version = self.version(Relation::clone(&relation)).await?;
+        let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
@@ -702,7 +713,8 @@ impl Core {
         };
         let rows = ready.rows.len() as u64;
         let table = ready.table.clone();
-        self.machine.chunk(Chunk { relation: ready.relation, table, range: ready.range, at, rows, sinks, request });
+        let relation = version.relation.fingerprint;
+        self.machine.chunk(Chunk { relation, table, range: ready.range, at, rows, sinks, request });
         *self.rows_done.entry(ready.table).or_default() += rows;
         Ok(())
     }
@@ -713,8 +725,8 @@ impl Core {
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Chunk(chunk) => {
-                let (chunk, relation) = *chunk;
-                self.version(relation).await?;
+                let (chunk, shaped) = *chunk;
+                self.version(shaped).await?;
                 self.loader.chunk(chunk);
             }
             Answer::Rekeyed(table) => {
@@ -1119,11 +1131,7 @@ fn loaded(job: &Job, state: &State) -> Vec<(TableName, KeyRange)> {
 
 /// Whether ranges of a table mean the same in every version of it: in another table or under another key they do not.
 fn has_one_key(table: &TableName, state: &State) -> bool {
-    let key = |relation: &Relation| {
-        let columns = relation.key_columns();
-        let column = |i: usize| (relation.columns[i].name.clone(), relation.columns[i].type_oid);
-        (relation.oid, columns.into_iter().map(column).collect::<Vec<_>>())
-    };
+    let key = |relation: &Relation| (relation.oid, relation.row_key());
     let mut keys = state.relations.values().filter(|relation| relation.name == *table).map(|relation| key(relation));
     let first = keys.next();
     keys.all(|other| Some(other) == first)

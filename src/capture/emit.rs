@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capture::machine::{Acked, Machine};
+use crate::capture::shape::{Rows, Shaped};
 use crate::change::{Key, Op};
 use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
@@ -19,11 +20,11 @@ use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
-use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::{Fingerprint, Relation};
+use crate::transform::Transformer;
 use crate::value::{Row, RowBuf};
 
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
@@ -34,9 +35,13 @@ const ACKED_NAP: Duration = Duration::from_millis(1);
 /// A relation version, ready to write records of.
 pub struct Version {
     pub relation: Arc<Relation>,
-    pub key: Vec<usize>,
-    /// The key columns and how ranges of them are ordered.
-    pub key_orders: Vec<(usize, KeyOrder)>,
+    /// What rows are before they are shaped to records.
+    pub rows: Rows,
+    transformer: Option<Transformer>,
+    /// The columns of the record's key, in key order.
+    key: Vec<usize>,
+    inserts_alone: bool,
+    skip_unchanged: bool,
     wire: TableWire,
     /// Its name in the blocks of transactions.
     collection: String,
@@ -46,14 +51,23 @@ pub struct Version {
 }
 
 impl Version {
-    /// Its rows are told apart by all they hold; its records have no key.
-    pub fn is_keyless(&self) -> bool {
-        self.key.is_empty()
-    }
-
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
-        self.is_keyless().then_some(0)
+        self.key.is_empty().then_some(0)
+    }
+
+    /// What a change did to a row as the source has it. Rows without a key are told apart by all they hold.
+    fn op(&self, change: Streamed<'_>) -> Op {
+        match change {
+            Streamed::Insert(new) => Op::Insert(new.to_owned()),
+            Streamed::Delete { old } => Op::Delete(old.to_owned()),
+            Streamed::Update { old: Some((kind, old)), new }
+                if (self.rows.key.is_empty() && kind == OldKind::Full) || moves(old, new, &self.rows.key) =>
+            {
+                Op::Rekey { old: old.to_owned(), new: new.to_owned() }
+            }
+            Streamed::Update { new, .. } => Op::Update(new.to_owned()),
+        }
     }
 
     fn writes(&self, op: Wire) -> bool {
@@ -79,6 +93,34 @@ impl<'a> Streamed<'a> {
         };
         new.into_iter().chain(old)
     }
+
+    /// The same change of the rows as they are written.
+    fn through(self, transformer: &Transformer, shaped: &'a mut (RowBuf, RowBuf)) -> Streamed<'a> {
+        let (new_row, old_row) = (&mut shaped.0, &mut shaped.1);
+        match self {
+            Streamed::Insert(new) => {
+                transformer.apply(new, new_row);
+                Streamed::Insert(new_row.row())
+            }
+            Streamed::Update { old, new } => {
+                transformer.apply(new, new_row);
+                let old = old.map(|(kind, old)| {
+                    transformer.apply(old, old_row);
+                    (kind, old_row.row())
+                });
+                Streamed::Update { old, new: new_row.row() }
+            }
+            Streamed::Delete { old } => {
+                transformer.apply(old, old_row);
+                Streamed::Delete { old: old_row.row() }
+            }
+        }
+    }
+}
+
+/// Whether the two rows have different keys. A record's key may hold NULL.
+fn moves(old: Row<'_>, new: Row<'_>, key: &[usize]) -> bool {
+    Key::whole(old, key) != Key::whole(new, key)
 }
 
 /// Writes records; owned by the reader's thread.
@@ -86,6 +128,7 @@ pub struct Emitter {
     outlet: Outlet,
     /// Topics of the routes, in order.
     pub topics: Vec<String>,
+    /// By the fingerprints of their rows.
     versions: HashMap<Fingerprint, Arc<Version>>,
     config: Arc<Config>,
     events: EventEncoder,
@@ -95,6 +138,8 @@ pub struct Emitter {
     record: RecordBuf,
     /// The other half's key, for a header.
     other_key: Vec<u8>,
+    /// The rows of a change, shaped: new and old.
+    shaped: (RowBuf, RowBuf),
 }
 
 /// How many records of which tables the open transaction has had.
@@ -147,19 +192,20 @@ impl Emitter {
             metrics,
             record: RecordBuf::default(),
             other_key: Vec::new(),
+            shaped: Default::default(),
         }
     }
 
-    /// The version, if it is ready for writing already.
-    pub fn known(&self, fingerprint: Fingerprint) -> Option<Arc<Version>> {
-        self.versions.get(&fingerprint).cloned()
+    /// The version for rows of this one, if it is ready for writing already.
+    pub fn known(&self, rows: Fingerprint) -> Option<Arc<Version>> {
+        self.versions.get(&rows).cloned()
     }
 
     /// Makes a version ready for writing; in Avro with the ids of its schemas.
-    pub fn version(&mut self, relation: Relation, ids: Option<SchemaIds>) -> Result<Arc<Version>> {
+    pub fn version(&mut self, shaped: Shaped, ids: Option<SchemaIds>) -> Result<Arc<Version>> {
+        let Shaped { relation, rows, transformer, inserts_alone } = shaped;
         let route = self.route(&relation.topic.clone(), false);
-        let (fingerprint, key) = (relation.fingerprint, relation.key_columns());
-        let key_orders = key.iter().map(|&i| (i, KeyOrder::of(relation.columns[i].type_oid))).collect();
+        let (fingerprint, key) = (rows.fingerprint, relation.key_columns());
         let relation = Arc::new(relation);
         let (prefix, database) = (&self.config.kafka.topic_prefix, &self.config.source.database.dbname);
         let encoder = match ids {
@@ -169,8 +215,21 @@ impl Emitter {
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
+        let skip_unchanged = table.is_some_and(|table| table.skip_unchanged);
         let collection = relation.name.to_string();
-        let version = Arc::new(Version { relation, key, key_orders, wire, collection, encoder, route, records });
+        let version = Arc::new(Version {
+            relation,
+            rows,
+            transformer,
+            key,
+            inserts_alone,
+            skip_unchanged,
+            wire,
+            collection,
+            encoder,
+            route,
+            records,
+        });
         self.versions.insert(fingerprint, version.clone());
         Ok(version)
     }
@@ -283,30 +342,53 @@ impl Emitter {
         keep: bool,
     ) -> Result<Option<Op>> {
         self.outlet.read_at(event);
+        // FULL sends an unchanged TOAST value in the old row only, and a key column can be one.
+        let filled: RowBuf;
+        let change = match change {
+            Streamed::Insert(new) if new.has_absent() => return Err(absent_insert(version)),
+            Streamed::Update { .. } if version.inserts_alone => return Err(not_inserted(version)),
+            Streamed::Update { old: Some((kind, old)), new } if new.has_absent() => {
+                filled = old.to_owned().merged(new);
+                Streamed::Update { old: Some((kind, old)), new: filled.row() }
+            }
+            _ => change,
+        };
+        let op = keep.then(|| version.op(change));
+        match &version.transformer {
+            None => self.write(machine, version, event, change).await?,
+            Some(transformer) => {
+                let mut shaped = std::mem::take(&mut self.shaped);
+                let change = change.through(transformer, &mut shaped);
+                self.write(machine, version, event, change).await?;
+                self.shaped = shaped;
+            }
+        }
+        Ok(op)
+    }
+
+    async fn write(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        change: Streamed<'_>,
+    ) -> Result<()> {
         match change {
-            Streamed::Insert(new) => {
-                if new.has_absent() {
-                    return Err(absent_insert(version));
-                }
-                if version.writes(Wire::Create) {
-                    let event = &self.counted(machine, Some(&version.collection), event).await?;
-                    version.encoder.key(new, &mut self.record)?;
-                    version.encoder.create(event, new, &mut self.record)?;
-                    self.put(machine, version, Kind::Change, Some(new), None).await?;
-                }
-                Ok(keep.then(|| Op::Insert(new.to_owned())))
+            Streamed::Insert(new) if version.writes(Wire::Create) => {
+                let event = &self.counted(machine, Some(&version.collection), event).await?;
+                version.encoder.key(new, &mut self.record)?;
+                version.encoder.create(event, new, &mut self.record)?;
+                self.put(machine, version, Kind::Change, Some(new), None).await
             }
-            Streamed::Delete { old } => {
-                if version.writes(Wire::Delete) {
-                    let event = &self.counted(machine, Some(&version.collection), event).await?;
-                    version.encoder.key(old, &mut self.record)?;
-                    version.encoder.delete(event, old, &mut self.record)?;
-                    self.put(machine, version, Kind::Change, None, None).await?;
-                    self.tombstone(machine, version, None).await?;
-                }
-                Ok(keep.then(|| Op::Delete(old.to_owned())))
+            Streamed::Delete { old } if version.writes(Wire::Delete) => {
+                let event = &self.counted(machine, Some(&version.collection), event).await?;
+                version.encoder.key(old, &mut self.record)?;
+                version.encoder.delete(event, old, &mut self.record)?;
+                self.put(machine, version, Kind::Change, None, None).await?;
+                self.tombstone(machine, version, None).await
             }
-            Streamed::Update { old, new } => self.update(machine, version, event, old, new, keep).await,
+            Streamed::Update { old, new } => self.update(machine, version, event, old, new).await,
+            Streamed::Insert(_) | Streamed::Delete { .. } => Ok(()),
         }
     }
 
@@ -317,33 +399,18 @@ impl Emitter {
         event: &Event,
         old: Option<(OldKind, Row<'_>)>,
         new: Row<'_>,
-        keep: bool,
-    ) -> Result<Option<Op>> {
-        // FULL sends an unchanged TOAST value in the old row only, and a key column can be one.
-        let filled: RowBuf;
-        let new = match old {
-            Some((_, old)) if new.has_absent() => {
-                filled = old.to_owned().merged(new);
-                filled.row()
-            }
-            _ => new,
-        };
-        let moved = old.filter(|(_, old)| Key::of(*old, &version.key) != Key::of(new, &version.key));
-        if let Some((_, old)) = moved {
-            self.rekey(machine, version, event, old, new).await?;
-            return Ok(keep.then(|| Op::Rekey { old: old.to_owned(), new: new.to_owned() }));
+    ) -> Result<()> {
+        if let Some((_, old)) = old.filter(|(_, old)| moves(*old, new, &version.key)) {
+            return self.rekey(machine, version, event, old, new).await;
         }
         let before = old.filter(|(kind, _)| *kind == OldKind::Full).map(|(_, old)| old);
-        if version.writes(Wire::Update) {
-            let event = &self.counted(machine, Some(&version.collection), event).await?;
-            version.encoder.key(new, &mut self.record)?;
-            version.encoder.update(event, before, new, &mut self.record)?;
-            self.put(machine, version, Kind::Change, Some(new), None).await?;
+        if !version.writes(Wire::Update) || (version.skip_unchanged && before == Some(new)) {
+            return Ok(());
         }
-        Ok(keep.then(|| match before {
-            Some(old) if version.is_keyless() => Op::Rekey { old: old.to_owned(), new: new.to_owned() },
-            _ => Op::Update(new.to_owned()),
-        }))
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
+        version.encoder.key(new, &mut self.record)?;
+        version.encoder.update(event, before, new, &mut self.record)?;
+        self.put(machine, version, Kind::Change, Some(new), None).await
     }
 
     /// A key change is one change to our sinks and Debezium's delete, tombstone and create to everybody else.
@@ -413,8 +480,15 @@ impl Emitter {
         row: Row<'_>,
     ) -> Result<()> {
         self.outlet.read_at(event);
-        version.encoder.key(row, &mut self.record)?;
-        version.encoder.read(event, row, &mut self.record)?;
+        match &version.transformer {
+            None => self.read(version, event, row)?,
+            Some(transformer) => {
+                let mut shaped = std::mem::take(&mut self.shaped);
+                transformer.apply(row, &mut shaped.0);
+                self.read(version, event, shaped.0.row())?;
+                self.shaped = shaped;
+            }
+        }
         let (position, token) = machine.chunk_record();
         let draft = Draft {
             header: Header {
@@ -433,6 +507,11 @@ impl Emitter {
         };
         version.records.increment(1);
         self.outlet.send(machine, version.route, &draft).await
+    }
+
+    fn read(&mut self, version: &Version, event: &Event, row: Row<'_>) -> Result<()> {
+        version.encoder.key(row, &mut self.record)?;
+        version.encoder.read(event, row, &mut self.record)
     }
 
     /// Sends what is in `record` as the next record of the open transaction.
@@ -614,6 +693,17 @@ fn context_headers(prefix: &str) -> Vec<(&'static str, Vec<u8>)> {
     headers.into()
 }
 
+fn not_inserted(version: &Version) -> Error {
+    let name = &version.relation.name;
+    Error::halt(
+        Code::ReplicaIdentity,
+        format!(
+            "a row of {name} was changed, but its connector says insert_only, and old rows lack columns of its key"
+        ),
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL; then delete insert_only from its connector", name.quoted()),
+    )
+}
+
 fn absent_insert(version: &Version) -> Error {
     let name = &version.relation.name;
     Error::halt(
@@ -621,4 +711,24 @@ fn absent_insert(version: &Version) -> Error {
         format!("the source sent a new row of {name} without all its columns, as a row filter does"),
         format!("ALTER PUBLICATION … SET TABLE {} without a WHERE clause", name.quoted()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::Cell;
+
+    #[test]
+    fn a_record_s_key_moves_also_from_and_to_null() {
+        let row = |cells: [Cell<'static>; 2]| -> RowBuf { cells.into_iter().collect() };
+        let (none, one, other) = (
+            row([Cell::Null, Cell::Text(b"1")]),
+            row([Cell::Text(b""), Cell::Text(b"1")]),
+            row([Cell::Null, Cell::Text(b"2")]),
+        );
+        assert!(moves(none.row(), one.row(), &[0]), "NULL is not the empty text");
+        assert!(moves(none.row(), other.row(), &[0, 1]));
+        assert!(!moves(none.row(), other.row(), &[0]));
+        assert!(!moves(none.row(), other.row(), &[]), "without a key there is none to move");
+    }
 }

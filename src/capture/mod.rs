@@ -9,6 +9,7 @@ pub mod driver;
 pub mod emit;
 pub mod looks;
 mod schemas;
+pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;

@@ -95,7 +95,7 @@ pub struct ChunkRead<V> {
     pub nonce: Uuid,
     pub table: TableName,
     pub snapshot: V,
-    /// The version built from the catalog in the same transaction.
+    /// The version of the rows, built from the catalog in the same transaction.
     pub relation: Fingerprint,
     pub key_columns: Vec<usize>,
     pub key_orders: Vec<KeyOrder>,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::capture::shape;
 use crate::config::Config;
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
@@ -78,6 +79,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     first_of(preflight::check_source(&*session, wanted).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
+    first_of(shape::findings(config, &facts))?;
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 

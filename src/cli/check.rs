@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::driver::check_progress;
+use crate::capture::shape;
 use crate::capture::start;
-use crate::codec::mapping;
 use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
-use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
+use crate::postgres::catalog::{SourceFacts, source_facts, table_facts};
 use crate::postgres::preflight;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
@@ -135,8 +135,11 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     let facts = table_facts(&*session, &names).await?;
     session.close().await;
     // What keeps a relation from being built is among the findings already.
-    let relation = |(table, facts): (&Table, Option<_>)| build_relation(&facts?, shape(table)).ok();
-    Ok(config.tables.iter().zip(facts).filter_map(relation).collect())
+    let relation = |(table, facts): (&Table, &Option<_>)| shape::relation_of(table, facts.as_ref()?).ok();
+    let relations = config.tables.iter().zip(&facts).filter_map(relation).collect();
+    let facts: Vec<_> = facts.into_iter().flatten().collect();
+    findings.extend(shape::findings(config, &facts).into_iter().map(Finding::Halt));
+    Ok(relations)
 }
 
 /// A slot that standbys take over promises nothing if we may read what no standby has yet: after a fail-over sinks would hold
@@ -150,17 +153,6 @@ fn standby_warning(facts: &SourceFacts, slot: &str) -> Option<String> {
              synchronized_standby_slots = 'SLOT, …'; or, without standbys, set failover = false under [source] in lockstep.toml"
         )
     })
-}
-
-fn shape(table: &Table) -> RelationShape<'_> {
-    RelationShape {
-        topic: &table.topic,
-        partitions: table.partitions,
-        format: table.wire.format,
-        modes: &table.wire.modes,
-        exact: mapping::exact,
-        insert_only: table.insert_only,
-    }
 }
 
 async fn check_kafka(config: &Config) -> Part {

@@ -77,6 +77,7 @@ impl Decoder {
                 relation: &self.relation,
                 encodings: &self.encodings,
                 columns: self.key.iter().copied(),
+                in_key: true,
                 texts: &texts,
                 absent: None,
                 side: Side::Before,
@@ -165,6 +166,7 @@ impl Rows<'_> {
             relation: self.relation,
             encodings: self.encodings,
             columns: 0..self.relation.columns.len(),
+            in_key: false,
             texts: self.texts,
             absent: self.absent.filter(|_| absent),
             side: self.side,
@@ -245,6 +247,8 @@ struct Fields<'a, I> {
     encodings: &'a [Encoding],
     /// The columns that the object has, in its order.
     columns: I,
+    /// It is a key, not a row.
+    in_key: bool,
     texts: &'a [(Side, u16, Cell<'a>)],
     absent: Option<&'a [u8]>,
     side: Side,
@@ -285,6 +289,10 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(column) = self.columns.next() {
             self.at.column.set(Some(column));
+            if !self.in_key && self.relation.is_key_only(column) {
+                self.out.push(Cell::Absent);
+                continue;
+            }
             if self.encodings[column] == Encoding::Skipped {
                 let cell = self.header_cell(column).ok_or_else(|| self.at.fail(UNFIT))?;
                 self.out.push(cell);

@@ -54,6 +54,9 @@ struct Field {
     unsent: Vec<u8>,
     /// What NULL is shown as where the modes replace it; the header then says that it is NULL.
     null: Option<Vec<u8>>,
+    /// The column stands in keys and in no row.
+    key_only: bool,
+    nullable: bool,
 }
 
 impl Field {
@@ -66,7 +69,7 @@ impl Encoder {
     /// `prefix` is the topic prefix (Debezium's logical name), `db` the source's database.
     pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
         let modes = &relation.modes;
-        let fields = relation.columns.iter().map(|column| {
+        let fields = relation.columns.iter().enumerate().map(|(i, column)| {
             let encoding = mapping::encoding(column, modes);
             let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
             Field {
@@ -75,6 +78,8 @@ impl Encoder {
                 unsent: json_of(&mapping::unsent(column, &encoding, modes)),
                 null: null.map(|default| json_of(&default)),
                 encoding,
+                key_only: relation.is_key_only(i),
+                nullable: column.nullable,
             }
         });
         let schemas = modes.schemas.then(|| RelationSchemas::new(&relation, prefix));
@@ -98,7 +103,7 @@ impl Encoder {
         !self.key.is_empty()
     }
 
-    /// Writes the row's key into `out.key`. A key column that is NULL or was not sent is RECORD_INVALID.
+    /// Writes the row's key into `out.key`. A key column that was not sent, or is NULL and may not be, is RECORD_INVALID.
     pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
         out.key.clear();
         if !self.has_key() {
@@ -134,6 +139,8 @@ impl Encoder {
                 Cell::Text(text) => {
                     self.value(column, text, out)?;
                 }
+                // Only of a key that its connector names: no row is found by it.
+                Cell::Null if field.nullable => out.extend_from_slice(field.null.as_deref().unwrap_or(b"null")),
                 Cell::Null => return Err(no_key(&self.relation, column, "NULL in a key column")),
                 Cell::Absent => return Err(no_key(&self.relation, column, "the source did not send this key column")),
             }
@@ -201,6 +208,9 @@ impl Encoder {
         out.value.push(b'{');
         let mut first = true;
         for (column, (cell, field)) in row.iter().zip(&self.fields).enumerate() {
+            if field.key_only {
+                continue;
+            }
             if !field.is_skipped() {
                 out.value.extend_from_slice(&field.label[usize::from(first)..]);
                 first = false;

@@ -21,6 +21,7 @@ mod json_encode;
 pub mod mapping;
 pub mod schema;
 mod shell;
+mod source_type;
 pub mod write;
 
 use std::sync::Arc;
@@ -145,8 +146,8 @@ impl Encoder {
         Ok(Encoder::Avro(Box::new(avro::Encoder::new(relation, ids, prefix, db)?)))
     }
 
-    /// Writes the row's key into `out.key`, which stays empty for a table without one. A key column that is NULL or was not sent
-    /// is RECORD_INVALID.
+    /// Writes the row's key into `out.key`, which stays empty for a table without one. A key column that was not
+    /// sent, or is NULL and may not be, is RECORD_INVALID.
     pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
         match self {
             Encoder::Json(json) => json.key(row, out),
@@ -367,5 +368,7 @@ fn null_key(relation: &Relation, column: usize) -> Error {
     invalid(relation, Some(column), "the record's key is null here", hint)
 }
 
+#[cfg(test)]
+mod shape_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -12,9 +12,10 @@
 //! parameters, default, field.
 
 use super::json_encode::{JsonWriter, push_string};
-use super::mapping;
 use super::write::Writer;
-use crate::relation::Relation;
+use super::{mapping, source_type};
+use crate::relation::{Column, Relation};
+use crate::transform::Transform;
 
 /// A Connect schema.
 #[derive(Clone, PartialEq, Debug)]
@@ -146,16 +147,29 @@ impl RelationSchemas {
             .iter()
             .map(|column| Some(Field { name: column.name.clone(), schema: mapping::schema(column, &relation.modes)? }))
             .collect();
+        let in_row = |i: usize| !relation.is_key_only(i);
         let key = relation.key_columns();
         let key = (!key.is_empty()).then(|| {
             let fields = key.into_iter().filter_map(|i| columns[i].clone()).collect();
             Schema { name: Some(format!("{base}.Key")), ..Schema::new(Type::Struct(fields)) }
         });
-        let fields = columns.into_iter().flatten().collect();
+        let fields = columns.into_iter().zip(&relation.columns).enumerate().filter(|(i, _)| in_row(*i));
+        let fields = fields.filter_map(|(_, (field, column))| Some(marked(field?, column, relation))).collect();
         let row = Schema { name: Some(format!("{base}.Value")), ..Schema::new(Type::Struct(fields)) }.optional();
         let envelope = envelope(&format!("{base}.Envelope"), &row);
         RelationSchemas { key, row, envelope }
     }
+}
+
+/// A row's field with what masks and the source say of it. A key's have nothing of it, as in Debezium.
+fn marked(field: Field, column: &Column, relation: &Relation) -> Field {
+    let mask = relation.transforms.iter().find_map(|transform| match transform {
+        Transform::Mask { column, mask } if *column == field.name => Some(mask.parameter()),
+        _ => None,
+    });
+    let source = relation.modes.source_types.then(|| source_type::parameters(column)).into_iter().flatten();
+    let add = |schema: Schema, (name, value): (&str, String)| schema.with_parameter(name, value);
+    Field { schema: mask.into_iter().chain(source).fold(field.schema, add), ..field }
 }
 
 fn envelope(name: &str, row: &Schema) -> Schema {

@@ -7,8 +7,9 @@
 //! with both spellings as the hint.
 
 use super::findings::At;
-use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
+use super::process::{IDENTIFIER_BYTES_MAX, check_topic};
 use super::reader::{Section, Text};
+use super::shape::{ShapeText, names, shape};
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
@@ -24,6 +25,8 @@ pub(super) struct Connector {
     pub topic: Option<Text>,
     pub partitions: i32,
     pub insert_only: bool,
+    pub shape: ShapeText,
+    pub skip_unchanged: bool,
     pub wire: TableWire,
     /// Where `[wire]` says something that leaves records out.
     pub thinned: Option<(&'static str, At)>,
@@ -55,15 +58,20 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         let thinned = thinned.filter_map(|key| Some((key, section.place(key)?))).next();
         (wire, thinned, section.place("format"))
     });
+    let shape = shape(top);
+    let sinks = top.each("sinks", sink);
+    shape.check_sinks(&sinks, top.report());
     Connector {
         table,
         topic,
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         insert_only: top.boolean("insert_only", false),
+        shape,
+        skip_unchanged: top.boolean("skip_unchanged", false),
         wire,
         thinned,
         format_at,
-        sinks: top.each("sinks", sink),
+        sinks,
     }
 }
 
@@ -71,26 +79,9 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let table = section.text("table").and_then(|table| table_name(section, "table", table));
     let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
     let evolve = section.choice("evolve", &words).unwrap_or_default();
-    ConnectorSink { name, table, columns: columns(section), evolve }
-}
-
-fn columns(section: &mut Section<'_>) -> Option<Vec<String>> {
-    let (at, columns) = section.texts("columns", "[\"id\", \"name\"]")?;
-    if columns.is_empty() {
-        section.report().add(
-            &at,
-            "columns is empty",
-            "name the columns, the key's among them, or delete the line for all",
-        );
-    }
-    for (i, column) in columns.iter().enumerate() {
-        check_identifier(section, "column", column);
-        if columns[..i].iter().any(|before| before.value == column.value) {
-            let message = format!("column {:?} stands twice", column.value);
-            section.report().add(&column.at, message, "delete one of them");
-        }
-    }
-    Some(columns.into_iter().map(|column| column.value).collect())
+    let columns = names(section, "columns", "[\"id\", \"name\"]");
+    let columns = columns.map(|columns| columns.into_iter().map(|column| column.value).collect());
+    ConnectorSink { name, table, columns, evolve }
 }
 
 fn table_name(section: &Section<'_>, key: &str, text: Text) -> Option<(TableName, At)> {

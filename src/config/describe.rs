@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::shape;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
 use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
@@ -85,6 +86,7 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "conversion_failure", text(word(&FAILURES, modes.conversion_failure)));
     pair(out, "null_as_default", modes.null_as_default.to_string());
     pair(out, "schemas", modes.schemas.to_string());
+    pair(out, "propagate_source_type", modes.source_types.to_string());
     pair(out, "unavailable_value_placeholder", text(&modes.placeholder.0));
     pair(out, "tombstones", wire.tombstones.to_string());
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
@@ -92,7 +94,7 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "snapshot", text(if wire.snapshot { "initial" } else { "no_data" }));
 }
 
-fn list(items: &[String]) -> String {
+pub(super) fn list(items: &[String]) -> String {
     format!("[{}]", items.iter().map(|item| text(item)).collect::<Vec<_>>().join(", "))
 }
 
@@ -182,6 +184,7 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "topic", text(&table.topic));
     pair(out, "partitions", table.partitions.to_string());
     pair(out, "insert_only", table.insert_only.to_string());
+    shape::describe(out, table);
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
     for sink in &table.sinks {
@@ -194,11 +197,11 @@ fn table(out: &mut String, table: &Table) {
     }
 }
 
-fn pair(out: &mut String, key: &str, value: String) {
+pub(super) fn pair(out: &mut String, key: &str, value: String) {
     let _ = writeln!(out, "{key} = {value}");
 }
 
 /// A TOML string.
-fn text(value: &str) -> String {
+pub(super) fn text(value: &str) -> String {
     toml::Value::from(value).to_string()
 }

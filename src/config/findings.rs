@@ -197,7 +197,7 @@ fn shown(text: &str, line: Range<usize>, caret: Range<usize>) -> (String, Range<
 /// and the values of keys that sound like a secret. Rather too much is hidden than too little.
 fn secrets(text: &str) -> Vec<Range<usize>> {
     let mut secrets: Vec<Range<usize>> = text.match_indices("://").filter_map(|(i, _)| url_password(text, i)).collect();
-    for word in ["password", "passwd", "secret", "token"] {
+    for word in ["password", "passwd", "secret", "token", "salt"] {
         secrets.extend(ascii_matches(text, word).filter_map(|i| secret_value(text, i)));
     }
     secrets

@@ -192,7 +192,8 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, shape, skip_unchanged, wire, thinned, format_at: _, sinks } =
+        connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (topic.value, topic.at),
@@ -203,7 +204,8 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
         (SinkTable { sink: sink.value, table, columns, evolve }, at)
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    let table = Table { topic, partitions, insert_only, wire, sinks, name };
+    let shape = shape.shape;
+    let table = Table { topic, partitions, insert_only, shape, skip_unchanged, wire, sinks, name };
     Some(Routed { table, at, topic_at, sinks_at, thinned })
 }
 

@@ -16,6 +16,7 @@ mod load;
 mod process;
 mod reader;
 mod registry;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::relation::{Format, Modes, TableName};
+use crate::transform::Shape;
 
 /// A whole pipeline: one source, one Kafka, its tables and sinks.
 #[derive(Debug, Clone)]
@@ -242,6 +244,10 @@ pub struct Table {
     pub partitions: i32,
     /// The application only inserts and truncates, so no replica identity is needed.
     pub insert_only: bool,
+    /// Which columns records have, under which masks, by which key.
+    pub shape: Shape,
+    /// An UPDATE that changes nothing of what records have is no record.
+    pub skip_unchanged: bool,
     pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,

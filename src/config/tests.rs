@@ -218,6 +218,38 @@ fn what_files_do_to_each_other() {
 }
 
 #[test]
+fn what_a_connector_makes_of_its_rows() {
+    let said = |connector: &str| {
+        let text = format!("table = 't'\n{connector}");
+        Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", &text)]).said()
+    };
+    let sink = "[sinks.orders]\n";
+    let all = [
+        said(&format!("columns = []\nexclude_columns = ['b', 'b', '']\n{sink}")),
+        said(&format!("columns = ['a']\nkey = ['b', 1]\n[masks.c]\nchars = 1\n{sink}columns = ['a', 'c']\n")),
+        said(&format!(
+            "key = ['c']\n[masks]\nc = {{ chars = 1 }}\nd = {{}}\ne = {{ chars = 1, truncate = 2 }}\n{sink}"
+        )),
+        said(&format!(
+            "[masks.c]\nhash = 'MD5'\nsalt = 's3cret'\n[masks.d]\nhash = 'SHA-256'\nhash_version = 3\n{sink}"
+        )),
+        said(&format!(
+            "[masks.c]\nchars = -1\nsalt = 's3cret'\n[masks.d]\nhash = 'SHA-512'\nsalt = '${{EMPTY}}'\n{sink}"
+        )),
+    ];
+    insta::assert_snapshot!(all.join("\n\n"));
+    let connector = "table = 't'\nexclude_columns = ['b']\nkey = ['d', 'a']\nskip_unchanged = true\n[masks]\n\
+        c = { hash = 'SHA-384', salt = '${PW}', hash_version = 1 }\n'e f' = { chars = 0 }\ng.truncate = 9\n[sinks.orders]\n";
+    let config = Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", connector)]).config();
+    let described = describe(&config);
+    assert!(!format!("{config:?}{described}").contains("hunter2"));
+    assert!(toml::from_str::<toml::Table>(&described).is_ok(), "{described}");
+    insta::assert_snapshot!(
+        described.split_once("[[connectors]]").unwrap().1.split_once("[connectors.wire]").unwrap().0
+    );
+}
+
+#[test]
 fn secrets_have_one_way_in_and_no_way_out() {
     let main = r#"
 name = "shop"
@@ -357,14 +389,14 @@ fn the_examples_name_every_key() {
     for section in ["source", "source.snapshot", "kafka", "registry", "http", "wire", "sinks.orders"] {
         main.push_str(&format!("[{section}]{odd}"));
     }
-    let connector = format!("{odd}[wire]{odd}[sinks.orders]{odd}");
+    let connector = format!("{odd}[masks.x]{odd}[wire]{odd}[sinks.orders]{odd}");
     let folder = Folder::with(&[("lockstep.toml", &main), ("connectors/a.toml", &connector)]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name| std::fs::read_to_string(root.join(name)).unwrap();
     let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
     let findings = folder.load().unwrap_err();
     let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
-    assert_eq!(lists.len(), 11);
+    assert_eq!(lists.len(), 12);
     for key in lists.iter().flat_map(|list| list.split(", ")) {
         let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
         assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");

@@ -64,6 +64,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         conversion_failure: section.choice("conversion_failure", &FAILURES).unwrap_or(modes.conversion_failure),
         null_as_default: section.boolean("null_as_default", modes.null_as_default),
         schemas: section.boolean("schemas", modes.schemas),
+        source_types: section.boolean("propagate_source_type", modes.source_types),
         placeholder: placeholder(section).unwrap_or_else(|| modes.placeholder.clone()),
     };
     TableWire {

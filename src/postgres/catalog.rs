@@ -217,6 +217,8 @@ pub struct TableFacts {
     pub columns: Vec<ColumnFacts>,
     pub primary_key: Option<KeyIndex>,
     pub identity_index: Option<KeyIndex>,
+    /// Of every index over plain columns that refuses a second row with the same values at once.
+    pub unique_keys: Vec<Vec<String>>,
     pub foreign_keys: Vec<ForeignKey>,
     /// `None` until the table has been vacuumed or analyzed.
     pub rows_estimate: Option<u64>,
@@ -276,7 +278,8 @@ pub async fn table_facts(
     }
     for table in facts.iter_mut().flatten() {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
-        (table.primary_key, table.identity_index) = keys.remove(&table.oid).unwrap_or_default();
+        let keys = keys.remove(&table.oid).unwrap_or_default();
+        (table.primary_key, table.identity_index, table.unique_keys) = (keys.primary, keys.identity, keys.unique);
         table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
     }
     Ok(facts)
@@ -303,6 +306,7 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             columns: Vec::new(),
             primary_key: None,
             identity_index: None,
+            unique_keys: Vec::new(),
             foreign_keys: Vec::new(),
             rows_estimate: rows_estimate(tuples),
             bytes_estimate: u64::try_from(bytes).unwrap_or(0),
@@ -407,7 +411,13 @@ async fn columns_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Resul
     Ok(columns)
 }
 
-type Keys = (Option<KeyIndex>, Option<KeyIndex>);
+/// The indexes of one table that tell its rows apart.
+#[derive(Default)]
+struct Keys {
+    primary: Option<KeyIndex>,
+    identity: Option<KeyIndex>,
+    unique: Vec<Vec<String>>,
+}
 
 async fn keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<HashMap<u32, Keys>> {
     // indkey also holds INCLUDE columns, behind the first indnkeyatts.
@@ -415,24 +425,28 @@ async fn keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<H
         SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate, c.relname::text, ARRAY(
                  SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                 WHERE k.ord <= i.indnkeyatts ORDER BY k.ord)
+                 WHERE k.ord <= i.indnkeyatts ORDER BY k.ord),
+               i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)";
+        WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indisunique ORDER BY i.indexrelid";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading keys from the source's catalog", e))?;
     let mut keys: HashMap<u32, Keys> = HashMap::new();
     for row in &rows {
         let read = || -> Result<_, tokio_postgres::Error> {
             let index = KeyIndex { immediate: row.try_get(3)?, name: row.try_get(4)?, columns: row.try_get(5)? };
-            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, index))
+            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, index, row.try_get(6)?))
         };
-        let (oid, primary, identity, index): (u32, bool, bool, KeyIndex) =
+        let (oid, primary, identity, index, unique): (u32, bool, bool, KeyIndex, bool) =
             read().map_err(|e| unreadable("pg_index", e))?;
         let entry = keys.entry(oid).or_default();
+        if unique {
+            entry.unique.push(index.columns.clone());
+        }
         if identity {
-            entry.1 = Some(index.clone());
+            entry.identity = Some(index.clone());
         }
         if primary {
-            entry.0 = Some(index);
+            entry.primary = Some(index);
         }
     }
     Ok(keys)
@@ -481,6 +495,66 @@ pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
         })
     };
     index.columns.iter().map(position).collect()
+}
+
+/// The same where the connector names the key: its columns, in its order.
+pub fn row_key_of(table: &TableFacts, named: &[String]) -> Result<Vec<usize>> {
+    if named.is_empty() {
+        return key_of(table);
+    }
+    let position = |name: &String| table.position(name).ok_or_else(|| key_missing(&table.name, name));
+    named.iter().map(position).collect()
+}
+
+fn key_missing(table: &TableName, column: &str) -> Error {
+    let found = format!("connector of table {table}: key names column {column:?}, which its rows do not have");
+    Error::halt(Code::ConnectorColumns, found, "write other columns into key, or delete key from the connector")
+}
+
+/// Why a key that the connector names can't be that of its records: an old row would come without it. `for_sinks`: rows are
+/// found by it, so each has its own.
+pub fn named_key_finding(table: &TableFacts, key: &[String], for_sinks: bool, insert_only: bool) -> Option<Halt> {
+    let (name, listed) = (table.name.quoted(), quoted_list(key.iter().map(String::as_str)));
+    let halt = |code, message: String, hint: String| Some(Halt { code, message, facts: vec![], hint });
+    if !insert_only && let Some(column) = key.iter().find(|column| !is_carried(table, column)) {
+        let message =
+            format!("the old row of an UPDATE or DELETE of table {} lacks column {column:?} of its key", table.name);
+        let finding = halt(Code::ReplicaIdentity, message, format!("ALTER TABLE {name} REPLICA IDENTITY FULL"));
+        return finding.map(|halt| Halt { facts: vec![INSERT_ONLY.into()], ..halt });
+    }
+    if !for_sinks {
+        return None;
+    }
+    let nullable = |column: &&String| table.columns.iter().any(|c| c.name == **column && !c.not_null);
+    if let Some(column) = key.iter().find(nullable) {
+        let message = format!(
+            "column {column:?} of the key of table {} may be NULL, so a sink can't find rows by it",
+            table.name
+        );
+        return halt(
+            Code::TableWithoutKey,
+            message,
+            format!("ALTER TABLE {name} ALTER COLUMN {} SET NOT NULL", quote_identifier(column)),
+        );
+    }
+    if !table.unique_keys.iter().any(|unique| unique.iter().all(|column| key.contains(column))) {
+        let message =
+            format!("the key ({listed}) of table {} is not unique, so a sink can't find rows by it", table.name);
+        return halt(Code::TableWithoutKey, message, format!("ALTER TABLE {name} ADD UNIQUE ({listed})"));
+    }
+    None
+}
+
+/// Whether the stream's old rows hold the column: those of the table, and of every partition, which has its own identity.
+fn is_carried(table: &TableFacts, column: &String) -> bool {
+    let holds = |index: &Option<KeyIndex>| index.as_ref().is_some_and(|index| index.columns.contains(column));
+    let carried = |identity: Identity| match identity {
+        Identity::Full => true,
+        Identity::Nothing => false,
+        Identity::Default => holds(&table.primary_key),
+        Identity::Index => holds(&table.identity_index),
+    };
+    carried(table.identity) && table.leaves.iter().all(|leaf| carried(leaf.identity))
 }
 
 /// Why the application could not change rows of the table any more, once it is published: the stream carries the old row
@@ -539,6 +613,8 @@ pub struct RelationShape<'a> {
     pub exact: fn(&Column, &Modes) -> bool,
     /// The application only inserts: a table without a replica identity will do.
     pub insert_only: bool,
+    /// The columns that tell rows apart, where the connector names them; empty: the table's own.
+    pub key: &'a [String],
 }
 
 /// The relation version of a table as the catalog has it.
@@ -546,7 +622,7 @@ pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Re
     if let Some(halt) = identity_finding(table).filter(|_| !shape.insert_only) {
         return Err(halt.into());
     }
-    let key = key_of(table)?;
+    let key = row_key_of(table, shape.key)?;
     let columns = table
         .columns
         .iter()
@@ -616,7 +692,7 @@ pub fn build_streamed_relation(
     types: &HashMap<u32, TypeName>,
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
-    let key = streamed_key(message, table, shape.insert_only)?;
+    let key = streamed_key(message, table, shape)?;
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
@@ -647,8 +723,16 @@ pub fn build_streamed_relation(
 ///
 /// DEFAULT and USING INDEX flag the key's columns, but in table order: the catalog knows the index's order, and is believed
 /// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key, if there is one.
-fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>, insert_only: bool) -> Result<Vec<usize>> {
+fn streamed_key(
+    message: &StreamedRelation,
+    table: Option<&TableFacts>,
+    shape: RelationShape<'_>,
+) -> Result<Vec<usize>> {
     let position = |name: &String| message.columns.iter().position(|c| c.name == *name);
+    if !shape.key.is_empty() {
+        let named = |name: &String| position(name).ok_or_else(|| key_missing(&message.name, name));
+        return shape.key.iter().map(named).collect();
+    }
     let flagged: Vec<usize> = (0..message.columns.len()).filter(|&i| message.columns[i].key).collect();
     let index = match message.identity {
         Identity::Index => table.and_then(|t| t.identity_index.as_ref()),
@@ -661,7 +745,7 @@ fn streamed_key(message: &StreamedRelation, table: Option<&TableFacts>, insert_o
         (Identity::Default | Identity::Index, Some(key)) if same_members(&key, &flagged) => Ok(key),
         (Identity::Default | Identity::Index, _) if !flagged.is_empty() => Ok(flagged),
         (Identity::Full, None) if keyless => Ok(Vec::new()),
-        (Identity::Default | Identity::Nothing, key) if insert_only => Ok(key.unwrap_or_default()),
+        (Identity::Default | Identity::Nothing, key) if shape.insert_only => Ok(key.unwrap_or_default()),
         (Identity::Nothing, _) => Err(breaks_updates(
             format!("table {} was published with REPLICA IDENTITY NOTHING", message.name),
             format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", message.name.quoted()),

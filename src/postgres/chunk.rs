@@ -24,7 +24,7 @@ use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
-use super::catalog::{Kind, TableFacts, key_of, quoted_list, table_facts};
+use super::catalog::{Kind, TableFacts, quoted_list, row_key_of, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, unreadable};
 use super::slot::{holder, snapshot_now};
@@ -57,6 +57,8 @@ pub enum Extent {
 pub struct ChunkRequest<'a> {
     /// The version whose key the extent speaks of.
     pub relation: &'a Relation,
+    /// As [`super::catalog::RelationShape::key`].
+    pub key: &'a [String],
     pub extent: Extent,
     pub rows_max: usize,
     pub bytes_max: usize,
@@ -90,7 +92,7 @@ pub struct ChunkRead {
 /// # Errors
 /// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, a retry if its key
 /// is no longer the one that the extent speaks of, `TABLE_WITHOUT_KEY` if it has none and is too large to be read whole, and
-/// what [`key_of`] says.
+/// what [`row_key_of`] says.
 pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Result<ChunkRead> {
     assert!(request.rows_max > 0 && request.bytes_max > 0, "a chunk has room for a row");
     let relation = request.relation;
@@ -169,7 +171,7 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let snapshot = snapshot_now(transaction).await?;
     let facts = table_facts(transaction, std::slice::from_ref(name)).await?.pop().flatten();
     let facts = facts.ok_or_else(|| table_missing(name))?;
-    let key = key_of(&facts)?;
+    let key = row_key_of(&facts, request.key)?;
     let columns = key_columns(&facts, &key);
     same_key(request.relation, &facts, &key)?;
     let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
@@ -381,6 +383,7 @@ mod tests {
         };
         let mut request = ChunkRequest {
             relation: &relation,
+            key: &[],
             extent: Extent::Range(KeyRange::ALL),
             rows_max: 10_000,
             bytes_max: 1_000_000,

@@ -442,6 +442,7 @@ mod tests {
             columns: vec![],
             primary_key: None,
             identity_index: None,
+            unique_keys: vec![],
             foreign_keys: references
                 .iter()
                 .map(|r| ForeignKey { name: "f".into(), references: TableName::new("public", *r), deferrable: false })

@@ -10,6 +10,7 @@
 //! | [`shop`] | four tables of a shop, rows for them, and a load that is as unkind as real ones are |
 //! | [`scene`] | a source, its sinks and a pipeline between them; counted effects; topics as consumers see them |
 //! | [`recording`] | recorded records and ours, made comparable |
+//! | [`shaping`] | Debezium's options about columns, as a connector's keys |
 //! | [`latency`] | how long a commit takes to be visible elsewhere |
 //!
 //! Everything works on real servers, nothing is mocked. What was made is taken away again when its owner is dropped, also when
@@ -28,6 +29,7 @@ pub mod proxy;
 pub mod recording;
 pub mod scene;
 pub mod services;
+pub mod shaping;
 pub mod shop;
 
 pub use compare::{Comparison, Difference, TablePair, compare};

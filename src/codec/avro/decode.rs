@@ -146,6 +146,10 @@ impl Decoder {
         out: &mut RowBuf,
     ) -> Result<()> {
         for (column, shape) in self.columns.iter().enumerate() {
+            if self.relation.is_key_only(column) {
+                out.push(Cell::Absent);
+                continue;
+            }
             let cell = header_cell(column, side, absent, texts);
             self.column(column, shape.as_ref(), input, cell, out)?;
         }

@@ -44,6 +44,9 @@ struct Column {
     encoding: Encoding,
     /// `None`: the column has no field.
     shape: Option<Shape>,
+    /// Its field is in keys and in no row.
+    key_only: bool,
+    nullable: bool,
     /// What NULL is written as, and whether that is something else, so that the header must say that it is NULL.
     null: Vec<u8>,
     null_beside: bool,
@@ -58,13 +61,18 @@ impl Encoder {
     pub fn new(relation: Arc<Relation>, ids: SchemaIds, prefix: &str, db: &str) -> Result<Encoder> {
         let shapes = super::shapes(&relation)?;
         let modes = &relation.modes;
-        let column = |column, shape: Option<Shape>| {
+        let column = |(i, column): (usize, &crate::relation::Column), shape: Option<Shape>| {
+            let (key_only, nullable) = (relation.is_key_only(i), column.nullable);
+            let in_key = || shapes.key.iter().find(|(index, _)| *index == i).and_then(|(_, shape)| shape.clone());
+            let shape = if key_only { in_key() } else { shape };
             let encoding = mapping::encoding(column, modes);
             let Some(shape) = shape else {
                 let none = Vec::new;
                 return Column {
                     encoding,
                     shape: None,
+                    key_only,
+                    nullable,
                     null: none(),
                     null_beside: true,
                     unavailable: none(),
@@ -81,10 +89,12 @@ impl Encoder {
                 unavailable: datum_of(&mapping::unavailable(column, &encoding, modes), &shape),
                 unsent: datum_of(&unsent, &shape),
                 encoding,
+                key_only,
+                nullable,
                 shape: Some(shape),
             }
         };
-        let columns = relation.columns.iter().zip(shapes.columns).map(|(c, s)| column(c, s)).collect();
+        let columns = relation.columns.iter().enumerate().zip(shapes.columns).map(|(c, s)| column(c, s)).collect();
         let mut source_head = Vec::new();
         for text in [VERSION, "postgresql", prefix] {
             push_bytes(&mut source_head, text.as_bytes());
@@ -111,7 +121,7 @@ impl Encoder {
         &self.relation
     }
 
-    /// Writes the row's key into `out.key`. A key column that is NULL or was not sent is RECORD_INVALID.
+    /// Writes the row's key into `out.key`. A key column that was not sent, or is NULL and may not be, is RECORD_INVALID.
     pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
         out.key.clear();
         if self.key.is_empty() {
@@ -123,6 +133,11 @@ impl Encoder {
             let Some(shape) = shape else { continue };
             match row.get(*index) {
                 Cell::Text(text) => self.value(*index, shape, text, &mut out.key)?,
+                // Only of a key that its connector names: no row is found by it.
+                Cell::Null if self.columns[*index].nullable => {
+                    out.key.extend_from_slice(&self.columns[*index].null);
+                    continue;
+                }
                 Cell::Null => return Err(no_key(&self.relation, *index, "NULL in a key column")),
                 Cell::Absent => {
                     return Err(no_key(&self.relation, *index, "the source did not send this key column"));
@@ -162,6 +177,9 @@ impl Encoder {
         self.check_width(row)?;
         out.value.push(SECOND);
         for (index, (cell, column)) in row.iter().zip(&self.columns).enumerate() {
+            if column.key_only {
+                continue;
+            }
             let beside = match (cell, side) {
                 (Cell::Text(text), _) => match &column.shape {
                     Some(shape) => self.value(index, shape, text, &mut out.value)? == Fidelity::NeedsText,

@@ -52,7 +52,7 @@ pub struct SchemaIds {
 struct Shapes {
     /// Indexes of the key columns in key order, and the shape of each in the key; `None` where it has no field.
     key: Vec<(usize, Option<Shape>)>,
-    /// Of each column in a row; `None` where it has no field.
+    /// Of each column in a row; `None` where it has no field there.
     columns: Vec<Option<Shape>>,
     envelope: Shape,
 }
@@ -68,11 +68,10 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
     let row = envelope.fields().iter().find(|field| field.name == "after")?.shape.inner();
     let mut fields = row.fields().iter();
     let mut columns = Vec::with_capacity(relation.columns.len());
-    for column in &relation.columns {
-        columns.push(match mapping::encoding(column, &relation.modes) {
-            Encoding::Skipped => None,
-            _ => Some(fields.next()?.shape.clone()),
-        });
+    let skipped = |i: usize| mapping::encoding(&relation.columns[i], &relation.modes) == Encoding::Skipped;
+    for i in 0..relation.columns.len() {
+        let in_row = !skipped(i) && !relation.is_key_only(i);
+        columns.push(if in_row { Some(fields.next()?.shape.clone()) } else { None });
     }
     let key_schema = match &schemas.key {
         Some(schema) => Shape::parse(schema)?,
@@ -81,7 +80,7 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
     let mut key_fields = key_schema.fields().iter();
     let mut key = Vec::new();
     for index in relation.key_columns() {
-        let shape = if columns[index].is_some() { Some(key_fields.next()?.shape.clone()) } else { None };
+        let shape = if skipped(index) { None } else { Some(key_fields.next()?.shape.clone()) };
         key.push((index, shape));
     }
     let whole = fields.next().is_none() && key_fields.next().is_none();

@@ -88,7 +88,8 @@ impl Printer {
             Type::Array(_) | Type::Map(..) => "",
             Type::Struct(_) => unreachable!("records went another way"),
         };
-        if !of.is_empty() && schema.name.is_none() && schema.default.is_none() && !is_int16 {
+        let bare = schema.name.is_none() && schema.default.is_none() && schema.parameters.is_empty();
+        if !of.is_empty() && bare && !is_int16 {
             return self.string(of);
         }
         self.out.push('{');

@@ -1,0 +1,122 @@
+//! From a version of a table's rows to the version of its records: the connector's shape laid over what the source has.
+//!
+//! Rows go through the loader as they come, and only what is written is shaped: two rows that a mask makes alike are still two.
+//! So a table has two versions, that of its rows, which the stream and chunks are compared by, and that of its records, which
+//! stands in the ledger. Without a shape they are one.
+
+use crate::codec::{avro, mapping};
+use crate::config::{Config, Table};
+use crate::error::{Code, Error, Halt, Result};
+use crate::key::KeyOrder;
+use crate::postgres::catalog::{self, RelationShape, TableFacts};
+use crate::relation::{Fingerprint, Relation};
+use crate::transform::Transformer;
+
+/// The relation version of a table's records, and how its rows become them.
+pub struct Shaped {
+    pub relation: Relation,
+    pub rows: Rows,
+    /// `None`: rows are written as they come.
+    pub transformer: Option<Transformer>,
+    /// Old rows lack columns of the key, because nothing is said to happen but INSERT: an UPDATE would leave records under the
+    /// old key.
+    pub inserts_alone: bool,
+}
+
+/// A version of the rows of a table as the source sends them.
+pub struct Rows {
+    pub fingerprint: Fingerprint,
+    /// Columns of a row.
+    pub width: usize,
+    /// What tells rows apart: columns in key order; empty where only the whole row does.
+    pub key: Vec<usize>,
+    pub key_orders: Vec<(usize, KeyOrder)>,
+}
+
+impl Rows {
+    fn of(rows: &Relation) -> Rows {
+        let key = rows.key_columns();
+        let key_orders = key.iter().map(|&i| (i, KeyOrder::of(rows.columns[i].type_oid))).collect();
+        Rows { fingerprint: rows.fingerprint, width: rows.columns.len(), key, key_orders }
+    }
+}
+
+/// The version of a table's rows that a connector asks for.
+pub fn relation_shape(table: &Table) -> RelationShape<'_> {
+    RelationShape {
+        topic: &table.topic,
+        partitions: table.partitions,
+        format: table.wire.format,
+        modes: &table.wire.modes,
+        exact: mapping::exact,
+        insert_only: table.insert_only,
+        // Sinks read ranges, and find rows, by the key of the records. Where no sink does, records may share a key.
+        key: if table.sinks.is_empty() { &[] } else { &table.shape.key },
+    }
+}
+
+/// Completes a version of the table's rows to one of its records. `facts`: the table as the catalog has it by now.
+pub fn shaped(table: &Table, rows: Relation, facts: Option<&TableFacts>, prefix: &str) -> Result<Shaped> {
+    if table.shape.is_plain() {
+        return Ok(plain(avro::complete(rows, prefix)?));
+    }
+    let version = Rows::of(&rows);
+    let shaped = records(table, rows, facts)?;
+    let key = &table.shape.key;
+    let for_sinks = !table.sinks.is_empty();
+    let blind = |facts| catalog::named_key_finding(facts, key, for_sinks, false).is_some();
+    let inserts_alone = table.insert_only && !key.is_empty() && facts.is_some_and(blind);
+    let relation = avro::complete(shaped.relation, prefix)?;
+    Ok(Shaped { relation, rows: version, transformer: shaped.transformer, inserts_alone })
+}
+
+/// Records that hold what rows hold.
+pub fn plain(relation: Relation) -> Shaped {
+    Shaped { rows: Rows::of(&relation), relation, transformer: None, inserts_alone: false }
+}
+
+fn records(table: &Table, rows: Relation, facts: Option<&TableFacts>) -> Result<crate::transform::Shaped> {
+    let for_sinks = !table.sinks.is_empty();
+    let names: Option<Vec<&str>> = facts.map(|facts| facts.columns.iter().map(|c| c.name.as_str()).collect());
+    // Names first: what is said of a column that is not there is no finding of its own.
+    let shaped = table.shape.compile(rows, names.as_deref(), for_sinks)?;
+    let finding = |facts| catalog::named_key_finding(facts, &table.shape.key, for_sinks, table.insert_only);
+    match facts.filter(|_| !table.shape.key.is_empty()).and_then(finding) {
+        Some(halt) => Err(halt.into()),
+        None => Ok(shaped),
+    }
+}
+
+/// The records' version of a table as the catalog has it, before its format's schemas.
+pub fn relation_of(table: &Table, facts: &TableFacts) -> Result<Relation> {
+    let rows = catalog::build_relation(facts, relation_shape(table))?;
+    Ok(records(table, rows, Some(facts))?.relation)
+}
+
+/// What keeps connectors' shapes from being laid over their tables. What is wrong with a table itself is not said again.
+pub fn findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
+    let shaped = config.tables.iter().filter(|table| !table.shape.is_plain());
+    let finding = |table: &Table| {
+        let facts = facts.iter().find(|facts| facts.name == table.name)?;
+        if catalog::identity_finding(facts).is_some_and(|_| !table.insert_only) {
+            return None;
+        }
+        match relation_of(table, facts) {
+            // The rest is said of the table already.
+            Err(Error::Halt(halt)) if halt.code == Code::ConnectorColumns || !table.shape.key.is_empty() => Some(*halt),
+            _ => None,
+        }
+    };
+    shaped.filter_map(finding).collect()
+}
+
+/// Whether `known` is the version that was made of rows like these before the catalog forgot what only it can tell.
+pub fn resembles(made: &Relation, known: &Relation) -> bool {
+    let told = |relation: &Relation| {
+        let column = |c: &crate::relation::Column| (c.name.clone(), c.type_oid, c.typmod, c.key.is_some());
+        relation.columns.iter().map(column).collect::<Vec<_>>()
+    };
+    (made.oid, &made.name, &made.topic, made.partitions) == (known.oid, &known.name, &known.topic, known.partitions)
+        && (made.format, &made.modes, &made.transforms) == (known.format, &known.modes, &known.transforms)
+        && told(made) == told(known)
+}

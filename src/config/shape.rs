@@ -1,0 +1,201 @@
+//! What a connector makes of its table's rows: which columns, under which masks, by which key.
+//!
+//! Names are checked here against one another; whether the table has such columns only the source knows, and
+//! [`crate::transform`] says so at the start.
+
+use std::fmt::Write;
+
+use secrecy::SecretString;
+
+use super::Table;
+use super::connector::ConnectorSink;
+use super::describe::{list, pair, text};
+use super::findings::At;
+use super::process::check_identifier;
+use super::reader::{Section, Text};
+use super::wire::word;
+use crate::transform::{Algorithm, Columns, HashVersion, Mask, Shape};
+
+/// Longer than any text column that somebody masks, and far below a record.
+const MASK_CHARS_MAX: i64 = 10_000;
+/// Postgres' own limit of a text.
+const TRUNCATE_CHARS_MAX: i64 = 1 << 30;
+
+const ALGORITHMS: [(&str, Algorithm); 4] = [
+    ("SHA-256", Algorithm::Sha256),
+    ("SHA-224", Algorithm::Sha224),
+    ("SHA-384", Algorithm::Sha384),
+    ("SHA-512", Algorithm::Sha512),
+];
+
+/// The shape, and where its lists stand.
+pub(super) struct ShapeText {
+    pub shape: Shape,
+    columns: Vec<Text>,
+    key: Vec<Text>,
+}
+
+pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
+    let only = names(top, "columns", "[\"id\", \"name\"]");
+    let except = names(top, "exclude_columns", "[\"secret\"]");
+    let key = names(top, "key", "[\"sku\"]").unwrap_or_default();
+    let masks = top.each("masks", |column, section| {
+        check_identifier(section, "column", &column);
+        let mask = mask(&column, section)?;
+        Some((column, mask))
+    });
+    let masks: Vec<(Text, Mask)> = masks.into_iter().flatten().collect();
+    let report = top.report();
+    if only.is_some()
+        && let Some(at) = top.place("exclude_columns")
+    {
+        report.add(&at, "columns and exclude_columns are both there", "delete one of them");
+    }
+    let values = |list: &[Text]| list.iter().map(|name| name.value.clone()).collect::<Vec<String>>();
+    let (columns, listed) = match (only, except) {
+        (Some(only), _) => (Columns::Only(values(&only)), only),
+        (None, Some(except)) => (Columns::Except(values(&except)), except),
+        (None, None) => (Columns::All, Vec::new()),
+    };
+    let shape = Shape { columns, masks: Vec::new(), key: values(&key) };
+    for (column, _) in &masks {
+        let name = &column.value;
+        if !shape.keeps(name) {
+            let message = format!("column {name:?} has a mask, but is left out");
+            report.add(&column.at, message, format!("delete [masks.{name}]"));
+        }
+        if shape.key.contains(name) {
+            let message = format!("column {name:?} has a mask and is of the key, which would no longer name the row");
+            report.add(&column.at, message, format!("delete [masks.{name}], or take {name:?} out of key"));
+        }
+    }
+    let masks = masks.into_iter().map(|(column, mask)| (column.value, mask)).collect();
+    ShapeText { shape: Shape { masks, ..shape }, columns: listed, key }
+}
+
+/// A list of columns; `None` if it is not there.
+pub(super) fn names(section: &mut Section<'_>, key: &'static str, example: &str) -> Option<Vec<Text>> {
+    let (at, columns) = section.texts(key, example)?;
+    if columns.is_empty() {
+        section.report().add(&at, format!("{key} is empty"), format!("write {key} = {example}, or delete the line"));
+    }
+    for (i, column) in columns.iter().enumerate() {
+        check_identifier(section, "column", column);
+        if columns[..i].iter().any(|before| before.value == column.value) {
+            let message = format!("column {:?} stands twice", column.value);
+            section.report().add(&column.at, message, "delete one of them");
+        }
+    }
+    Some(columns)
+}
+
+/// `None` where a finding says why.
+fn mask(column: &Text, section: &mut Section<'_>) -> Option<Mask> {
+    let chars = section.integer("chars", 0..=MASK_CHARS_MAX);
+    let truncate = section.integer("truncate", 0..=TRUNCATE_CHARS_MAX);
+    let algorithm = section.choice("hash", &ALGORITHMS);
+    let salt = section.text("salt");
+    let version = section.integer("hash_version", 1..=2);
+    let mut places = |keys: &[&'static str]| -> Vec<(&'static str, At)> {
+        keys.iter().filter_map(|key| Some((*key, section.place(key)?))).collect()
+    };
+    let (said, beside) = (places(&["chars", "truncate", "hash"]), places(&["salt", "hash_version"]));
+    let name = &column.value;
+    let report = section.report();
+    match &said[..] {
+        [] => {
+            let message = format!("the mask of column {name:?} says nothing");
+            let hint = "write chars = 6 (asterisks), truncate = 4, or hash = \"SHA-256\" with a salt below it";
+            report.add(&column.at, message, hint);
+            return None;
+        }
+        [_] => {}
+        [.., (key, at)] => {
+            let message = format!("the mask of column {name:?} is given twice, the second time by {key}");
+            report.add(at, message, "delete one of them");
+            return None;
+        }
+    }
+    if let Some((key, at)) = beside.first().filter(|_| said[0].0 != "hash") {
+        report.add(at, format!("{key} has no effect without hash"), format!("delete {key}"));
+    }
+    let chars_of = |number: i64| u32::try_from(number).expect("within its range");
+    match (chars, truncate, algorithm) {
+        (Some(chars), ..) => Some(Mask::Fixed { chars: chars_of(chars) }),
+        (_, Some(chars), _) => Some(Mask::Truncate { chars: chars_of(chars) }),
+        (_, _, Some(algorithm)) => {
+            let salt = salted(column, section, salt)?;
+            let version = if version == Some(1) { HashVersion::V1 } else { HashVersion::V2 };
+            Some(Mask::Hash { algorithm, version, salt })
+        }
+        (None, None, None) => None,
+    }
+}
+
+/// Without a salt, whoever guesses a value finds its hash.
+fn salted(column: &Text, section: &mut Section<'_>, salt: Option<Text>) -> Option<SecretString> {
+    let hint = "write salt = \"${NAME}\", with the salt in the environment variable NAME";
+    match salt {
+        Some(salt) if salt.value.is_empty() => {
+            section.report().add(&salt.at, "salt is empty", hint);
+            None
+        }
+        Some(salt) => Some(salt.value.into()),
+        None if section.place("salt").is_some() => None,
+        None => {
+            let message = format!("the salt is missing beside the hash of column {:?}", column.value);
+            section.report().add(&column.at, message, hint);
+            None
+        }
+    }
+}
+
+impl ShapeText {
+    /// What sinks take must be in the records, the key among it.
+    pub fn check_sinks(&self, sinks: &[ConnectorSink], report: &super::findings::Report) {
+        for sink in sinks {
+            let wanted = sink.columns.iter().flatten();
+            if let Some(column) = wanted.clone().find(|column| !self.shape.keeps(column)) {
+                let name = &sink.name.value;
+                let message =
+                    format!("sink {name:?} takes column {column:?}, which is left out of this table's records");
+                report.add(&sink.name.at, message, format!("delete {column:?} from columns under [sinks.{name}]"));
+            }
+        }
+        let (Some(sink), false) = (sinks.first(), self.key.is_empty()) else { return };
+        for key in self.key.iter().filter(|key| !self.shape.keeps(&key.value)) {
+            let message = format!(
+                "column {:?} is of the key, by which sink {:?} finds rows, but is left out",
+                key.value, sink.name.value
+            );
+            let at = self.columns.iter().find(|column| column.value == key.value).map_or(&key.at, |column| &column.at);
+            report.add(at, message, format!("leave {:?} in the records, or take it out of key", key.value));
+        }
+    }
+}
+
+/// The keys of a connector, without salts.
+pub(super) fn describe(out: &mut String, table: &Table) {
+    let shape = &table.shape;
+    match &shape.columns {
+        Columns::All => {}
+        Columns::Only(names) => pair(out, "columns", list(names)),
+        Columns::Except(names) => pair(out, "exclude_columns", list(names)),
+    }
+    if !shape.key.is_empty() {
+        pair(out, "key", list(&shape.key));
+    }
+    pair(out, "skip_unchanged", table.skip_unchanged.to_string());
+    for (column, mask) in &shape.masks {
+        let _ = writeln!(out, "\n[connectors.masks.{}]", text(column));
+        match mask {
+            Mask::Fixed { chars } => pair(out, "chars", chars.to_string()),
+            Mask::Truncate { chars } => pair(out, "truncate", chars.to_string()),
+            Mask::Hash { algorithm, version, .. } => {
+                pair(out, "hash", text(word(&ALGORITHMS, *algorithm)));
+                pair(out, "hash_version", if *version == HashVersion::V1 { "1" } else { "2" }.to_owned());
+                out.push_str("# the salt is set\n");
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What a connector makes of its table's rows before records are written of them: columns left out, masks, another key.
+//!
+//! A [`Shape`] is what the connector says, in names. [`Shape::compile`] lays it over a version of the table's rows, once for each
+//! version: out of it come the relation version of the records and the [`Transformer`] that rows go through. Rows of the
+//! stream and of chunks go through the same one, so a sink equals the source as it is shaped, whichever way a row came. A table
+//! without a shape has no transformer and pays nothing.
+//!
+//! Invariants: what hides something is never passed over in silence. A column that is named and not there, a mask on a type that
+//! has none, a mask on a key are errors, because the value would stand in the topic in clear; so is hiding what tells rows apart,
+//! which the ledger's ranges hold. Columns that the catalog has
+//! forgotten (the stream is behind it) can't be told from hidden ones that were renamed since, so a table that hides some leaves
+//! them out.
+//!
+//! Deliberately not here: whether a key names rows and comes with every change (`postgres::catalog`); what is compared at a start to
+//! find that a shape was changed (`look`).
+
+mod mask;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use mask::{Algorithm, HashVersion, Mask, MaskMark};
+
+use crate::error::{Code, Error, Result};
+use crate::relation::{Column, Relation, TypeKind};
+use crate::value::{Row, RowBuf};
+
+/// What relation versions say of a shape (docs/protocol.md, `transforms`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Transform {
+    /// A column of the key that stands in no row.
+    KeyOnly {
+        column: String,
+    },
+    Mask {
+        column: String,
+        mask: MaskMark,
+    },
+    /// Records have another key than rows: names and type OIDs of the columns that tell rows apart, in key order.
+    RowsBy {
+        columns: Vec<(String, u32)>,
+    },
+}
+
+/// What a connector says of its table's columns.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    pub columns: Columns,
+    /// In order of column name.
+    pub masks: Vec<(String, Mask)>,
+    /// The columns of the record's key, in order; empty: those that name a row.
+    pub key: Vec<String>,
+}
+
+/// Which columns records have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Columns {
+    #[default]
+    All,
+    Only(Vec<String>),
+    Except(Vec<String>),
+}
+
+/// A version of a table's records, and how rows become them.
+#[derive(Debug)]
+pub struct Shaped {
+    pub relation: Relation,
+    /// `None`: rows are written as they come.
+    pub transformer: Option<Transformer>,
+}
+
+impl Shape {
+    /// Nothing is said: records hold what rows hold.
+    pub fn is_plain(&self) -> bool {
+        self.columns == Columns::All && self.masks.is_empty() && self.key.is_empty()
+    }
+
+    /// Tells shapes apart by what a sink would hold; `None` of a plain one.
+    pub fn digest(&self) -> Option<String> {
+        if self.is_plain() {
+            return None;
+        }
+        let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<String>>();
+        let columns = match &self.columns {
+            Columns::All => serde_json::Value::Null,
+            Columns::Only(names) => serde_json::json!({ "only": sorted(names) }),
+            Columns::Except(names) => serde_json::json!({ "except": sorted(names) }),
+        };
+        let masks: Vec<(&String, MaskMark)> = self.masks.iter().map(|(column, mask)| (column, mask.mark())).collect();
+        let json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key });
+        Some(hex::encode(&Sha256::digest(json.to_string())[..8]))
+    }
+
+    /// Lays the shape over a version of the table's rows. `catalog`: the names that the catalog has by now, which may be ahead of
+    /// these rows; `None` where it has no such table any more. `for_sinks`: a sink of ours reads the records.
+    pub fn compile(&self, rows: Relation, catalog: Option<&[&str]>, for_sinks: bool) -> Result<Shaped> {
+        if self.is_plain() {
+            return Ok(Shaped { relation: rows, transformer: None });
+        }
+        self.check_names(&rows, catalog)?;
+        let key = self.key_of(&rows)?;
+        let mut transforms = Vec::new();
+        let (mut columns, mut picks) = (Vec::new(), Vec::new());
+        for (i, column) in rows.columns.iter().enumerate() {
+            let ordinal = key.iter().position(|k| *k == i);
+            let known = catalog.is_none_or(|names| names.contains(&column.name.as_str()));
+            let kept = self.keeps(&column.name) && (known || ordinal.is_some() || !self.hides());
+            if !kept && ordinal.is_none() {
+                continue;
+            }
+            if !kept && for_sinks {
+                return Err(key_left_out(&rows, column));
+            }
+            if !kept {
+                transforms.push(Transform::KeyOnly { column: column.name.clone() });
+            }
+            let mask = self.masks.iter().find(|(name, _)| *name == column.name).map(|(_, mask)| mask.clone());
+            if let Some(mask) = &mask {
+                check_mask(&rows, column, mask, ordinal.is_some(), for_sinks)?;
+                transforms.push(Transform::Mask { column: column.name.clone(), mask: mask.mark() });
+            }
+            let ordinal = ordinal.map(|at| u16::try_from(at).expect("a table has at most 1600 columns"));
+            picks.push(Pick { from: i, mask: mask.map(|mask| (mask, length(column))) });
+            columns.push(Column { key: ordinal, ..column.clone() });
+        }
+        let shown = |i: usize| key.contains(&i) || picks.iter().any(|pick| pick.from == i && pick.mask.is_none());
+        if let Some(hidden) = rows.key_columns().into_iter().find(|i| !shown(*i)) {
+            return Err(row_key_hidden(&rows, &rows.columns[hidden]));
+        }
+        if key != rows.key_columns() {
+            transforms.push(Transform::RowsBy { columns: rows.row_key() });
+        }
+        let relation = Relation { columns, transforms, ..rows }.sealed();
+        Ok(Shaped { relation, transformer: Some(Transformer { picks }) })
+    }
+
+    /// Whether records have the column, if there is one.
+    pub fn keeps(&self, column: &str) -> bool {
+        match &self.columns {
+            Columns::All => true,
+            Columns::Only(names) => names.iter().any(|name| name == column),
+            Columns::Except(names) => names.iter().all(|name| name != column),
+        }
+    }
+
+    /// Columns are hidden by name, so one under another name would show.
+    fn hides(&self) -> bool {
+        matches!(self.columns, Columns::Except(_)) || !self.masks.is_empty()
+    }
+
+    /// Every column that is named, and by which key of the connector.
+    fn names(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let (word, listed): (_, &[String]) = match &self.columns {
+            Columns::All => ("columns", &[]),
+            Columns::Only(names) => ("columns", names),
+            Columns::Except(names) => ("exclude_columns", names),
+        };
+        let masked = self.masks.iter().map(|(column, _)| ("masks", column));
+        listed.iter().map(move |name| (word, name)).chain(masked).chain(self.key.iter().map(|name| ("key", name)))
+    }
+
+    fn check_names(&self, rows: &Relation, catalog: Option<&[&str]>) -> Result<()> {
+        let Some(catalog) = catalog else { return Ok(()) };
+        match self.names().find(|(_, name)| !catalog.contains(&name.as_str())) {
+            None => Ok(()),
+            Some((word, name)) => {
+                let found = format!("{word} names column {name:?}, which the table does not have");
+                let hint = format!("write another name into {word}; its columns are {}", catalog.join(", "));
+                Err(refused(rows, &found, hint)
+                    .fact("generated columns are in no record; one that was renamed would show under its new name"))
+            }
+        }
+    }
+
+    /// Indexes of the record's key in these rows.
+    fn key_of(&self, rows: &Relation) -> Result<Vec<usize>> {
+        if self.key.is_empty() {
+            return Ok(rows.key_columns());
+        }
+        let position = |name: &String| {
+            rows.columns.iter().position(|column| column.name == *name).ok_or_else(|| {
+                let found = format!("rows from before key column {name:?} was added are still to be read");
+                refused(rows, &found, "delete key = […] from the connector until they are".to_owned())
+            })
+        };
+        self.key.iter().map(position).collect()
+    }
+}
+
+/// Takes rows as they come to rows as they are written.
+#[derive(Debug)]
+pub struct Transformer {
+    picks: Vec<Pick>,
+}
+
+/// One column of a written row.
+#[derive(Debug)]
+struct Pick {
+    from: usize,
+    /// With the column's length in characters, if it has one.
+    mask: Option<(Mask, Option<usize>)>,
+}
+
+impl Transformer {
+    /// Writes the row into `out`, which is cleared first.
+    pub fn apply(&self, row: Row<'_>, out: &mut RowBuf) {
+        out.clear();
+        let mut text = Vec::new();
+        for pick in &self.picks {
+            let cell = row.get(pick.from);
+            out.push(match &pick.mask {
+                None => cell,
+                Some((mask, length)) => mask.apply(cell, *length, &mut text),
+            });
+        }
+    }
+}
+
+/// The length that a text type declares, behind any domains; the outer `None`: it is no text.
+fn text_length(oid: u32, name: &str, typmod: i32, kind: &TypeKind) -> Option<Option<usize>> {
+    const TEXT: u32 = 25;
+    const BPCHAR: u32 = 1042;
+    const VARCHAR: u32 = 1043;
+    match (kind, oid) {
+        (TypeKind::Domain { base }, _) => text_length(base.oid, &base.name, base.typmod, &base.kind),
+        (TypeKind::Base, TEXT) => Some(None),
+        // The modifier counts the four bytes of a header too.
+        (TypeKind::Base, BPCHAR | VARCHAR) => Some(usize::try_from(typmod - 4).ok()),
+        (TypeKind::Base, _) if name.ends_with(".citext") => Some(None),
+        _ => None,
+    }
+}
+
+fn length(column: &Column) -> Option<usize> {
+    text_length(column.type_oid, &column.type_name, column.typmod, &column.kind).flatten()
+}
+
+fn check_mask(rows: &Relation, column: &Column, mask: &Mask, in_key: bool, for_sinks: bool) -> Result<()> {
+    let name = &column.name;
+    if in_key {
+        let found = format!("column {name:?} has a mask and is of the key, which would no longer name the row");
+        let hint = "delete the mask, or write key = […] with other columns into the connector";
+        return Err(refused(rows, &found, hint.to_owned()));
+    }
+    let Some(length) = text_length(column.type_oid, &column.type_name, column.typmod, &column.kind) else {
+        let found = format!("column {name:?} has a mask, but is {} and no text", column.type_name);
+        return Err(refused(rows, &found, format!("write exclude_columns = [{name:?}] into the connector instead")));
+    };
+    match (mask, length) {
+        (Mask::Fixed { chars }, Some(length)) if for_sinks && *chars as usize > length => {
+            let found = format!("column {name:?} has a mask of {chars} characters, and room for {length} at a sink");
+            Err(refused(rows, &found, format!("write chars = {length} under [masks.{name}]")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn key_left_out(rows: &Relation, column: &Column) -> Error {
+    let found = format!("column {:?} is left out, but is of the key, by which sinks find the row", column.name);
+    refused(rows, &found, format!("leave {:?} in columns, out of exclude_columns", column.name))
+}
+
+fn row_key_hidden(rows: &Relation, column: &Column) -> Error {
+    let found = format!(
+        "column {:?} tells rows apart, so the ledger shows it where it says what was read; it can't be hidden",
+        column.name
+    );
+    refused(rows, &found, format!("leave {:?} in the records or in key, without a mask", column.name))
+}
+
+fn refused(rows: &Relation, found: &str, hint: String) -> Error {
+    Error::halt(Code::ConnectorColumns, format!("connector of table {}: {found}", rows.name), hint)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+use super::*;
+use crate::relation::{Fingerprint, Format, Modes, TableName, TypeName};
+use crate::value::Cell;
+
+/// `name:type`, `!` behind it: of the key.
+fn rows(columns: &str) -> Relation {
+    let mut key = 0..;
+    let column = |text: &str| {
+        let (name, rest) = text.split_once(':').unwrap();
+        let of = rest.trim_end_matches('!');
+        let (type_oid, type_name, typmod) = match of {
+            "int" => (23, "int4", -1),
+            "text" => (25, "text", -1),
+            "varchar3" => (1043, "varchar", 7),
+            other => panic!("{other}"),
+        };
+        Column {
+            name: name.into(),
+            type_oid,
+            type_name: type_name.into(),
+            typmod,
+            kind: TypeKind::Base,
+            nullable: !rest.ends_with('!'),
+            default: None,
+            key: rest.ends_with('!').then(|| key.next().unwrap()),
+            exact: true,
+        }
+    };
+    let columns = columns.split(' ').map(column).collect();
+    Relation {
+        fingerprint: Fingerprint(0),
+        oid: 1,
+        name: TableName::new("public", "t"),
+        topic: "p.public.t".into(),
+        partitions: 1,
+        format: Format::Json,
+        modes: Modes::default(),
+        columns,
+        avro: None,
+        transforms: vec![],
+    }
+    .sealed()
+}
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn shape(columns: Columns) -> Shape {
+    Shape { columns, ..Shape::default() }
+}
+
+fn only(list: &[&str]) -> Shape {
+    shape(Columns::Only(names(list)))
+}
+
+fn except(list: &[&str]) -> Shape {
+    shape(Columns::Except(names(list)))
+}
+
+fn masked(column: &str, mask: Mask) -> Shape {
+    Shape { masks: vec![(column.into(), mask)], ..Shape::default() }
+}
+
+fn keyed(key: &[&str]) -> Shape {
+    Shape { key: names(key), ..Shape::default() }
+}
+
+/// Over a catalog that has just the rows' columns.
+fn compiled(shape: &Shape, rows: &Relation, for_sinks: bool) -> Result<Shaped> {
+    let catalog: Vec<&str> = rows.columns.iter().map(|column| column.name.as_str()).collect();
+    shape.compile(rows.clone(), Some(&catalog), for_sinks)
+}
+
+fn columns(shaped: &Shaped) -> Vec<&str> {
+    shaped.relation.columns.iter().map(|column| column.name.as_str()).collect()
+}
+
+/// Cells as text, `-` for NULL, `~` for absent.
+fn through(shaped: &Shaped, cells: &[&str]) -> Vec<String> {
+    let cell = |text: &&'static str| match *text {
+        "-" => Cell::Null,
+        "~" => Cell::Absent,
+        text => Cell::Text(text.as_bytes()),
+    };
+    // Leaked: a handful of words in a test.
+    let cells: Vec<&'static str> = cells.iter().map(|text| &*String::from(*text).leak()).collect();
+    let row: RowBuf = cells.iter().map(cell).collect();
+    let mut out = RowBuf::new();
+    shaped.transformer.as_ref().expect("there is something to do").apply(row.row(), &mut out);
+    let shown = |cell: Cell<'_>| match cell {
+        Cell::Null => "-".to_owned(),
+        Cell::Absent => "~".to_owned(),
+        Cell::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+    };
+    out.row().iter().map(shown).collect()
+}
+
+fn refusal(shape: &Shape, rows: &Relation, for_sinks: bool) -> String {
+    let error = compiled(shape, rows, for_sinks).unwrap_err();
+    assert_eq!(error.code(), Some(Code::ConnectorColumns));
+    error.to_string()
+}
+
+#[test]
+fn a_table_without_a_shape_is_as_it_was() {
+    let rows = rows("id:int! name:text");
+    let shaped = compiled(&Shape::default(), &rows, true).unwrap();
+    assert_eq!(shaped.relation, rows);
+    assert!(shaped.transformer.is_none());
+    assert_eq!(Shape::default().digest(), None);
+}
+
+#[test]
+fn columns_are_left_out_of_relation_and_rows_alike() {
+    let rows = rows("id:int! name:text secret:text");
+    for shape in [only(&["name", "id"]), except(&["secret"])] {
+        let shaped = compiled(&shape, &rows, true).unwrap();
+        assert_eq!(columns(&shaped), ["id", "name"]);
+        assert_eq!(shaped.relation.key_columns(), [0]);
+        assert!(shaped.relation.transforms.is_empty());
+        assert_ne!(shaped.relation.fingerprint, rows.fingerprint);
+        assert_eq!(through(&shaped, &["1", "~", "hidden"]), ["1", "~"]);
+    }
+}
+
+#[test]
+fn a_key_that_is_left_out_stays_in_the_key_alone_and_a_sink_needs_it() {
+    let rows = rows("id:int! name:text");
+    let shaped = compiled(&only(&["name"]), &rows, false).unwrap();
+    assert_eq!(columns(&shaped), ["id", "name"]);
+    assert!(shaped.relation.is_key_only(0) && !shaped.relation.is_key_only(1));
+    assert_eq!(through(&shaped, &["1", "a"]), ["1", "a"]);
+    assert!(refusal(&only(&["name"]), &rows, true).contains("\"id\""));
+    assert!(refusal(&except(&["id"]), &rows, true).contains("\"id\""));
+}
+
+#[test]
+fn what_is_named_and_not_there_is_refused() {
+    let rows = rows("id:int! name:text");
+    for (shape, word) in [
+        (only(&["id", "nme"]), "columns"),
+        (except(&["nme"]), "exclude_columns"),
+        (masked("nme", Mask::Fixed { chars: 1 }), "masks"),
+        (keyed(&["nme"]), "key"),
+    ] {
+        let refusal = refusal(&shape, &rows, false);
+        assert!(refusal.contains(&format!("{word} names column \"nme\"")), "{refusal}");
+        assert!(refusal.contains("id, name"), "{refusal}");
+    }
+}
+
+#[test]
+fn rows_from_before_a_hidden_column_was_added_have_it_not() {
+    let old = rows("id:int! name:text");
+    let catalog = ["id", "name", "secret"];
+    let shaped = except(&["secret"]).compile(old.clone(), Some(&catalog), true).unwrap();
+    assert_eq!(columns(&shaped), ["id", "name"]);
+    let refusal = keyed(&["secret"]).compile(old, Some(&catalog), false).unwrap_err();
+    assert_eq!(refusal.code(), Some(Code::ConnectorColumns));
+}
+
+#[test]
+fn what_the_catalog_forgot_is_left_out_where_names_hide() {
+    // `secret` was called `email` when these rows were written.
+    let old = rows("id:int! email:text note:text");
+    let catalog = ["id", "secret", "note"];
+    for shape in [except(&["secret"]), masked("secret", Mask::Fixed { chars: 3 })] {
+        let shaped = shape.compile(old.clone(), Some(&catalog), true).unwrap();
+        assert_eq!(columns(&shaped), ["id", "note"]);
+    }
+    let listed = only(&["id", "note"]).compile(old.clone(), Some(&catalog), true).unwrap();
+    assert_eq!(columns(&listed), ["id", "note"]);
+    let dropped = except(&["secret"]).compile(old, None, true).unwrap();
+    assert_eq!(columns(&dropped), ["id", "email", "note"], "nothing is known of a table that is gone");
+}
+
+#[test]
+fn masks_are_applied_and_told_of_without_their_salt() {
+    let rows = rows("id:int! name:text ssn:varchar3");
+    let fixed = compiled(&masked("name", Mask::Fixed { chars: 2 }), &rows, true).unwrap();
+    assert_eq!(through(&fixed, &["1", "-", "abc"]), ["1", "**", "abc"]);
+    let salt = "canary".into();
+    let hash = Mask::Hash { algorithm: Algorithm::Sha256, version: HashVersion::V2, salt };
+    let hashed = compiled(&masked("ssn", hash), &rows, true).unwrap();
+    let row = through(&hashed, &["1", "~", "abc"]);
+    assert!(row[2].len() == 3 && row[2] != "abc", "{row:?}");
+    assert_eq!(row[1], "~");
+    let json = serde_json::to_string(&hashed.relation).unwrap();
+    assert!(json.contains(r#""kind":"mask","column":"ssn","mask":{"hash":{"algorithm":"SHA-256""#), "{json}");
+    assert!(!json.contains("canary"));
+    assert_eq!(serde_json::from_str::<Relation>(&json).unwrap(), hashed.relation);
+}
+
+#[test]
+fn a_mask_that_would_hide_nothing_or_too_much_is_refused() {
+    let rows = rows("id:int! n:int name:text! code:varchar3");
+    assert!(refusal(&masked("n", Mask::Fixed { chars: 2 }), &rows, false).contains("int4 and no text"));
+    assert!(refusal(&masked("name", Mask::Truncate { chars: 2 }), &rows, false).contains("of the key"));
+    assert!(refusal(&masked("code", Mask::Fixed { chars: 4 }), &rows, true).contains("room for 3"));
+    assert!(compiled(&masked("code", Mask::Fixed { chars: 4 }), &rows, false).is_ok());
+}
+
+#[test]
+fn what_the_ledger_would_show_is_not_hidden() {
+    let rows = rows("ssn:text! name:text");
+    let hidden = Shape { key: names(&["name"]), ..except(&["ssn"]) };
+    assert!(refusal(&hidden, &rows, false).contains("\"ssn\" tells rows apart"));
+    let masked = Shape { key: names(&["name"]), ..masked("ssn", Mask::Fixed { chars: 3 }) };
+    assert!(refusal(&masked, &rows, false).contains("\"ssn\" tells rows apart"));
+    let shown = Shape { key: names(&["name", "ssn"]), ..except(&["ssn"]) };
+    assert!(compiled(&shown, &rows, false).is_ok(), "it stands in the key");
+}
+
+#[test]
+fn domains_over_text_have_its_length() {
+    let base = TypeName { oid: 1043, name: "varchar".into(), typmod: 7, kind: TypeKind::Base };
+    let domain = TypeKind::Domain { base: Box::new(base) };
+    assert_eq!(text_length(99, "public.code", -1, &domain), Some(Some(3)));
+    assert_eq!(text_length(98, "public.citext", -1, &TypeKind::Base), Some(None));
+    assert_eq!(text_length(3802, "jsonb", -1, &TypeKind::Base), None);
+}
+
+#[test]
+fn a_record_s_key_may_be_another_than_the_row_s() {
+    let rows = rows("id:int! name:text owner:int");
+    let shaped = compiled(&keyed(&["owner", "id"]), &rows, false).unwrap();
+    assert_eq!(shaped.relation.key_columns(), [2, 0]);
+    assert_eq!(shaped.relation.row_key(), [("id".to_owned(), 23)]);
+    let same = compiled(&keyed(&["id"]), &rows, false).unwrap();
+    assert_eq!(same.relation, rows);
+}
+
+#[test]
+fn digests_tell_shapes_apart_by_what_they_leave() {
+    let digests = [
+        only(&["a", "b"]).digest(),
+        only(&["a"]).digest(),
+        except(&["a"]).digest(),
+        masked("a", Mask::Fixed { chars: 1 }).digest(),
+        masked("a", Mask::Fixed { chars: 2 }).digest(),
+        keyed(&["a", "b"]).digest(),
+        keyed(&["b", "a"]).digest(),
+    ];
+    let distinct: BTreeSet<_> = digests.iter().flatten().collect();
+    assert_eq!(distinct.len(), digests.len());
+    assert_eq!(only(&["b", "a"]).digest(), digests[0]);
+}

@@ -1,0 +1,128 @@
+//! What connectors make of their tables' rows: columns left out, masks, other keys. Sinks equal the source as it is shaped.
+
+mod support;
+
+use support::scene::{Scene, read_raw, text, wait_text};
+use support::{Pipeline, Process};
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+
+async fn scene(hint: &str, source: &str, sink: &str, connector: &str) -> Scene {
+    let scene = Scene::bare(LOCKSTEP, hint, source, 1).await;
+    scene.orders().execute(&format!("DROP TABLE public.t; {sink}")).await.unwrap();
+    scene.configure(|p: Pipeline| p.connector("public.t", connector))
+}
+
+/// Waits until the sink holds what the query makes of the source.
+async fn shows(scene: &Scene, process: &mut Process, source: &str, sink: &str) {
+    let list = |rows: &str| format!("SELECT string_agg(r::text, ' ' ORDER BY r) FROM ({rows}) r");
+    let wanted = text(&scene.source, &list(source)).await;
+    wait_text(scene.orders(), &list(sink), &wanted, process).await;
+    scene.streaming(process).await;
+    assert_eq!(text(scene.orders(), &list(sink)).await, wanted);
+}
+
+const PEOPLE: &str = "CREATE TABLE public.t (id int PRIMARY KEY, name text, ssn varchar(11), big text, secret text);
+    ALTER TABLE t ALTER big SET STORAGE EXTERNAL";
+const SHAPED: &str =
+    "SELECT id, left(name, 4), left(encode(sha256(convert_to('salty' || ssn, 'UTF8')), 'hex'), 11), big FROM t";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_equals_the_source_as_it_is_shaped() {
+    let sink = "CREATE TABLE public.t (id int PRIMARY KEY, name text, ssn varchar(11), big text)";
+    let masks = "[masks]\nname.truncate = 4\nssn = { hash = \"SHA-256\", salt = \"salty\" }\n[sinks.orders]\n";
+    let connector = format!("exclude_columns = [\"secret\"]\n{masks}");
+    let scene = scene("shape", PEOPLE, sink, &connector).await;
+    scene.sql("INSERT INTO t SELECT i, 'before ' || i, 'ssn-' || i, repeat('x', 5000), 'canary' FROM generate_series(1, 50) i").await;
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO t VALUES (60, NULL, 'canary', NULL, 'canary'), (61, 'canary', NULL, 'y', NULL)").await;
+    // An unchanged big value is not sent, and stays.
+    scene
+        .sql("UPDATE t SET name = 'new', secret = 'canary 2' WHERE id < 10; UPDATE t SET id = 100 WHERE id = 11")
+        .await;
+    scene.sql("UPDATE t SET secret = 'canary 3' WHERE id = 12; DELETE FROM t WHERE id = 13").await;
+    shows(&scene, &mut process, SHAPED, "SELECT * FROM t").await;
+    for topic in ["public.t", "ledger"] {
+        let topic = format!("{}.{topic}", scene.pipeline.name);
+        let records = read_raw(&scene.services.kafka, &topic);
+        assert!(!records.is_empty());
+        let hidden = |bytes: &[u8]| !bytes.windows(6).any(|window| window == b"canary" || window == b"salty\"");
+        for record in records {
+            let parts = record.key.iter().chain(&record.value).chain(record.headers.iter().map(|(_, value)| value));
+            parts.for_each(|part| assert!(hidden(part), "{topic}: {}", String::from_utf8_lossy(part)));
+        }
+    }
+    // Under another shape the same rows are others: those that nobody touches too.
+    drop(process);
+    scene.sql("UPDATE t SET name = 'meanwhile' WHERE id = 14").await;
+    let otherwise = "columns = [\"id\", \"ssn\", \"name\", \"big\"]\n[masks.ssn]\nchars = 3\n[sinks.orders]\n";
+    let scene = scene.configure(|p| p.connector("public.t", otherwise));
+    let mut process = scene.spawn(&[]);
+    shows(&scene, &mut process, "SELECT id, name, '***', big FROM t", "SELECT * FROM t").await;
+    assert_eq!(scene.log().matches("its connector makes other records of them").count(), 1);
+    // The same shape again reads nothing again.
+    drop(process);
+    let mut process = scene.spawn(&[]);
+    scene.sql("INSERT INTO t VALUES (200, 'last')").await;
+    shows(&scene, &mut process, "SELECT id, name, '***', big FROM t", "SELECT * FROM t").await;
+    assert_eq!(scene.log().matches("its connector makes other records of them").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_finds_rows_by_another_key() {
+    let source = "CREATE TABLE public.t (id int PRIMARY KEY, sku text NOT NULL UNIQUE, v int); ALTER TABLE t REPLICA IDENTITY FULL";
+    let sink = "CREATE TABLE public.t (sku text PRIMARY KEY, v int)";
+    let connector = "exclude_columns = [\"id\"]\nkey = [\"sku\"]\n[sinks.orders]\n";
+    let scene = scene("shape_key", source, sink, connector).await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 20"));
+    scene.sql("INSERT INTO t SELECT i, 'sku ' || i * 7 % 101, i FROM generate_series(1, 100) i").await;
+    let mut process = scene.start().await;
+    scene
+        .sql("UPDATE t SET v = 0 WHERE id < 10; UPDATE t SET sku = 'moved' WHERE id = 20; DELETE FROM t WHERE id = 30")
+        .await;
+    // Under its key this is a change of one row's id alone: nothing that the sink has.
+    scene.sql("UPDATE t SET id = 1000 WHERE id = 40; INSERT INTO t VALUES (40, 'another', 1)").await;
+    shows(&scene, &mut process, "SELECT sku, v FROM t", "SELECT * FROM t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_connector_can_not_ask_of_its_table_is_named() {
+    let schema = "CREATE TABLE public.t (id int PRIMARY KEY, name text, n int NOT NULL, u int NOT NULL UNIQUE);
+        CREATE TABLE public.full_t (LIKE public.t INCLUDING ALL); ALTER TABLE public.full_t REPLICA IDENTITY FULL";
+    let mut scene = Scene::bare(LOCKSTEP, "shape_refused", schema, 1).await;
+    for (table, connector, wanted) in [
+        (
+            "public.t",
+            "exclude_columns = [\"nme\"]\n",
+            "error[CONNECTOR_COLUMNS]: connector of table public.t: exclude_columns names",
+        ),
+        ("public.t", "exclude_columns = [\"id\"]\n", "\"id\" is left out, but is of the key"),
+        ("public.t", "[masks.n]\nchars = 1\n", "but is int4 and no text"),
+        (
+            "public.t",
+            "key = [\"u\"]\n",
+            "error[REPLICA_IDENTITY]: the old row of an UPDATE or DELETE of table public.t lacks column \"u\"",
+        ),
+        ("public.full_t", "key = [\"name\"]\n", "column \"name\" of the key of table public.full_t may be NULL"),
+        (
+            "public.full_t",
+            "key = [\"n\"]\n",
+            "error[TABLE_WITHOUT_KEY]: the key (\"n\") of table public.full_t is not unique",
+        ),
+    ] {
+        let said;
+        (scene, said) = checked(scene, table, connector);
+        assert!(said.contains(wanted), "{connector}{said}");
+    }
+    let (_scene, said) = checked(scene, "public.full_t", "key = [\"n\", \"u\"]\n");
+    assert!(!said.contains("_KEY]") && !said.contains("REPLICA_IDENTITY"), "{said}");
+}
+
+/// What `lockstep check` says where this is the only connector.
+fn checked(scene: Scene, table: &str, connector: &str) -> (Scene, String) {
+    let text = format!("{connector}[sinks.orders]\n");
+    let scene = scene.configure(|p| p.connector_file("only", table, &text));
+    scene.pipeline.write().unwrap();
+    let output = scene.pipeline.command(&["check"]).unwrap();
+    (scene, String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
