@@ -17,6 +17,7 @@ use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
 use crate::capture::machine::{Admit, Machine, ReadBack};
+use crate::capture::requests::{answerable, begun, loaded, plan, tables_of};
 use crate::capture::schemas;
 use crate::capture::shape::{self, Shaped};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
@@ -30,9 +31,8 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::key::KeyRange;
 use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
-use crate::ledger::state::{Event, State, unread};
+use crate::ledger::state::{Event, State};
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
@@ -899,7 +899,7 @@ impl Core {
                 return;
             }
         }
-        let job = plan(&self.config, &self.order, &self.state);
+        let job = plan(|table| self.config.sinks_of(table), &self.order, &self.state);
         // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
         self.again
             .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
@@ -912,7 +912,7 @@ impl Core {
         if !answerable(&self.order, &self.state).any(|join| !join.loaded.is_empty()) {
             return;
         }
-        let mut job = plan(&self.config, &self.order, &self.state);
+        let mut job = plan(|table| self.config.sinks_of(table), &self.order, &self.state);
         job.loaded = loaded(&job, &self.state);
         let key =
             |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
@@ -1066,75 +1066,6 @@ enum ChangeKind {
     Insert,
     Update(Option<pgoutput::OldKind>),
     Delete,
-}
-
-/// Requests for tables that this reader has. One that names another table waits for a reader with that connector: an answer
-/// without its rows would tell the sink that it is whole.
-fn answerable<'a>(order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
-    state.open_joins().filter(|join| join.request.tables.iter().all(|table| order.contains(table)))
-}
-
-/// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
-/// that sinks which have their rows are not bothered.
-fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
-    let open: Vec<_> = answerable(order, state).collect();
-    let asked: std::collections::BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
-    let asks = |sink: &str, table: &TableName| {
-        open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
-    };
-    let everybody = config
-        .tables
-        .iter()
-        .filter(|table| asked.contains(&table.name))
-        .all(|table| table.sinks.iter().all(|sink| asks(&sink.sink, &table.name)));
-    let (requests, only, wanted) = if everybody {
-        (open.iter().map(|join| join.request.id).collect(), None, asked)
-    } else {
-        let first = &open[0].request;
-        (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
-    };
-    let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
-    let initial = !tables.iter().any(loaded);
-    Job { requests, only, tables, initial, loaded: Vec::new(), keys: HashMap::new() }
-}
-
-/// Requests of which something is loaded.
-fn begun(state: &State) -> impl Iterator<Item = &Join> {
-    state.open_joins().filter(|join| !join.loaded.is_empty())
-}
-
-fn tables_of(join: &Join) -> Vec<TableName> {
-    join.request.tables.clone()
-}
-
-/// What need not be read again for a job: the beginning of each table that all its requests have alike.
-fn loaded(job: &Job, state: &State) -> Vec<(TableName, KeyRange)> {
-    let joins: Vec<&Join> = state.joins.iter().filter(|join| job.requests.contains(&join.request.id)).collect();
-    let beginning = |table: &TableName| {
-        if state.again.contains(table) || !has_one_key(table, state) {
-            return None;
-        }
-        let mut left = joins.iter().map(|join| unread(table, &join.loaded));
-        let first = left.next()?;
-        if !left.all(|other| other == first) {
-            return None;
-        }
-        match first {
-            Some(KeyRange { after: None, .. }) => None,
-            Some(KeyRange { after, .. }) => Some((table.clone(), KeyRange { after: None, through: after })),
-            None => Some((table.clone(), KeyRange::ALL)),
-        }
-    };
-    job.tables.iter().filter_map(beginning).collect()
-}
-
-/// Whether ranges of a table mean the same in every version of it: in another table or under another key they do not.
-fn has_one_key(table: &TableName, state: &State) -> bool {
-    let key = |relation: &Relation| (relation.oid, relation.row_key());
-    let mut keys = state.relations.values().filter(|relation| relation.name == *table).map(|relation| key(relation));
-    let first = keys.next();
-    keys.all(|other| Some(other) == first)
 }
 
 /// A RELATION message in the catalog's words.

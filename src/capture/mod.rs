@@ -8,6 +8,7 @@ pub mod chunks;
 pub mod driver;
 pub mod emit;
 pub mod looks;
+mod requests;
 mod schemas;
 pub mod shape;
 pub mod snapshot;

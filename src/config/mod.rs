@@ -61,6 +61,12 @@ impl Config {
     pub fn insert_only(&self) -> Vec<TableName> {
         self.tables.iter().filter(|table| table.insert_only).map(|table| table.name.clone()).collect()
     }
+
+    /// Names of the sinks that take a table.
+    pub fn sinks_of(&self, table: &TableName) -> Vec<&str> {
+        let routed = self.tables.iter().filter(|routed| routed.name == *table);
+        routed.flat_map(|routed| &routed.sinks).map(|sink| sink.sink.as_str()).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
