@@ -3,9 +3,12 @@
 //! Sinks decode by the ledger's relation entry alone, never by their own configuration: configuration may have changed while
 //! a record waited. Two versions are the same iff their fingerprints are.
 
+pub mod names;
+
 use std::fmt;
 use std::str::FromStr;
 
+pub use names::{Delimiter, NameMode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -111,6 +114,16 @@ pub struct Modes {
     pub schemas: bool,
     /// `unavailable.value.placeholder`, for columns that the source did not send.
     pub placeholder: Placeholder,
+    /// `field.name.adjustment.mode`. What follows is written only where it is said, so that versions of older builds are still the
+    /// same ones.
+    #[serde(skip_serializing_if = "NameMode::is_none")]
+    pub field_names: NameMode,
+    /// `schema.name.adjustment.mode`.
+    #[serde(skip_serializing_if = "NameMode::is_none")]
+    pub schema_names: NameMode,
+    /// `topic.delimiter`, which stands in the names of schemas too.
+    #[serde(skip_serializing_if = "Delimiter::is_default")]
+    pub delimiter: Delimiter,
 }
 
 impl Default for Modes {
@@ -126,6 +139,9 @@ impl Default for Modes {
             null_as_default: false,
             schemas: false,
             placeholder: Placeholder::default(),
+            field_names: NameMode::None,
+            schema_names: NameMode::None,
+            delimiter: Delimiter::default(),
         }
     }
 }

@@ -188,10 +188,13 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     script.run(&read("setup.sql")?).await?;
     let tables = tables(&database, options.get("publish.via.partition.root") == Some("true")).await?;
     // Names of topics and schemas hold the prefix, and other cases have the same one at the same time.
-    let prefix = unique_name("golden");
+    // Of letters and digits alone, which no mode adjusts.
+    let prefix = unique_name("golden").replace('_', "x");
     let url = format!("postgres://postgres:postgres@127.0.0.1:{}/{}", database.server.port, database.name);
     let mut pipeline = Pipeline::new(LOCKSTEP, services, &database).source_url(url);
     pipeline = pipeline.set("kafka", &format!("topic_prefix = \"{prefix}\""));
+    let delimiter = options.get("topic.delimiter").unwrap_or(".");
+    pipeline = pipeline.set("kafka", &format!("topic_delimiter = \"{delimiter}\""));
     pipeline = settings.into_iter().fold(pipeline, |pipeline, line| pipeline.set("wire", &line));
     if options.is_avro() {
         pipeline = pipeline.set("registry", &format!("url = \"{}\"", services.registry));
@@ -199,7 +202,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     let recorded_prefix = options.get("topic.prefix").context("a topic prefix")?.to_owned();
     let mut topics = BTreeSet::new();
     for (i, table) in tables.iter().enumerate() {
-        let mut topic = table.topic(&prefix);
+        let mut topic = table.topic(&prefix, delimiter);
         let mut text = String::new();
         // Two tables of one topic are refused: the second one gets a name of its own.
         if !topics.insert(topic.clone()) {
@@ -270,6 +273,8 @@ impl Options {
             format!("null_as_default = {}", flag("value.converter.replace.null.with.default", true)),
             format!("tombstones = {}", flag("tombstones.on.delete", true)),
             format!("transaction_metadata = {}", flag("provide.transaction.metadata", false)),
+            format!("field_name_adjustment = {}", or("field.name.adjustment.mode", "none")),
+            format!("schema_name_adjustment = {}", or("schema.name.adjustment.mode", "none")),
         ];
         let list = |text: &str| text.split(',').map(quoted).collect::<Vec<_>>().join(", ");
         let skipped = self.get("skipped.operations").unwrap_or("t");
@@ -295,6 +300,7 @@ impl Options {
         const KNOWN: &[&str] = &[
             "binary.handling.mode",
             "decimal.handling.mode",
+            "field.name.adjustment.mode",
             "golden.quiet.s",
             "heartbeat.action.query",
             "heartbeat.interval.ms",
@@ -308,19 +314,19 @@ impl Options {
             "provide.transaction.metadata",
             "publication.autocreate.mode",
             "publish.via.partition.root",
+            "schema.name.adjustment.mode",
             "skipped.operations",
             "snapshot.mode",
             "time.precision.mode",
             "tombstones.on.delete",
+            "topic.delimiter",
             "topic.prefix",
             "unavailable.value.placeholder",
             "value.converter",
             "value.converter.replace.null.with.default",
             "value.converter.schemas.enable",
         ];
-        // In Avro names are always adjusted.
-        let adjusts = |name: &str| self.is_avro() && name.ends_with(".name.adjustment.mode");
-        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str()) && !adjusts(name)) {
+        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str())) {
             Some(name) => bail!("no counterpart of option {name}"),
             None => Ok(()),
         }
@@ -331,15 +337,16 @@ impl Options {
 struct CaseTable {
     /// As a connector names it.
     quoted: String,
-    name: String,
+    schema: String,
+    table: String,
     /// Without a replica identity Debezium sees nothing but inserts, for nothing else can be published.
     insert_only: bool,
 }
 
 impl CaseTable {
-    fn topic(&self, prefix: &str) -> String {
+    fn topic(&self, prefix: &str, delimiter: &str) -> String {
         let legal = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
-        let name = format!("{prefix}.{}", self.name);
+        let name = [prefix, &self.schema, &self.table].join(delimiter);
         let plain = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(legal);
         name.encode_utf16().map(|unit| plain(unit).unwrap_or('_')).collect()
     }
@@ -348,7 +355,7 @@ impl CaseTable {
 /// Every table that a publication can hold: partitions, or the tables that they are partitions of.
 async fn tables(database: &Database, roots: bool) -> Result<Vec<CaseTable>> {
     let sql = "SELECT format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', '\"\"')),
-            n.nspname || '.' || c.relname,
+            n.nspname, c.relname,
             c.relreplident = 'n' OR c.relreplident = 'd'
                 AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -356,7 +363,10 @@ async fn tables(database: &Database, roots: bool) -> Result<Vec<CaseTable>> {
             AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         ORDER BY n.nspname, c.relname";
     let rows = database.superuser().await?.query(sql, &[&roots]).await?;
-    Ok(rows.iter().map(|row| CaseTable { quoted: row.get(0), name: row.get(1), insert_only: row.get(2) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| CaseTable { quoted: row.get(0), schema: row.get(1), table: row.get(2), insert_only: row.get(3) })
+        .collect())
 }
 
 /// Sessions of a case, by name.
@@ -449,7 +459,9 @@ fn consume(kafka: &str, registry: &str, prefix: &str, recorded_prefix: &str) -> 
     let names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
     let heartbeat = format!("__debezium-heartbeat.{prefix}");
     let ledger = format!("{prefix}.ledger");
-    let mine = |name: &String| (name.starts_with(&format!("{prefix}.")) && *name != ledger) || *name == heartbeat;
+    // Another case's prefix can go on where this one ends.
+    let begins = |name: &String| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['.', '_']));
+    let mine = |name: &String| (begins(name) && *name != ledger) || *name == heartbeat;
     let names: Vec<String> = names.into_iter().filter(mine).collect();
     let mut topics = Topics::new();
     for (topic, mut record) in read(kafka, registry, &names)? {
@@ -526,8 +538,10 @@ impl Drop for Leftovers {
     fn drop(&mut self) {
         let (kafka, prefix) = (self.kafka.clone(), self.prefix.clone());
         let outcome = support::services::block_on_elsewhere(async move {
-            support::pipeline::delete_topics(&kafka, &prefix).await?;
-            support::pipeline::delete_topics(&kafka, &format!("__debezium-heartbeat.{prefix}")).await
+            for name in [format!("{prefix}."), format!("{prefix}_"), format!("__debezium-heartbeat.{prefix}")] {
+                support::pipeline::delete_topics(&kafka, &name).await?;
+            }
+            Ok(())
         });
         if let Err(error) = outcome {
             eprintln!("left behind: {error:#}");

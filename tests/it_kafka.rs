@@ -26,6 +26,7 @@ fn config() -> Kafka {
     Kafka {
         brokers: brokers(),
         topic_prefix: "it".into(),
+        topic_delimiter: Default::default(),
         ledger: "it.ledger".into(),
         compression: Compression::Lz4,
         retention: Duration::from_secs(7 * 86_400),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::codec::{avro, mapping};
+use crate::codec::{self, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
@@ -75,7 +75,7 @@ impl Visibility for PgSnapshot {
 }
 
 /// The relation version's shape that a configured table asks for. What is built of it is completed by
-/// [`avro::complete`](crate::codec::avro::complete).
+/// [`codec::complete`].
 pub fn shape(table: &Table) -> RelationShape<'_> {
     RelationShape {
         topic: &table.topic,
@@ -279,7 +279,7 @@ impl Worker {
         };
         let found = chunk::read_chunk(session, &request).await?;
         let relation = catalog::build_relation(&found.facts, shape(table))?;
-        let relation = avro::complete(relation, &config.kafka.topic_prefix)?;
+        let relation = codec::complete(relation, &config.kafka.topic_prefix)?;
         let key_columns = relation.key_columns();
         let key = range_key(&relation);
         let key_orders = key.iter().map(|(_, order)| *order).collect();

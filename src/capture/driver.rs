@@ -22,7 +22,7 @@ use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start::{self, Started};
 use crate::capture::trim::trim;
 use crate::change::Op;
-use crate::codec::avro::{self, SchemaIds};
+use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Snapshot};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
@@ -548,7 +548,7 @@ impl Core {
             Some(known) => Relation::clone(known),
             None => {
                 let relation = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, shape)?;
-                avro::complete(relation, &config.kafka.topic_prefix)?
+                codec::complete(relation, &config.kafka.topic_prefix)?
             }
         };
         let oid = body.oid;

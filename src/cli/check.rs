@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::Failure;
 use crate::apply::driver::check_progress;
 use crate::capture::start;
-use crate::codec::mapping;
+use crate::codec::{self, mapping};
 use crate::config::{Config, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
@@ -134,9 +134,17 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     }
     let facts = table_facts(&*session, &names).await?;
     session.close().await;
-    // What keeps a relation from being built is among the findings already.
-    let relation = |(table, facts): (&Table, Option<_>)| build_relation(&facts?, shape(table)).ok();
-    Ok(config.tables.iter().zip(facts).filter_map(relation).collect())
+    let mut relations = Vec::new();
+    for (table, facts) in config.tables.iter().zip(facts) {
+        let Some(facts) = facts else { continue };
+        // What keeps a relation from being built is among the findings already.
+        let Ok(relation) = build_relation(&facts, shape(table)) else { continue };
+        match codec::complete(relation, &config.kafka.topic_prefix) {
+            Ok(relation) => relations.push(relation),
+            Err(error) => findings.push(error.into()),
+        }
+    }
+    Ok(relations)
 }
 
 /// A slot that standbys take over promises nothing if we may read what no standby has yet: after a fail-over sinks would hold

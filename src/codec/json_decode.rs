@@ -28,13 +28,17 @@ use crate::value::{Cell, RowBuf};
 pub struct Decoder {
     relation: Arc<Relation>,
     encodings: Vec<Encoding>,
+    /// Of the columns' fields.
+    names: Vec<String>,
     /// Indexes of the key columns in key order.
     key: Vec<usize>,
 }
 
 impl Decoder {
     pub fn new(relation: Arc<Relation>) -> Decoder {
-        Decoder { encodings: mapping::encodings(&relation), key: relation.key_columns(), relation }
+        let field = |name: &str| relation.modes.field_names.field(name).into_owned();
+        let names = relation.columns.iter().map(|column| field(&column.name)).collect();
+        Decoder { encodings: mapping::encodings(&relation), names, key: relation.key_columns(), relation }
     }
 
     pub fn relation(&self) -> &Relation {
@@ -56,8 +60,7 @@ impl Decoder {
             None => Vec::new(),
         };
         let at = Place::default();
-        let rows =
-            Rows { relation: &self.relation, encodings: &self.encodings, texts: &texts, absent, side, at: &at, out };
+        let rows = Rows { names: &self.names, encodings: &self.encodings, texts: &texts, absent, side, at: &at, out };
         let mut json = serde_json::Deserializer::from_str(self.payload(value)?);
         let op = json.deserialize_map(Envelope(rows)).and_then(|op| json.end().map(|()| op));
         op.map_err(|e| self.refuse(&at, &e))
@@ -74,7 +77,7 @@ impl Decoder {
         if !(key.is_empty() && self.key.is_empty()) {
             let at = Place::default();
             let seed = Fields {
-                relation: &self.relation,
+                names: &self.names,
                 encodings: &self.encodings,
                 columns: self.key.iter().copied(),
                 texts: &texts,
@@ -150,7 +153,7 @@ impl Place {
 
 /// What the two rows of an envelope are read with.
 struct Rows<'a> {
-    relation: &'a Relation,
+    names: &'a [String],
     encodings: &'a [Encoding],
     texts: &'a [(Side, u16, Cell<'a>)],
     absent: Option<&'a [u8]>,
@@ -162,9 +165,9 @@ struct Rows<'a> {
 impl Rows<'_> {
     fn fields(&mut self, absent: bool) -> Fields<'_, std::ops::Range<usize>> {
         Fields {
-            relation: self.relation,
+            names: self.names,
             encodings: self.encodings,
-            columns: 0..self.relation.columns.len(),
+            columns: 0..self.names.len(),
             texts: self.texts,
             absent: self.absent.filter(|_| absent),
             side: self.side,
@@ -241,7 +244,7 @@ impl<'de> serde::Deserialize<'de> for EnvelopeField {
 
 /// An object of columns, or null, which adds no cell.
 struct Fields<'a, I> {
-    relation: &'a Relation,
+    names: &'a [String],
     encodings: &'a [Encoding],
     /// The columns that the object has, in its order.
     columns: I,
@@ -290,7 +293,7 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
                 self.out.push(cell);
                 continue;
             }
-            match map.next_key_seed(Name(&self.relation.columns[column].name))? {
+            match map.next_key_seed(Name(&self.names[column]))? {
                 Some(true) => {}
                 Some(false) => return Err(self.at.fail("another field stands in this column's place")),
                 None => return Err(self.at.fail("the field is missing")),

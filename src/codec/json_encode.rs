@@ -68,7 +68,7 @@ impl Encoder {
             let encoding = mapping::encoding(column, modes);
             let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
             Field {
-                label: [b",", quoted(&column.name).as_slice(), b":"].concat(),
+                label: [b",", quoted(&modes.field_names.field(&column.name)).as_slice(), b":"].concat(),
                 unavailable: json_of(&mapping::unavailable(column, &encoding, modes)),
                 unsent: json_of(&mapping::unsent(column, &encoding, modes)),
                 null: null.map(|default| json_of(&default)),

@@ -15,6 +15,7 @@
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
 pub mod avro;
+mod complete;
 mod events;
 mod json_decode;
 mod json_encode;
@@ -24,6 +25,7 @@ pub mod write;
 
 use std::sync::Arc;
 
+pub use complete::complete;
 pub use events::{JsonEventEncoder, TransactionMark};
 pub use json_decode::Decoder as JsonDecoder;
 pub use json_encode::{Encoder as JsonEncoder, JsonWriter};

@@ -14,7 +14,7 @@
 use super::json_encode::{JsonWriter, push_string};
 use super::mapping;
 use super::write::Writer;
-use crate::relation::Relation;
+use crate::relation::{Relation, names};
 
 /// A Connect schema.
 #[derive(Clone, PartialEq, Debug)]
@@ -135,16 +135,16 @@ pub struct RelationSchemas {
 impl RelationSchemas {
     /// `prefix` is the topic prefix (Debezium's logical name).
     pub fn new(relation: &Relation, prefix: &str) -> RelationSchemas {
-        // As in names of topics, character by character of UTF-16.
-        let legal = |unit: u16| {
-            u8::try_from(unit).ok().map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
-        };
-        let base: String =
-            format!("{prefix}.{}", relation.name).encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect();
+        let modes = &relation.modes;
+        let base = names::topic_name(prefix, &modes.delimiter, &relation.name);
+        let base = modes.schema_names.schema(&base);
         let columns: Vec<Option<Field>> = relation
             .columns
             .iter()
-            .map(|column| Some(Field { name: column.name.clone(), schema: mapping::schema(column, &relation.modes)? }))
+            .map(|column| {
+                let name = modes.field_names.field(&column.name).into_owned();
+                Some(Field { name, schema: mapping::schema(column, modes)? })
+            })
             .collect();
         let key = relation.key_columns();
         let key = (!key.is_empty()).then(|| {

@@ -7,7 +7,8 @@
 //! with both spellings as the hint.
 
 use super::findings::At;
-use super::process::{IDENTIFIER_BYTES_MAX, check_identifier, check_topic};
+use super::names;
+use super::process::{IDENTIFIER_BYTES_MAX, check_identifier};
 use super::reader::{Section, Text};
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
@@ -47,7 +48,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let table = top.required("table", "table = \"public.products\"");
     let table = table.and_then(|table| table_name(top, "table", table));
     let topic = top.text("topic");
-    check_topic(top, "topic", topic.as_ref());
+    names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
     let (wire, thinned, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::units::{show_duration, show_size};
-use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
+use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
 
 /// Every value as it is in force, without secrets.
@@ -86,6 +86,8 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "null_as_default", modes.null_as_default.to_string());
     pair(out, "schemas", modes.schemas.to_string());
     pair(out, "unavailable_value_placeholder", text(&modes.placeholder.0));
+    pair(out, "field_name_adjustment", text(word(&NAMES, modes.field_names)));
+    pair(out, "schema_name_adjustment", text(word(&NAMES, modes.schema_names)));
     pair(out, "tombstones", wire.tombstones.to_string());
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
     pair(out, "skipped_operations", list(&skipped));
@@ -108,6 +110,7 @@ fn kafka(out: &mut String, config: &Config) {
     out.push_str("\n[kafka]\n");
     pair(out, "brokers", text(&kafka.brokers));
     pair(out, "topic_prefix", text(&kafka.topic_prefix));
+    pair(out, "topic_delimiter", text(&kafka.topic_delimiter.0));
     pair(out, "ledger", text(&kafka.ledger));
     pair(out, "compression", text(compression));
     pair(out, "retention", text(&show_duration(kafka.retention)));

@@ -13,10 +13,12 @@ use std::rc::Rc;
 use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
-use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
+use super::names;
+use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::{Config, Database, Sink, SinkTable, Table, Wire};
-use crate::relation::{Format, TableName};
+use crate::relation::names::{topic_collision as collision, topic_name};
+use crate::relation::{Delimiter, Format, TableName};
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -161,13 +163,14 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
+    let delimiter = kafka.as_ref().map(|kafka| kafka.topic_delimiter.clone()).unwrap_or_default();
     for connector in list.iter().filter(|connector| registry.is_none() && connector.wire.format == Format::Avro) {
         // What lockstep.toml says for all has its finding.
         if let Some(at) = &connector.format_at {
             without_registry(report, at);
         }
     }
-    let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
+    let routed = list.into_iter().filter_map(|connector| route(connector, prefix, &delimiter)).collect();
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
@@ -191,12 +194,12 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     })
 }
 
-fn route(connector: Connector, prefix: &str) -> Option<Routed> {
+fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Routed> {
     let Connector { table, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
-        Some(topic) => (topic.value, topic.at),
-        None => (default_topic(prefix, &name), at.clone()),
+        Some(topic) => (names::table_topic(&topic, prefix, &name), topic.at),
+        None => (topic_name(prefix, delimiter, &name), at.clone()),
     };
     let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
         let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
@@ -220,13 +223,6 @@ fn whole_for_sinks(routed: &[Routed], report: &Report) {
                     pipeline of their own without sinks";
         report.add(thinned.as_ref().map_or(at, |(_, at)| at), message, hint);
     }
-}
-
-/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics). Characters are Java's, as in
-/// Debezium: one beyond the BMP is two.
-fn default_topic(prefix: &str, table: &TableName) -> String {
-    let legal = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(|c| is_topic_char(*c));
-    format!("{prefix}.{table}").encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect()
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {
@@ -279,8 +275,6 @@ fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
 }
 
 fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Report) {
-    // Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
-    let collision = |topic: &str| topic.replace('.', "_");
     let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
     for entry in routed {
         let (topic, at) = (entry.table.topic.as_str(), &entry.topic_at);

@@ -13,6 +13,7 @@ mod describe;
 mod files;
 mod findings;
 mod load;
+mod names;
 mod process;
 mod reader;
 mod registry;
@@ -33,7 +34,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::relation::{Format, Modes, TableName};
+use crate::relation::{Delimiter, Format, Modes, TableName};
 
 /// A whole pipeline: one source, one Kafka, its tables and sinks.
 #[derive(Debug, Clone)]
@@ -114,6 +115,8 @@ pub enum Tls {
 pub struct Kafka {
     pub brokers: String,
     pub topic_prefix: String,
+    /// Between the parts of a topic's name.
+    pub topic_delimiter: Delimiter,
     /// Ledger topic.
     pub ledger: String,
     pub compression: Compression,

@@ -1,5 +1,7 @@
 //! Whole configurations: what a folder of files becomes, or what is said about it.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,0 +1,78 @@
+//! A relation version before its first record: what its modes ask of its columns is there, and its format's schemas are made.
+//!
+//! What is refused here is refused by name before anything is written: at a start, at a RELATION message, by `lockstep check`.
+
+use super::avro;
+use crate::error::{Code, Error, Result};
+use crate::relation::Relation;
+
+/// The relation with what its format needs besides, sealed again. `prefix` is the topic prefix.
+pub fn complete(relation: Relation, prefix: &str) -> Result<Relation> {
+    distinct_fields(&relation)?;
+    avro::complete(relation, prefix)
+}
+
+/// Two columns whose fields have one name would be one field.
+fn distinct_fields(relation: &Relation) -> Result<()> {
+    let mode = relation.modes.field_names;
+    if mode.is_none() {
+        return Ok(());
+    }
+    for (i, column) in relation.columns.iter().enumerate() {
+        let name = mode.field(&column.name);
+        if let Some(other) = relation.columns[..i].iter().find(|other| mode.field(&other.name) == name) {
+            let message = format!(
+                "table {}: columns {:?} and {:?} are both {name:?} as field_name_adjustment adjusts names",
+                relation.name, other.name, column.name
+            );
+            let hint = format!(
+                "write field_name_adjustment = \"avro_unicode\" into [wire] of the connector of {}, or rename a column",
+                relation.name
+            );
+            return Err(Error::halt(Code::SchemaRefused, message, hint));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::mapping::oid;
+    use super::super::tests::{EVENT, column, relation_of};
+    use super::super::{Decoder, Encoder, RecordBuf};
+    use super::*;
+    use crate::record::Side;
+    use crate::relation::{Modes, NameMode};
+    use crate::value::{Cell, RowBuf};
+
+    fn named(columns: [&str; 2], mode: NameMode) -> Relation {
+        let columns = columns.iter().map(|name| column(name, oid::INT4, -1, false, None)).collect();
+        let modes = Modes { field_names: mode, ..Modes::default() };
+        Relation { modes, ..(*relation_of(columns)).clone() }
+    }
+
+    #[test]
+    fn columns_that_become_one_field_are_refused() {
+        let colliding = |mode| complete(named(["a b", "a_b"], mode), "p");
+        let error = colliding(NameMode::Avro).unwrap_err();
+        assert_eq!(error.code(), Some(Code::SchemaRefused));
+        assert!(error.to_string().contains(r#"columns "a b" and "a_b" are both "a_b""#), "{error}");
+        assert!(colliding(NameMode::AvroUnicode).is_ok() && colliding(NameMode::None).is_ok());
+    }
+
+    #[test]
+    fn adjusted_fields_are_read_back() {
+        for mode in [NameMode::None, NameMode::Avro, NameMode::AvroUnicode] {
+            let relation = Arc::new(complete(named(["1st", "列"], mode), "p").unwrap());
+            let row: RowBuf = [Cell::Text(b"1"), Cell::Text(b"2")].into_iter().collect();
+            let (mut buf, mut back) = (RecordBuf::default(), RowBuf::new());
+            Encoder::new(relation.clone(), "p", "db").create(&EVENT, row.row(), &mut buf).unwrap();
+            let text = String::from_utf8(buf.value.clone()).unwrap();
+            assert!(text.contains(&format!(r#""after":{{"{}":1"#, mode.field("1st"))), "{text}");
+            Decoder::new(relation).row(&buf.value, Side::After, None, buf.text(), &mut back).unwrap();
+            assert_eq!(back, row);
+        }
+    }
+}
