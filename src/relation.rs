@@ -3,11 +3,13 @@
 //! Sinks decode by the ledger's relation entry alone, never by their own configuration: configuration may have changed while
 //! a record waited. Two versions are the same iff their fingerprints are.
 
+pub mod flat;
 pub mod names;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use flat::Flat;
 pub use names::{Delimiter, NameMode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -124,6 +126,9 @@ pub struct Modes {
     /// `topic.delimiter`, which stands in the names of schemas too.
     #[serde(skip_serializing_if = "Delimiter::is_default")]
     pub delimiter: Delimiter,
+    /// Rows alone; `None`: envelopes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flat: Option<Flat>,
 }
 
 impl Default for Modes {
@@ -142,7 +147,20 @@ impl Default for Modes {
             field_names: NameMode::None,
             schema_names: NameMode::None,
             delimiter: Delimiter::default(),
+            flat: None,
         }
+    }
+}
+
+impl Modes {
+    /// Records say all of a change, so that a sink can be made of them.
+    pub fn is_whole(&self) -> bool {
+        self.flat.is_none()
+    }
+
+    /// Records have headers beside ours and Debezium's.
+    pub fn has_headers(&self) -> bool {
+        self.flat.as_ref().is_some_and(|flat| !flat.headers.is_empty())
     }
 }
 
@@ -403,6 +421,15 @@ mod tests {
         assert_ne!(other.sealed().fingerprint, sealed.fingerprint);
         let json = serde_json::to_string(&sealed).unwrap();
         assert_eq!(serde_json::from_str::<Relation>(&json).unwrap(), sealed);
+    }
+
+    #[test]
+    fn versions_of_older_builds_keep_their_fingerprints() {
+        let modes = serde_json::to_value(Modes::default()).unwrap();
+        let names: Vec<&String> = modes.as_object().unwrap().keys().collect();
+        let first = ["binary", "conversion_failure", "decimal", "hstore", "interval", "null_as_default", "placeholder"];
+        assert_eq!(names, [first.as_slice(), &["schemas", "time", "unknown"]].concat());
+        assert_eq!(serde_json::from_value::<Modes>(modes).unwrap(), Modes::default());
     }
 
     #[test]

@@ -280,6 +280,15 @@ impl Options {
         let skipped = self.get("skipped.operations").unwrap_or("t");
         let skipped = if skipped == "none" { String::new() } else { list(skipped) };
         lines.push(format!("skipped_operations = [{skipped}]"));
+        if self.get("transforms") == Some("unwrap") {
+            lines.push("records = \"flat\"".to_owned());
+            for (option, key) in [("add.fields", "add_fields"), ("add.headers", "add_headers")] {
+                let added = self.get(&format!("transforms.unwrap.{option}")).map(list).unwrap_or_default();
+                lines.push(format!("{key} = [{added}]"));
+            }
+            let deletes = or("transforms.unwrap.delete.tombstone.handling.mode", "tombstone");
+            lines.push(format!("delete_tombstone_handling = {deletes}"));
+        }
         if let Some(placeholder) = self.get("unavailable.value.placeholder") {
             lines.push(format!("unavailable_value_placeholder = {}", quoted(placeholder)));
         }
@@ -321,6 +330,11 @@ impl Options {
             "tombstones.on.delete",
             "topic.delimiter",
             "topic.prefix",
+            "transforms",
+            "transforms.unwrap.add.fields",
+            "transforms.unwrap.add.headers",
+            "transforms.unwrap.delete.tombstone.handling.mode",
+            "transforms.unwrap.type",
             "unavailable.value.placeholder",
             "value.converter",
             "value.converter.replace.null.with.default",

@@ -180,7 +180,7 @@ fn acknowledgements_give_dense_spans_per_token_over_several_partitions() {
                     partition: None,
                     key: Some(&key),
                     value: if i % 7 == 0 { None } else { Some(b"value") },
-                    headers: &[("ls", &key), ("empty", b"")],
+                    headers: &[("ls", Some(&key)), ("empty", Some(b"")), ("null", None)],
                     timestamp_ms: None,
                     token,
                 };
@@ -721,7 +721,7 @@ fn throughput() {
                 partition: None,
                 key: Some(&key),
                 value: Some(&value),
-                headers: &[("ls", &header)],
+                headers: &[("ls", Some(&header))],
                 timestamp_ms: None,
                 token: i / 1000,
             };

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use crate::capture::answerable::{TOPICS, is_answerable};
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
@@ -52,9 +53,6 @@ use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
 const GATHER_JOINS: Duration = Duration::from_millis(300);
-
-/// Who asks where no sink does; no sink can have this name.
-const TOPICS: &str = "";
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -874,7 +872,7 @@ impl Core {
     }
 
     fn start_load(&mut self) {
-        let open = answerable(&self.order, &self.state).count();
+        let open = answerable(&self.config, &self.order, &self.state).count();
         if open == 0 {
             self.joins_seen = None;
             return;
@@ -897,7 +895,7 @@ impl Core {
     /// Goes on where the reader before this one was, before anything is streamed.
     fn go_on_loading(&mut self) {
         self.again.clone_from(&self.state.again);
-        if !answerable(&self.order, &self.state).any(|join| !join.loaded.is_empty()) {
+        if !answerable(&self.config, &self.order, &self.state).any(|join| !join.loaded.is_empty()) {
             return;
         }
         let mut job = plan(&self.config, &self.order, &self.state);
@@ -1017,10 +1015,10 @@ impl Core {
         });
         let tables = tables.collect();
         let mut unanswered =
-            self.state.open_joins().filter(|join| !join.request.tables.iter().all(|t| self.order.contains(t)));
+            self.state.open_joins().filter(|join| !is_answerable(&join.request, &self.config.tables, &self.order));
         let unanswered = unanswered.next().map(|join| {
             format!(
-                "a connector for the tables that sink {} asks for in ledger entry {}",
+                "a connector for the tables that sink {} asks for in ledger entry {}, with all that it needs",
                 join.request.sink, join.offset
             )
         });
@@ -1056,16 +1054,15 @@ enum ChangeKind {
     Delete,
 }
 
-/// Requests for tables that this reader has. One that names another table waits for a reader with that connector: an answer
-/// without its rows would tell the sink that it is whole.
-fn answerable<'a>(order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
-    state.open_joins().filter(|join| join.request.tables.iter().all(|table| order.contains(table)))
+/// Requests that this reader answers.
+fn answerable<'a>(config: &'a Config, order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
+    state.open_joins().filter(|join| is_answerable(&join.request, &config.tables, order))
 }
 
 /// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
 /// that sinks which have their rows are not bothered.
 fn plan(config: &Config, order: &[TableName], state: &State) -> Job {
-    let open: Vec<_> = answerable(order, state).collect();
+    let open: Vec<_> = answerable(config, order, state).collect();
     let asked: std::collections::BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
     let asks = |sink: &str, table: &TableName| {
         open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))

@@ -12,8 +12,8 @@ use crate::capture::machine::{Acked, Machine};
 use crate::change::{Key, Op};
 use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
-    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, JsonEventEncoder, Op as Wire, RecordBuf,
-    TransactionMark,
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, JsonEventEncoder, Op as Wire,
+    RecordBuf, TransactionMark,
 };
 use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
@@ -23,6 +23,7 @@ use crate::key::KeyOrder;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
+use crate::relation::flat::DeleteMode;
 use crate::relation::{Fingerprint, Relation};
 use crate::value::{Row, RowBuf};
 
@@ -54,6 +55,11 @@ impl Version {
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
         self.is_keyless().then_some(0)
+    }
+
+    /// Further headers of the record that was just written.
+    fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
+        if self.relation.modes.has_headers() { &record.headers } else { NO_HEADERS }
     }
 
     fn writes(&self, op: Wire) -> bool {
@@ -103,6 +109,9 @@ struct Counts {
     total: u64,
     collections: Vec<(String, u64)>,
 }
+
+/// Of records that have no further headers.
+const NO_HEADERS: &Headers = &Headers::new();
 
 /// Names and values of `__debezium.context.*`.
 type ContextHeaders = Vec<(&'static str, Vec<u8>)>;
@@ -268,6 +277,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: None,
+            headers: NO_HEADERS,
             token,
         };
         self.outlet.send(machine, route, &draft).await
@@ -298,11 +308,7 @@ impl Emitter {
             }
             Streamed::Delete { old } => {
                 if version.writes(Wire::Delete) {
-                    let event = &self.counted(machine, Some(&version.collection), event).await?;
-                    version.encoder.key(old, &mut self.record)?;
-                    version.encoder.delete(event, old, &mut self.record)?;
-                    self.put(machine, version, Kind::Change, None, None).await?;
-                    self.tombstone(machine, version, None).await?;
+                    self.delete(machine, version, event, old, (Kind::Change, None)).await?;
                 }
                 Ok(keep.then(|| Op::Delete(old.to_owned())))
             }
@@ -359,12 +365,8 @@ impl Emitter {
             return Ok(());
         }
         if version.writes(Wire::Delete) {
-            let event = &self.counted(machine, Some(&version.collection), event).await?;
             version.encoder.key_json(new, &mut self.other_key)?;
-            version.encoder.key(old, &mut self.record)?;
-            version.encoder.delete(event, old, &mut self.record)?;
-            self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
-            self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
+            self.delete(machine, version, event, old, (Kind::KeyChangeDelete, Some(HEADER_NEW_KEY))).await?;
         }
         if !version.writes(Wire::Create) {
             return Ok(());
@@ -374,6 +376,34 @@ impl Emitter {
         version.encoder.key_json(old, &mut self.other_key)?;
         version.encoder.create(event, new, &mut self.record)?;
         self.put(machine, version, Kind::KeyChangeCreate, Some(new), Some(HEADER_OLD_KEY)).await
+    }
+
+    /// What is written of a deleted row. In flat records it is told of among the transaction's also where nothing is.
+    async fn delete(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        old: Row<'_>,
+        (kind, other_key): (Kind, Option<&'static str>),
+    ) -> Result<()> {
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
+        version.encoder.key(old, &mut self.record)?;
+        let mode = version.relation.modes.flat.as_ref().map(|flat| flat.deletes);
+        if mode.is_none_or(DeleteMode::rewrites) {
+            version.encoder.delete(event, old, &mut self.record)?;
+            self.put(machine, version, kind, None, other_key).await?;
+        }
+        if mode == Some(DeleteMode::DeleteToTombstone) {
+            // For its headers.
+            version.encoder.delete(event, old, &mut self.record)?;
+            return self.tombstone(machine, version, other_key).await;
+        }
+        if version.wire.tombstones && mode.is_none_or(DeleteMode::keeps_tombstone) {
+            version.encoder.tombstone(&mut self.record);
+            self.tombstone(machine, version, other_key).await?;
+        }
+        Ok(())
     }
 
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
@@ -398,6 +428,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: None,
+            headers: NO_HEADERS,
             token,
         };
         version.records.increment(1);
@@ -429,6 +460,7 @@ impl Emitter {
             absent: None,
             text: &self.record.text,
             other_key: None,
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
@@ -454,6 +486,7 @@ impl Emitter {
             absent: absent.as_deref(),
             text: &self.record.text,
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
@@ -467,9 +500,6 @@ impl Emitter {
         version: &Version,
         other_key: Option<&'static str>,
     ) -> Result<()> {
-        if !version.wire.tombstones {
-            return Ok(());
-        }
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header {
@@ -484,6 +514,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
@@ -527,6 +558,8 @@ struct Draft<'a> {
     absent: Option<&'a [u8]>,
     text: &'a [u8],
     other_key: Option<(&'static str, &'a [u8])>,
+    /// Further ones, behind the others.
+    headers: &'a Headers,
     token: u64,
 }
 
@@ -537,11 +570,11 @@ impl Outlet {
 
     async fn send(&mut self, machine: &mut Machine, route: Route, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
-        let mut headers: [(&str, &[u8]); 4 + CONTEXT] = [("", &[]); 4 + CONTEXT];
-        headers[0] = (HEADER, &header);
+        let mut headers: [(&str, Option<&[u8]>); 4 + CONTEXT] = [("", None); 4 + CONTEXT];
+        headers[0] = (HEADER, Some(&header));
         let mut count = 1;
         let mut add = |name, bytes| {
-            headers[count] = (name, bytes);
+            headers[count] = (name, Some(bytes));
             count += 1;
         };
         if let Some(bitmap) = draft.absent {
@@ -557,12 +590,19 @@ impl Outlet {
         if let Some(context) = &context {
             context.iter().for_each(|(name, text)| add(name, text));
         }
+        let mut all: Vec<(&str, Option<&[u8]>)>;
+        let mut headers = &headers[..count];
+        if !draft.headers.is_empty() {
+            all = headers.to_vec();
+            all.extend(draft.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())));
+            headers = &all;
+        }
         let message = Message {
             route,
             partition: draft.partition,
             key: draft.key,
             value: draft.value,
-            headers: &headers[..count],
+            headers,
             timestamp_ms: Some(self.timestamp_ms),
             token: draft.token,
         };

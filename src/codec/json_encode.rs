@@ -173,7 +173,7 @@ impl Encoder {
         Ok(())
     }
 
-    fn side(&self, side: Side, row: Option<Row<'_>>, out: &mut RecordBuf) -> Result<()> {
+    pub(super) fn side(&self, side: Side, row: Option<Row<'_>>, out: &mut RecordBuf) -> Result<()> {
         let Some(row) = row else {
             out.value.extend_from_slice(b"null");
             return Ok(());

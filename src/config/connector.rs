@@ -10,6 +10,7 @@ use super::findings::At;
 use super::names;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier};
 use super::reader::{Section, Text};
+use super::records::Places;
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
@@ -26,8 +27,8 @@ pub(super) struct Connector {
     pub partitions: i32,
     pub insert_only: bool,
     pub wire: TableWire,
-    /// Where `[wire]` says something that leaves records out.
-    pub thinned: Option<(&'static str, At)>,
+    /// Where `[wire]` says what decides who can read the records.
+    pub places: Places,
     /// Where `[wire]` says a format.
     pub format_at: Option<At>,
     /// In order of sink name.
@@ -50,11 +51,9 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let topic = top.text("topic");
     names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
-    let (wire, thinned, format_at) = top.section("wire", |section| {
+    let (wire, places, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);
-        let thinned = ["tombstones", "skipped_operations"].into_iter();
-        let thinned = thinned.filter_map(|key| Some((key, section.place(key)?))).next();
-        (wire, thinned, section.place("format"))
+        (wire, Places::of(section), section.place("format"))
     });
     Connector {
         table,
@@ -62,7 +61,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         insert_only: top.boolean("insert_only", false),
         wire,
-        thinned,
+        places,
         format_at,
         sinks: top.each("sinks", sink),
     }

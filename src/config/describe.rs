@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::records;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
@@ -89,6 +90,9 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "field_name_adjustment", text(word(&NAMES, modes.field_names)));
     pair(out, "schema_name_adjustment", text(word(&NAMES, modes.schema_names)));
     pair(out, "tombstones", wire.tombstones.to_string());
+    for (key, value) in records::shown(&wire.records) {
+        pair(out, key, value.to_string());
+    }
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
     pair(out, "skipped_operations", list(&skipped));
     pair(out, "snapshot", text(if wire.snapshot { "initial" } else { "no_data" }));

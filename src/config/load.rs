@@ -16,6 +16,7 @@ use super::findings::{At, File, Findings, Report};
 use super::names;
 use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
+use super::records::{self as forms, Places};
 use super::{Config, Database, Sink, SinkTable, Table, Wire};
 use crate::relation::names::{topic_collision as collision, topic_name};
 use crate::relation::{Delimiter, Format, TableName};
@@ -151,8 +152,7 @@ struct Routed {
     at: At,
     topic_at: At,
     sinks_at: Vec<At>,
-    /// Where the connector itself leaves records out.
-    thinned: Option<(&'static str, At)>,
+    places: Places,
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
@@ -176,7 +176,9 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
     }
-    whole_for_sinks(&routed, report);
+    for Routed { table, at, places, .. } in &routed {
+        forms::check(table, at, places, report);
+    }
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -195,7 +197,7 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, wire, places, format_at: _, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (names::table_topic(&topic, prefix, &name), topic.at),
@@ -207,22 +209,7 @@ fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Ro
     };
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
     let table = Table { topic, partitions, insert_only, wire, sinks, name };
-    Some(Routed { table, at, topic_at, sinks_at, thinned })
-}
-
-/// A sink takes every record of its tables: nothing may be left out of them.
-fn whole_for_sinks(routed: &[Routed], report: &Report) {
-    for Routed { table, at, thinned, .. } in routed {
-        let wire = &table.wire;
-        if table.sinks.is_empty() || (wire.tombstones && wire.skipped.is_empty()) {
-            continue;
-        }
-        let left_out = if wire.tombstones { "skipped_operations" } else { "tombstones = false" };
-        let message = format!("{left_out} leaves records out, but sink {:?} takes this table", table.sinks[0].sink);
-        let hint = "write tombstones = true and skipped_operations = [] into [wire] of this connector, or give consumers a \
-                    pipeline of their own without sinks";
-        report.add(thinned.as_ref().map_or(at, |(_, at)| at), message, hint);
-    }
+    Some(Routed { table, at, topic_at, sinks_at, places })
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {

@@ -16,6 +16,7 @@ mod load;
 mod names;
 mod process;
 mod reader;
+mod records;
 mod registry;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod wire;
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
 pub use load::{FILE, load};
+pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
 pub use url::UrlRefused;
 
@@ -223,6 +225,8 @@ pub struct TableWire {
     pub skipped: Vec<char>,
     /// A table that no sink takes is copied to its topic at first.
     pub snapshot: bool,
+    /// What `modes.flat` was made of.
+    pub records: Records,
 }
 
 impl Default for TableWire {
@@ -233,6 +237,7 @@ impl Default for TableWire {
             tombstones: true,
             skipped: Vec::new(),
             snapshot: true,
+            records: Records::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::process::check_topic;
 use super::reader::Section;
+use super::records::records;
 use super::{Heartbeat, Messages, TableWire, Wire};
 use crate::relation::{
     BinaryMode, ConversionFailure, DecimalMode, Delimiter, Format, HstoreMode, IntervalMode, Modes, NameMode,
@@ -56,6 +57,7 @@ pub(super) fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], mode: T) ->
 /// The keys that a table may say for itself; what it does not say is as in `default`.
 pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> TableWire {
     let modes = &default.modes;
+    let records = records(section, &default.records);
     let modes = Modes {
         decimal: section.choice("decimal_handling", &DECIMALS).unwrap_or(modes.decimal),
         time: section.choice("time_precision", &TIMES).unwrap_or(modes.time),
@@ -70,6 +72,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         field_names: section.choice("field_name_adjustment", &NAMES).unwrap_or(modes.field_names),
         schema_names: section.choice("schema_name_adjustment", &NAMES).unwrap_or(modes.schema_names),
         delimiter: modes.delimiter.clone(),
+        flat: records.resolved(),
     };
     TableWire {
         format: section.choice("format", &FORMATS).unwrap_or(default.format),
@@ -77,6 +80,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         tombstones: section.boolean("tombstones", default.tombstones),
         skipped: skipped(section).unwrap_or_else(|| default.skipped.clone()),
         snapshot: section.choice("snapshot", &SNAPSHOTS).unwrap_or(default.snapshot),
+        records,
     }
 }
 

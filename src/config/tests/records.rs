@@ -34,3 +34,35 @@ fn what_is_no_topic_is_said() {
     ];
     insta::assert_snapshot!(all.join("\n"));
 }
+
+#[test]
+fn flat_records_are_said_key_by_key() {
+    let main = "[wire]\nskipped_operations = [\"t\"]\nadd_fields = [\"op\", \"source.ts_ms:at\"]\nadd_headers_prefix = \"h_\"\n";
+    let connector = "[wire]\nrecords = \"flat\"\ndelete_tombstone_handling = \"rewrite\"\nadd_headers = [\"lsn\"]\n";
+    let config = table(main, connector).config();
+    let flat = config.tables[0].wire.modes.flat.as_ref().unwrap();
+    let names = |list: &[crate::relation::flat::Added]| list.iter().map(|a| a.name.clone()).collect::<Vec<_>>();
+    assert_eq!(flat.deletes, crate::relation::flat::DeleteMode::Rewrite);
+    assert_eq!((names(&flat.fields), names(&flat.headers)), (vec!["__op".into(), "__at".into()], vec!["h_lsn".into()]));
+    assert_eq!(config.wire.tables.modes.flat, None);
+}
+
+#[test]
+fn what_flat_records_do_not_go_with_is_said() {
+    let flat = "[wire]\nrecords = \"flat\"\n";
+    let all = [
+        Folder::with(&[
+            ("lockstep.toml", MAIN),
+            ("connectors/t.toml", &format!("table = \"t\"\n{flat}[sinks.orders]\n")),
+        ])
+        .said(),
+        table("[registry]\nurl = \"http://r\"\n", &format!("{flat}format = \"avro\"\nskipped_operations = [\"t\"]\n"))
+            .said(),
+        table(
+            "",
+            &format!("{flat}skipped_operations = [\"t\"]\nadd_fields = [\"befor\", \"op\", \"source.ts_ms:op\"]\n"),
+        )
+        .said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+}
