@@ -5,12 +5,14 @@
 
 pub mod flat;
 pub mod names;
+pub mod outbox;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use flat::Flat;
 pub use names::{Delimiter, NameMode};
+pub use outbox::Outbox;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -129,6 +131,9 @@ pub struct Modes {
     /// Rows alone; `None`: envelopes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flat: Option<Flat>,
+    /// Rows are events with topics of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 }
 
 impl Default for Modes {
@@ -148,6 +153,7 @@ impl Default for Modes {
             schema_names: NameMode::None,
             delimiter: Delimiter::default(),
             flat: None,
+            outbox: None,
         }
     }
 }
@@ -155,12 +161,12 @@ impl Default for Modes {
 impl Modes {
     /// Records say all of a change, so that a sink can be made of them.
     pub fn is_whole(&self) -> bool {
-        self.flat.is_none()
+        self.flat.is_none() && self.outbox.is_none()
     }
 
     /// Records have headers beside ours and Debezium's.
     pub fn has_headers(&self) -> bool {
-        self.flat.as_ref().is_some_and(|flat| !flat.headers.is_empty())
+        self.outbox.is_some() || self.flat.as_ref().is_some_and(|flat| !flat.headers.is_empty())
     }
 }
 

@@ -209,7 +209,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
             topic.push_str("_2");
             let _ = writeln!(text, "topic = \"{topic}\"");
         }
-        let _ = writeln!(text, "insert_only = {}", table.insert_only);
+        let _ = writeln!(text, "insert_only = {}\n{}", table.insert_only, options.outbox()?);
         pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
     }
     let topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
@@ -247,12 +247,38 @@ impl Options {
         self.get("value.converter").is_some_and(|converter| converter.ends_with("AvroConverter"))
     }
 
+    fn is_string(&self) -> bool {
+        self.get("value.converter").is_some_and(|converter| converter.ends_with("StringConverter"))
+    }
+
+    /// The section `[outbox]` of a table that is one; nothing without its transform.
+    fn outbox(&self) -> Result<String> {
+        if self.get("transforms") != Some("outbox") {
+            return Ok(String::new());
+        }
+        let (prefix, quoted) = (self.get("topic.prefix").context("a prefix")?, |text: &str| toml::Value::from(text));
+        let option = |name: &str| self.get(&format!("transforms.outbox.{name}"));
+        let topic = option("route.topic.replacement").context("a topic")?;
+        let topic = topic.replace(prefix, "{prefix}").replace("${routedByValue}", "{route}");
+        let additional = option("table.fields.additional.placement").into_iter().flat_map(|list| list.split(','));
+        let additional: Vec<toml::Value> = additional.map(quoted).collect();
+        let lines = [
+            "[outbox]".to_owned(),
+            format!("topic = {}", quoted(&topic)),
+            format!("additional_placement = {}", toml::Value::from(additional)),
+            format!("expand_json_payload = {}", option("table.expand.json.payload").unwrap_or("false")),
+            format!("tombstone_on_empty_payload = {}", option("route.tombstone.on.empty.payload").unwrap_or("false")),
+            format!("format = \"{}\"", if self.is_string() { "string" } else { "json" }),
+        ];
+        Ok(lines.join("\n"))
+    }
+
     /// The lines of `[wire]` that mean the same; Debezium's own defaults where it says nothing.
     fn settings(&self) -> Result<Vec<String>> {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let or = |name: &str, default: &str| quoted(self.get(name).unwrap_or(default));
         let converter = self.get("value.converter").unwrap_or_default();
-        let known = converter.ends_with("JsonConverter") || self.is_avro();
+        let known = converter.ends_with("JsonConverter") || self.is_avro() || self.is_string();
         ensure!(known, "no counterpart of converter {converter}");
         let unknown = if self.get("include.unknown.datatypes") == Some("true") { "bytes" } else { "skip" };
         let snapshot = self.get("snapshot.mode").unwrap_or("initial");
@@ -331,6 +357,11 @@ impl Options {
             "topic.delimiter",
             "topic.prefix",
             "transforms",
+            "transforms.outbox.route.tombstone.on.empty.payload",
+            "transforms.outbox.route.topic.replacement",
+            "transforms.outbox.table.expand.json.payload",
+            "transforms.outbox.table.fields.additional.placement",
+            "transforms.outbox.type",
             "transforms.unwrap.add.fields",
             "transforms.unwrap.add.headers",
             "transforms.unwrap.delete.tombstone.handling.mode",
@@ -525,7 +556,11 @@ fn read(kafka: &str, registry: &str, topics: &[String]) -> Result<Vec<(String, R
             let mut json = |bytes: Option<&[u8]>| match bytes {
                 None => Ok(Json::Null),
                 Some(bytes @ [0, ..]) => schemas.read(bytes),
-                Some(bytes) => Json::parse(std::str::from_utf8(bytes)?),
+                // As the recorder has it: what is no JSON stands as hex.
+                Some(bytes) => {
+                    let json = std::str::from_utf8(bytes).ok().and_then(|text| Json::parse(text).ok());
+                    Ok(json.unwrap_or_else(|| Json::Text(hex::encode(bytes))))
+                }
             };
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
             let text = |bytes: Option<&[u8]>| {

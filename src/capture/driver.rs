@@ -151,6 +151,10 @@ struct Core {
     /// When a broker was up last.
     reached: Instant,
     entries_since_base: u64,
+    /// Something happened that the next base is to tell of, and that it does at once.
+    base_soon: bool,
+    /// The base on its way tells of it.
+    base_tells: bool,
     base_at: Instant,
     began: Instant,
     /// When the last heartbeat was written.
@@ -208,7 +212,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events);
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let known = Looks::new(state.catalog.clone());
@@ -250,6 +254,8 @@ impl Reader {
             progressed: now,
             reached: now,
             entries_since_base: 0,
+            base_soon: false,
+            base_tells: false,
             base_at: now,
             began: now,
             beaten: now,
@@ -631,7 +637,7 @@ impl Core {
         }
         if !due.is_empty() {
             // A base soon, so that a reader which dies does not leave the same difference to be found again.
-            self.entries_since_base = self.config.kafka.base_entries;
+            self.base_soon = true;
         }
         if tables.iter().any(|table| self.loader.remembers(table)) {
             // What it has read so far is of another table, or under another key.
@@ -760,6 +766,8 @@ impl Core {
                 self.entries_since_base = 0;
                 self.base_at = Instant::now();
                 self.trim_if_due(record.timestamp_ms);
+            } else {
+                self.base_soon |= self.base_tells;
             }
         }
         match self.machine.read_back(record.offset, &event) {
@@ -801,6 +809,7 @@ impl Core {
                 }
             }
         }
+        self.note_topics();
         if !flush {
             self.base_if_due()?;
         }
@@ -921,6 +930,13 @@ impl Core {
         self.loader.start(job);
     }
 
+    /// Topics that rows have named stand in a base before a checkpoint counts their records; only a stop does not wait for it.
+    fn note_topics(&mut self) {
+        let opened = self.emitter.take_routed();
+        self.base_soon |= !opened.is_empty();
+        self.topics.extend(opened);
+    }
+
     /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
     fn note_again(&mut self) {
         self.again.extend(self.loader.again().cloned());
@@ -970,12 +986,14 @@ impl Core {
     fn write_base(&mut self) -> Result<()> {
         let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone());
         self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
+        self.base_tells = std::mem::take(&mut self.base_soon);
         Ok(())
     }
 
     /// While it is due nothing is appended, so that within one round trip nothing is in flight that it could not tell of.
     fn is_base_due(&self) -> bool {
-        self.entries_since_base >= self.config.kafka.base_entries
+        self.base_soon
+            || self.entries_since_base >= self.config.kafka.base_entries
             || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval)
     }
 

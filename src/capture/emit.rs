@@ -4,7 +4,9 @@
 //! with a position of its own. Back-pressure is in bytes: when the producer is full, the caller waits here, which stops the
 //! reading of the stream; status updates go on from their own timer.
 
-use std::collections::HashMap;
+mod routed;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +15,23 @@ use crate::change::{Key, Op};
 use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
     Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, JsonEventEncoder, Op as Wire,
-    RecordBuf, TransactionMark,
+    OutboxEncoder, RecordBuf, TransactionMark,
 };
 use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
 use crate::key::KeyOrder;
+use crate::ledger::entry::TopicIdentity;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::flat::DeleteMode;
+use crate::relation::outbox::Updates;
 use crate::relation::{Fingerprint, Relation};
 use crate::value::{Row, RowBuf};
+
+use routed::RoutedTopics;
 
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
 const MUCH_IN_FLIGHT_BYTES: usize = 256 * 1024;
@@ -42,6 +48,8 @@ pub struct Version {
     /// Its name in the blocks of transactions.
     collection: String,
     encoder: Encoder,
+    /// Of a table whose rows are events.
+    outbox: Option<Box<OutboxEncoder>>,
     route: Route,
     records: metrics::Counter,
 }
@@ -62,8 +70,20 @@ impl Version {
         if self.relation.modes.has_headers() { &record.headers } else { NO_HEADERS }
     }
 
+    /// Nobody is told that an event of an outbox was changed, and it may not pass in silence.
+    fn check_update(&self) -> Result<()> {
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        match outbox.outbox().updates {
+            Updates::Halt => Err(outbox.updated()),
+            Updates::Warn => {
+                tracing::warn!(table = %self.relation.name, "an event of an outbox was updated, which nobody is told of");
+                Ok(())
+            }
+        }
+    }
+
     fn writes(&self, op: Wire) -> bool {
-        !self.wire.skipped.contains(&op.letter())
+        !self.wire.skipped.contains(&op.letter()) && (self.outbox.is_none() || op == Wire::Create)
     }
 }
 
@@ -95,6 +115,7 @@ pub struct Emitter {
     versions: HashMap<Fingerprint, Arc<Version>>,
     config: Arc<Config>,
     events: EventEncoder,
+    routed: RoutedTopics,
     /// The transaction that is told of, once it has a record; `None` where none are.
     counts: Option<Counts>,
     metrics: SourceMetrics,
@@ -131,12 +152,13 @@ struct Outlet {
 }
 
 impl Emitter {
-    /// `ids` are those of the topics that hold no rows, if these are in Avro.
+    /// `ids` are those of the topics that hold no rows, if these are in Avro; `topics` are those of the ledger.
     pub fn new(
         producer: Producer,
         config: Arc<Config>,
         metrics: SourceMetrics,
         ids: Option<[SchemaIds; 3]>,
+        topics: &BTreeMap<String, TopicIdentity>,
     ) -> Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
         let modes = &config.wire.tables.modes;
@@ -151,6 +173,7 @@ impl Emitter {
             topics: Vec::new(),
             versions: HashMap::new(),
             events,
+            routed: RoutedTopics::new(&config, topics),
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,
@@ -175,11 +198,13 @@ impl Emitter {
             Some(ids) => Encoder::avro(relation.clone(), ids, prefix, database)?,
             None => Encoder::new(relation.clone(), prefix, database),
         };
+        let outbox = OutboxEncoder::new(&relation, prefix, database).map(Box::new);
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
         let collection = relation.name.to_string();
-        let version = Arc::new(Version { relation, key, key_orders, wire, collection, encoder, route, records });
+        let version =
+            Arc::new(Version { relation, key, key_orders, wire, collection, encoder, outbox, route, records });
         self.versions.insert(fingerprint, version.clone());
         Ok(version)
     }
@@ -298,7 +323,9 @@ impl Emitter {
                 if new.has_absent() {
                     return Err(absent_insert(version));
                 }
-                if version.writes(Wire::Create) {
+                if version.writes(Wire::Create) && version.outbox.is_some() {
+                    self.routed(machine, version, event, new, Kind::Change).await?;
+                } else if version.writes(Wire::Create) {
                     let event = &self.counted(machine, Some(&version.collection), event).await?;
                     version.encoder.key(new, &mut self.record)?;
                     version.encoder.create(event, new, &mut self.record)?;
@@ -312,7 +339,10 @@ impl Emitter {
                 }
                 Ok(keep.then(|| Op::Delete(old.to_owned())))
             }
-            Streamed::Update { old, new } => self.update(machine, version, event, old, new, keep).await,
+            Streamed::Update { old, new } => {
+                version.check_update()?;
+                self.update(machine, version, event, old, new, keep).await
+            }
         }
     }
 
@@ -444,6 +474,9 @@ impl Emitter {
         row: Row<'_>,
     ) -> Result<()> {
         self.outlet.read_at(event);
+        if version.outbox.is_some() {
+            return self.routed(machine, version, event, row, Kind::ChunkRow).await;
+        }
         version.encoder.key(row, &mut self.record)?;
         version.encoder.read(event, row, &mut self.record)?;
         let (position, token) = machine.chunk_record();

@@ -2,7 +2,7 @@
 //!
 //! What is refused here is refused by name before anything is written: at a start, at a RELATION message, by `lockstep check`.
 
-use super::avro;
+use super::{avro, mapping};
 use crate::error::{Code, Error, Result};
 use crate::relation::Relation;
 use crate::relation::flat::DELETED;
@@ -11,6 +11,7 @@ use crate::relation::flat::DELETED;
 pub fn complete(relation: Relation, prefix: &str) -> Result<Relation> {
     distinct_fields(&relation)?;
     added_fields(&relation)?;
+    outbox_columns(&relation)?;
     avro::complete(relation, prefix)
 }
 
@@ -52,6 +53,21 @@ fn added_fields(relation: &Relation) -> Result<()> {
         relation.name
     );
     Err(Error::halt(Code::SchemaRefused, message, hint))
+}
+
+/// An outbox has the columns that it is read by, of types that the modes have a form for.
+fn outbox_columns(relation: &Relation) -> Result<()> {
+    let Some(outbox) = &relation.modes.outbox else { return Ok(()) };
+    let has = |name: &str| {
+        let column = relation.columns.iter().find(|column| column.name == name);
+        column.is_some_and(|column| mapping::schema(column, &relation.modes).is_some())
+    };
+    let Some(missing) = outbox.read().find(|name| !has(name)) else { return Ok(()) };
+    let columns: Vec<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
+    let message =
+        format!("table {} is no outbox by [outbox] of its connector: column {missing:?} is not there", relation.name);
+    let hint = "write id_field, key_field, payload_field, route_by_field or additional_placement with other columns into [outbox]";
+    Err(Error::halt(Code::TableUnsupported, message, hint).fact(format!("its columns: {}", columns.join(", "))))
 }
 
 #[cfg(test)]

@@ -213,7 +213,7 @@ impl Encoder {
     }
 
     /// One value, or what stands for it where the modes have no form for it.
-    fn value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
+    pub(super) fn value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
         let field = &self.fields[column];
         let start = out.len();
         match write(&field.encoding, text, &mut JsonWriter::new(out)) {

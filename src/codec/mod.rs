@@ -16,11 +16,13 @@
 
 pub mod avro;
 mod complete;
+mod document;
 mod events;
 mod flat;
 mod json_decode;
 mod json_encode;
 pub mod mapping;
+mod outbox;
 pub mod schema;
 pub mod write;
 
@@ -31,6 +33,7 @@ pub use events::{JsonEventEncoder, TransactionMark};
 pub use flat::FlatEncoder;
 pub use json_decode::Decoder as JsonDecoder;
 pub use json_encode::{Encoder as JsonEncoder, JsonWriter};
+pub use outbox::{OutboxEncoder, Written};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;

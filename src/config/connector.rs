@@ -8,6 +8,7 @@
 
 use super::findings::At;
 use super::names;
+use super::outbox::outbox;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier};
 use super::reader::{Section, Text};
 use super::records::Places;
@@ -51,10 +52,15 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let topic = top.text("topic");
     names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
-    let (wire, places, format_at) = top.section("wire", |section| {
+    let (mut wire, mut places, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);
         (wire, Places::of(section), section.place("format"))
     });
+    let outbox = top.section("outbox", outbox);
+    if let Some((outbox, at)) = outbox {
+        wire.modes.outbox = Some(outbox);
+        places.add("outbox", at);
+    }
     Connector {
         table,
         topic,

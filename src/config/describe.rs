@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::outbox;
 use super::records;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
@@ -191,6 +192,12 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "insert_only", table.insert_only.to_string());
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
+    if let Some(each) = &table.wire.modes.outbox {
+        out.push_str("\n[connectors.outbox]\n");
+        for (key, value) in outbox::shown(each) {
+            pair(out, key, value.to_string());
+        }
+    }
     for sink in &table.sinks {
         let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
         pair(out, "table", text(&sink.table.quoted()));

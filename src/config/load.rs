@@ -14,6 +14,7 @@ use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
 use super::names;
+use super::outbox;
 use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::records::{self as forms, Places};
@@ -179,6 +180,10 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     for Routed { table, at, places, .. } in &routed {
         forms::check(table, at, places, report);
     }
+    outbox::compare(
+        routed.iter().map(|Routed { table, at, places, .. }| (table, places.get("outbox").unwrap_or(at))),
+        report,
+    );
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -197,12 +202,15 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
 }
 
 fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, wire, places, format_at: _, sinks } = connector;
+    let Connector { table, topic, partitions, insert_only, mut wire, places, format_at: _, sinks } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
         Some(topic) => (names::table_topic(&topic, prefix, &name), topic.at),
         None => (topic_name(prefix, delimiter, &name), at.clone()),
     };
+    if let Some(outbox) = &mut wire.modes.outbox {
+        outbox.topic = names::outbox_topic(&outbox.topic, prefix, &name);
+    }
     let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
         let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
         (SinkTable { sink: sink.value, table, columns, evolve }, at)

@@ -14,6 +14,7 @@ mod files;
 mod findings;
 mod load;
 mod names;
+mod outbox;
 mod process;
 mod reader;
 mod records;

@@ -5,7 +5,7 @@
 use super::findings::Report;
 use super::process::check_topic;
 use super::reader::{Section, Text};
-use crate::relation::names::{fill_topic, is_topic_char};
+use crate::relation::names::{fill_topic, is_topic_char, legal_topic};
 use crate::relation::{Delimiter, TableName};
 
 /// Placeholders of a table's topic.
@@ -46,6 +46,12 @@ pub(super) fn check_pattern(report: &Report, what: &str, text: Option<&Text>, pl
         }
         Ok(_) => {}
     }
+}
+
+/// The topic of an outbox with all but the route filled in.
+pub(super) fn outbox_topic(pattern: &str, prefix: &str, table: &TableName) -> String {
+    let parts = [("{prefix}", prefix), ("{schema}", &table.schema), ("{table}", &table.table)];
+    parts.iter().fold(pattern.to_owned(), |pattern, (name, value)| pattern.replace(name, &legal_topic(value)))
 }
 
 /// A connector's `topic` for its table. What is wrong with it has its finding.

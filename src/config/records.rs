@@ -3,6 +3,7 @@
 //! Defaults are inherited key by key, so what was written is kept ([`Records`]) beside what it means ([`Flat`]).
 
 use super::findings::{At, Report};
+use super::outbox;
 use super::reader::Section;
 use super::wire::word;
 use super::{Table, TableWire};
@@ -104,7 +105,11 @@ impl Places {
         Places(DECISIVE.into_iter().filter_map(|key| Some((key, section.place(key)?))).collect())
     }
 
-    fn get(&self, key: &str) -> Option<&At> {
+    pub fn add(&mut self, key: &'static str, at: At) {
+        self.0.push((key, at));
+    }
+
+    pub fn get(&self, key: &str) -> Option<&At> {
         self.0.iter().find(|(found, _)| *found == key).map(|(_, at)| at)
     }
 }
@@ -112,6 +117,7 @@ impl Places {
 /// Why no sink can take the table: the key, and what it says.
 fn partial(wire: &TableWire) -> Option<(&'static str, &'static str)> {
     match wire {
+        _ if wire.modes.outbox.is_some() => Some(("outbox", "[outbox] writes events, not rows")),
         _ if wire.records.flat => Some(("records", "records = \"flat\" leaves out what was before a change")),
         _ if !wire.tombstones => Some(("tombstones", "tombstones = false leaves records out")),
         _ if !wire.skipped.is_empty() => Some(("skipped_operations", "skipped_operations leaves records out")),
@@ -132,10 +138,16 @@ pub(super) fn check(table: &Table, at: &At, places: &Places, report: &Report) {
     let wire = &table.wire;
     if let (Some((key, why)), Some(sink)) = (partial(wire), table.sinks.first()) {
         let message = format!("{why}, but sink {:?} takes this table", sink.sink);
-        let hint = "write records = \"envelope\", tombstones = true and skipped_operations = [] into [wire] of this connector, or \
-                    give consumers a pipeline of their own without sinks";
+        let hint = match key {
+            "outbox" => "delete [outbox], or [sinks], from this connector",
+            _ => {
+                "write records = \"envelope\", tombstones = true and skipped_operations = [] into [wire] of this connector, or \
+                 give consumers a pipeline of their own without sinks"
+            }
+        };
         report.add(places.get(key).unwrap_or(at), message, hint);
     }
+    outbox::check(table, places.get("outbox").unwrap_or(at), report);
     if wire.records.flat && !wire.skipped.contains(&'t') {
         let message = "a TRUNCATE has no flat record, and it may not be passed over in silence";
         let hint = "write skipped_operations = [\"t\"] beside records = \"flat\"";

@@ -73,6 +73,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         schema_names: section.choice("schema_name_adjustment", &NAMES).unwrap_or(modes.schema_names),
         delimiter: modes.delimiter.clone(),
         flat: records.resolved(),
+        outbox: None,
     };
     TableWire {
         format: section.choice("format", &FORMATS).unwrap_or(default.format),

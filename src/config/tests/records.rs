@@ -66,3 +66,39 @@ fn what_flat_records_do_not_go_with_is_said() {
     ];
     insta::assert_snapshot!(all.join("\n"));
 }
+
+#[test]
+fn an_outbox_is_said_in_its_connector() {
+    let connector = "[outbox]\ntopic = \"{prefix}.{table}.{route}\"\nkey_field = \"k\"\nadditional_placement = [\"type:header:eventType\"]\n";
+    let config = table("", connector).config();
+    let outbox = config.tables[0].wire.modes.outbox.as_ref().unwrap();
+    assert_eq!(outbox.topic, "shop.t.{route}");
+    assert_eq!((outbox.columns.key.as_str(), outbox.columns.route.as_str()), ("k", "aggregatetype"));
+    assert!(describe(&config).contains("additional_placement = [\"type:header:eventType\"]"));
+    assert_eq!(table("", "").config().tables[0].wire.modes.outbox, None);
+    let default = table("", "[outbox]\n").config();
+    assert_eq!(default.tables[0].wire.modes.outbox.as_ref().unwrap().topic, "shop.event.{route}");
+}
+
+#[test]
+fn what_an_outbox_does_not_go_with_is_said() {
+    let twice = Folder::with(&[
+        ("lockstep.toml", &MAIN.replace("[sinks.orders]\nurl", "[http]\n#")),
+        ("connectors/a.toml", "table = \"a\"\n[outbox]\n"),
+        ("connectors/b.toml", "table = \"b\"\n[outbox]\n"),
+    ]);
+    let wrong = "topic = \"x.{rout}\"\nadditional_placement = [\"type:head\", \"a:header:id\"]\ninvalid_operations = \"fail\"\n";
+    let all = [
+        Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", "table = \"t\"\n[outbox]\n[sinks.orders]\n")])
+            .said(),
+        table(
+            "[registry]\nurl = \"http://r\"\n",
+            "[wire]\nformat = \"avro\"\nrecords = \"flat\"\nskipped_operations = [\"t\"]\n[outbox]\n",
+        )
+        .said(),
+        table("", &format!("[outbox]\n{wrong}")).said(),
+        table("", "[outbox]\nformat = \"string\"\nexpand_json_payload = true\n").said(),
+        twice.said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+}
