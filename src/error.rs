@@ -158,7 +158,7 @@ codes! {
     Diverged = "DIVERGED",
     /// A routed table does not exist at the source.
     TableMissing = "TABLE_MISSING",
-    /// A routed relation is of a kind whose changes can't be read: a view, an unlogged table, a partition of a routed root.
+    /// A routed relation is of a kind whose changes can't be read: a view, an unlogged table, a partition of a routed root, an outbox without its columns.
     TableUnsupported = "TABLE_UNSUPPORTED",
     /// A routed table has no usable key and no other replica identity, or none and too many rows.
     TableWithoutKey = "TABLE_WITHOUT_KEY",
@@ -180,6 +180,8 @@ codes! {
     TopicMissing = "TOPIC_MISSING",
     /// A topic was deleted and made again: what it held is gone.
     TopicRecreated = "TOPIC_RECREATED",
+    /// A row of an outbox names a topic that it can't have: another's, one that is no name, or one too many.
+    TopicRefused = "TOPIC_REFUSED",
     /// A topic's settings would lose records.
     TopicSettings = "TOPIC_SETTINGS",
     /// Records that the ledger counts are not in the topic, or are others than counted.

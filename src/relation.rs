@@ -3,9 +3,16 @@
 //! Sinks decode by the ledger's relation entry alone, never by their own configuration: configuration may have changed while
 //! a record waited. Two versions are the same iff their fingerprints are.
 
+pub mod flat;
+pub mod names;
+pub mod outbox;
+
 use std::fmt;
 use std::str::FromStr;
 
+pub use flat::Flat;
+pub use names::{Delimiter, NameMode};
+pub use outbox::Outbox;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -116,6 +123,22 @@ pub struct Modes {
     pub source_types: bool,
     /// `unavailable.value.placeholder`, for columns that the source did not send.
     pub placeholder: Placeholder,
+    /// `field.name.adjustment.mode`. What follows is written only where it is said, so that versions of older builds are still the
+    /// same ones.
+    #[serde(skip_serializing_if = "NameMode::is_none")]
+    pub field_names: NameMode,
+    /// `schema.name.adjustment.mode`.
+    #[serde(skip_serializing_if = "NameMode::is_none")]
+    pub schema_names: NameMode,
+    /// `topic.delimiter`, which stands in the names of schemas too.
+    #[serde(skip_serializing_if = "Delimiter::is_default")]
+    pub delimiter: Delimiter,
+    /// Rows alone; `None`: envelopes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flat: Option<Flat>,
+    /// Rows are events with topics of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 }
 
 impl Default for Modes {
@@ -132,7 +155,24 @@ impl Default for Modes {
             schemas: false,
             source_types: false,
             placeholder: Placeholder::default(),
+            field_names: NameMode::None,
+            schema_names: NameMode::None,
+            delimiter: Delimiter::default(),
+            flat: None,
+            outbox: None,
         }
+    }
+}
+
+impl Modes {
+    /// Records say all of a change, so that a sink can be made of them.
+    pub fn is_whole(&self) -> bool {
+        self.flat.is_none() && self.outbox.is_none()
+    }
+
+    /// Records have headers beside ours and Debezium's.
+    pub fn has_headers(&self) -> bool {
+        self.outbox.is_some() || self.flat.as_ref().is_some_and(|flat| !flat.headers.is_empty())
     }
 }
 
@@ -410,6 +450,15 @@ mod tests {
         assert_ne!(other.sealed().fingerprint, sealed.fingerprint);
         let json = serde_json::to_string(&sealed).unwrap();
         assert_eq!(serde_json::from_str::<Relation>(&json).unwrap(), sealed);
+    }
+
+    #[test]
+    fn versions_of_older_builds_keep_their_fingerprints() {
+        let modes = serde_json::to_value(Modes::default()).unwrap();
+        let names: Vec<&String> = modes.as_object().unwrap().keys().collect();
+        let first = ["binary", "conversion_failure", "decimal", "hstore", "interval", "null_as_default", "placeholder"];
+        assert_eq!(names, [first.as_slice(), &["schemas", "time", "unknown"]].concat());
+        assert_eq!(serde_json::from_value::<Modes>(modes).unwrap(), Modes::default());
     }
 
     #[test]

@@ -189,10 +189,13 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     script.run(&read("setup.sql")?).await?;
     let tables = tables(&database, options.get("publish.via.partition.root") == Some("true")).await?;
     // Names of topics and schemas hold the prefix, and other cases have the same one at the same time.
-    let prefix = unique_name("golden");
+    // Of letters and digits alone, which no mode adjusts.
+    let prefix = unique_name("golden").replace('_', "x");
     let url = format!("postgres://postgres:postgres@127.0.0.1:{}/{}", database.server.port, database.name);
     let mut pipeline = Pipeline::new(LOCKSTEP, services, &database).source_url(url);
     pipeline = pipeline.set("kafka", &format!("topic_prefix = \"{prefix}\""));
+    let delimiter = options.get("topic.delimiter").unwrap_or(".");
+    pipeline = pipeline.set("kafka", &format!("topic_delimiter = \"{delimiter}\""));
     pipeline = settings.into_iter().fold(pipeline, |pipeline, line| pipeline.set("wire", &line));
     if options.is_avro() {
         pipeline = pipeline.set("registry", &format!("url = \"{}\"", services.registry));
@@ -201,17 +204,18 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
     let superuser = database.superuser().await?;
     let mut topics = BTreeSet::new();
     for (i, table) in tables.iter().enumerate() {
-        let mut topic = table.topic(&prefix);
+        let mut topic = table.topic(&prefix, delimiter);
         let mut text = String::new();
         // Two tables of one topic are refused: the second one gets a name of its own.
         if !topics.insert(topic.clone()) {
             topic.push_str("_2");
             let _ = writeln!(text, "topic = \"{topic}\"");
         }
-        let shaping = shaping::shaping(&superuser, &table.name, &options.0).await?;
+        let shaping = shaping::shaping(&superuser, &table.name(), &options.0).await?;
         let _ = writeln!(text, "insert_only = {}", table.insert_only || shaping.blind_key);
         text.push_str(&shaping.keys);
         text.push_str(&shaping.masks);
+        let _ = writeln!(text, "{}", options.outbox()?);
         pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
     }
     let topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
@@ -249,12 +253,38 @@ impl Options {
         self.get("value.converter").is_some_and(|converter| converter.ends_with("AvroConverter"))
     }
 
+    fn is_string(&self) -> bool {
+        self.get("value.converter").is_some_and(|converter| converter.ends_with("StringConverter"))
+    }
+
+    /// The section `[outbox]` of a table that is one; nothing without its transform.
+    fn outbox(&self) -> Result<String> {
+        if self.get("transforms") != Some("outbox") {
+            return Ok(String::new());
+        }
+        let (prefix, quoted) = (self.get("topic.prefix").context("a prefix")?, |text: &str| toml::Value::from(text));
+        let option = |name: &str| self.get(&format!("transforms.outbox.{name}"));
+        let topic = option("route.topic.replacement").context("a topic")?;
+        let topic = topic.replace(prefix, "{prefix}").replace("${routedByValue}", "{route}");
+        let additional = option("table.fields.additional.placement").into_iter().flat_map(|list| list.split(','));
+        let additional: Vec<toml::Value> = additional.map(quoted).collect();
+        let lines = [
+            "[outbox]".to_owned(),
+            format!("topic = {}", quoted(&topic)),
+            format!("additional_placement = {}", toml::Value::from(additional)),
+            format!("expand_json_payload = {}", option("table.expand.json.payload").unwrap_or("false")),
+            format!("tombstone_on_empty_payload = {}", option("route.tombstone.on.empty.payload").unwrap_or("false")),
+            format!("format = \"{}\"", if self.is_string() { "string" } else { "json" }),
+        ];
+        Ok(lines.join("\n"))
+    }
+
     /// The lines of `[wire]` that mean the same; Debezium's own defaults where it says nothing.
     fn settings(&self) -> Result<Vec<String>> {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let or = |name: &str, default: &str| quoted(self.get(name).unwrap_or(default));
         let converter = self.get("value.converter").unwrap_or_default();
-        let known = converter.ends_with("JsonConverter") || self.is_avro();
+        let known = converter.ends_with("JsonConverter") || self.is_avro() || self.is_string();
         ensure!(known, "no counterpart of converter {converter}");
         let unknown = if self.get("include.unknown.datatypes") == Some("true") { "bytes" } else { "skip" };
         let snapshot = self.get("snapshot.mode").unwrap_or("initial");
@@ -275,6 +305,8 @@ impl Options {
             format!("null_as_default = {}", flag("value.converter.replace.null.with.default", true)),
             format!("tombstones = {}", flag("tombstones.on.delete", true)),
             format!("transaction_metadata = {}", flag("provide.transaction.metadata", false)),
+            format!("field_name_adjustment = {}", or("field.name.adjustment.mode", "none")),
+            format!("schema_name_adjustment = {}", or("schema.name.adjustment.mode", "none")),
         ];
         let list = |text: &str| text.split(',').map(quoted).collect::<Vec<_>>().join(", ");
         let skipped = self.get("skipped.operations").unwrap_or("t");
@@ -283,6 +315,15 @@ impl Options {
         // Of all columns or of none.
         if self.get("column.propagate.source.type") == Some(".*") {
             lines.push("propagate_source_type = true".to_owned());
+        }
+        if self.get("transforms") == Some("unwrap") {
+            lines.push("records = \"flat\"".to_owned());
+            for (option, key) in [("add.fields", "add_fields"), ("add.headers", "add_headers")] {
+                let added = self.get(&format!("transforms.unwrap.{option}")).map(list).unwrap_or_default();
+                lines.push(format!("{key} = [{added}]"));
+            }
+            let deletes = or("transforms.unwrap.delete.tombstone.handling.mode", "tombstone");
+            lines.push(format!("delete_tombstone_handling = {deletes}"));
         }
         if let Some(placeholder) = self.get("unavailable.value.placeholder") {
             lines.push(format!("unavailable_value_placeholder = {}", quoted(placeholder)));
@@ -304,6 +345,7 @@ impl Options {
         const KNOWN: &[&str] = &[
             "binary.handling.mode",
             "decimal.handling.mode",
+            "field.name.adjustment.mode",
             "golden.quiet.s",
             "heartbeat.action.query",
             "heartbeat.interval.ms",
@@ -317,11 +359,23 @@ impl Options {
             "provide.transaction.metadata",
             "publication.autocreate.mode",
             "publish.via.partition.root",
+            "schema.name.adjustment.mode",
             "skipped.operations",
             "snapshot.mode",
             "time.precision.mode",
             "tombstones.on.delete",
+            "topic.delimiter",
             "topic.prefix",
+            "transforms",
+            "transforms.outbox.route.tombstone.on.empty.payload",
+            "transforms.outbox.route.topic.replacement",
+            "transforms.outbox.table.expand.json.payload",
+            "transforms.outbox.table.fields.additional.placement",
+            "transforms.outbox.type",
+            "transforms.unwrap.add.fields",
+            "transforms.unwrap.add.headers",
+            "transforms.unwrap.delete.tombstone.handling.mode",
+            "transforms.unwrap.type",
             "unavailable.value.placeholder",
             "value.converter",
             "value.converter.replace.null.with.default",
@@ -341,15 +395,21 @@ impl Options {
 struct CaseTable {
     /// As a connector names it.
     quoted: String,
-    name: String,
+    schema: String,
+    table: String,
     /// Without a replica identity Debezium sees nothing but inserts, for nothing else can be published.
     insert_only: bool,
 }
 
 impl CaseTable {
-    fn topic(&self, prefix: &str) -> String {
+    /// As Debezium's patterns match it.
+    fn name(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+
+    fn topic(&self, prefix: &str, delimiter: &str) -> String {
         let legal = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
-        let name = format!("{prefix}.{}", self.name);
+        let name = [prefix, &self.schema, &self.table].join(delimiter);
         let plain = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(legal);
         name.encode_utf16().map(|unit| plain(unit).unwrap_or('_')).collect()
     }
@@ -358,7 +418,7 @@ impl CaseTable {
 /// Every table that a publication can hold: partitions, or the tables that they are partitions of.
 async fn tables(database: &Database, roots: bool) -> Result<Vec<CaseTable>> {
     let sql = "SELECT format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', '\"\"')),
-            n.nspname || '.' || c.relname,
+            n.nspname, c.relname,
             c.relreplident = 'n' OR c.relreplident = 'd'
                 AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -366,7 +426,10 @@ async fn tables(database: &Database, roots: bool) -> Result<Vec<CaseTable>> {
             AND c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         ORDER BY n.nspname, c.relname";
     let rows = database.superuser().await?.query(sql, &[&roots]).await?;
-    Ok(rows.iter().map(|row| CaseTable { quoted: row.get(0), name: row.get(1), insert_only: row.get(2) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| CaseTable { quoted: row.get(0), schema: row.get(1), table: row.get(2), insert_only: row.get(3) })
+        .collect())
 }
 
 /// Sessions of a case, by name.
@@ -459,7 +522,9 @@ fn consume(kafka: &str, registry: &str, prefix: &str, recorded_prefix: &str) -> 
     let names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
     let heartbeat = format!("__debezium-heartbeat.{prefix}");
     let ledger = format!("{prefix}.ledger");
-    let mine = |name: &String| (name.starts_with(&format!("{prefix}.")) && *name != ledger) || *name == heartbeat;
+    // Another case's prefix can go on where this one ends.
+    let begins = |name: &String| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['.', '_']));
+    let mine = |name: &String| (begins(name) && *name != ledger) || *name == heartbeat;
     let names: Vec<String> = names.into_iter().filter(mine).collect();
     let mut topics = Topics::new();
     for (topic, mut record) in read(kafka, registry, &names)? {
@@ -509,7 +574,11 @@ fn read(kafka: &str, registry: &str, topics: &[String]) -> Result<Vec<(String, R
             let mut json = |bytes: Option<&[u8]>| match bytes {
                 None => Ok(Json::Null),
                 Some(bytes @ [0, ..]) => schemas.read(bytes),
-                Some(bytes) => Json::parse(std::str::from_utf8(bytes)?),
+                // As the recorder has it: what is no JSON stands as hex.
+                Some(bytes) => {
+                    let json = std::str::from_utf8(bytes).ok().and_then(|text| Json::parse(text).ok());
+                    Ok(json.unwrap_or_else(|| Json::Text(hex::encode(bytes))))
+                }
             };
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
             let text = |bytes: Option<&[u8]>| {
@@ -536,8 +605,10 @@ impl Drop for Leftovers {
     fn drop(&mut self) {
         let (kafka, prefix) = (self.kafka.clone(), self.prefix.clone());
         let outcome = support::services::block_on_elsewhere(async move {
-            support::pipeline::delete_topics(&kafka, &prefix).await?;
-            support::pipeline::delete_topics(&kafka, &format!("__debezium-heartbeat.{prefix}")).await
+            for name in [format!("{prefix}."), format!("{prefix}_"), format!("__debezium-heartbeat.{prefix}")] {
+                support::pipeline::delete_topics(&kafka, &name).await?;
+            }
+            Ok(())
         });
         if let Err(error) = outcome {
             eprintln!("left behind: {error:#}");

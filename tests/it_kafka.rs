@@ -26,6 +26,7 @@ fn config() -> Kafka {
     Kafka {
         brokers: brokers(),
         topic_prefix: "it".into(),
+        topic_delimiter: Default::default(),
         ledger: "it.ledger".into(),
         compression: Compression::Lz4,
         retention: Duration::from_secs(7 * 86_400),
@@ -179,7 +180,7 @@ fn acknowledgements_give_dense_spans_per_token_over_several_partitions() {
                     partition: None,
                     key: Some(&key),
                     value: if i % 7 == 0 { None } else { Some(b"value") },
-                    headers: &[("ls", &key), ("empty", b"")],
+                    headers: &[("ls", Some(&key)), ("empty", Some(b"")), ("null", None)],
                     timestamp_ms: None,
                     token,
                 };
@@ -720,7 +721,7 @@ fn throughput() {
                 partition: None,
                 key: Some(&key),
                 value: Some(&value),
-                headers: &[("ls", &header)],
+                headers: &[("ls", Some(&header))],
                 timestamp_ms: None,
                 token: i / 1000,
             };

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use crate::capture::answerable::{TOPICS, is_answerable};
 use crate::capture::chunks::{self, Answer, ChunkReader, Command};
 use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::{Finding, Looks};
@@ -53,9 +54,6 @@ use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
 const GATHER_JOINS: Duration = Duration::from_millis(300);
-
-/// Who asks where no sink does; no sink can have this name.
-const TOPICS: &str = "";
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -154,6 +152,10 @@ struct Core {
     /// When a broker was up last.
     reached: Instant,
     entries_since_base: u64,
+    /// Something happened that the next base is to tell of, and that it does at once.
+    base_soon: bool,
+    /// The base on its way tells of it.
+    base_tells: bool,
     base_at: Instant,
     began: Instant,
     /// When the last heartbeat was written.
@@ -211,7 +213,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events);
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
         let chunks = ChunkReader::start(config.clone())?;
         let known = Looks::new(state.catalog.clone());
@@ -253,6 +255,8 @@ impl Reader {
             progressed: now,
             reached: now,
             entries_since_base: 0,
+            base_soon: false,
+            base_tells: false,
             base_at: now,
             began: now,
             beaten: now,
@@ -644,7 +648,7 @@ impl Core {
         }
         if !due.is_empty() {
             // A base soon, so that a reader which dies does not leave the same difference to be found again.
-            self.entries_since_base = self.config.kafka.base_entries;
+            self.base_soon = true;
         }
         if tables.iter().any(|table| self.loader.remembers(table)) {
             // What it has read so far is of another table, or under another key.
@@ -774,6 +778,8 @@ impl Core {
                 self.entries_since_base = 0;
                 self.base_at = Instant::now();
                 self.trim_if_due(record.timestamp_ms);
+            } else {
+                self.base_soon |= self.base_tells;
             }
         }
         match self.machine.read_back(record.offset, &event) {
@@ -815,6 +821,7 @@ impl Core {
                 }
             }
         }
+        self.note_topics();
         if !flush {
             self.base_if_due()?;
         }
@@ -886,7 +893,7 @@ impl Core {
     }
 
     fn start_load(&mut self) {
-        let open = answerable(&self.order, &self.state).count();
+        let open = answerable(|request| self.answers(request), &self.state).count();
         if open == 0 {
             self.joins_seen = None;
             return;
@@ -899,20 +906,25 @@ impl Core {
                 return;
             }
         }
-        let job = plan(|table| self.config.sinks_of(table), &self.order, &self.state);
+        let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
         // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
         self.again
             .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
         self.start_job(job);
     }
 
+    fn answers(&self, request: &Request) -> bool {
+        is_answerable(request, &self.config.tables, &self.order)
+    }
+
     /// Goes on where the reader before this one was, before anything is streamed.
     fn go_on_loading(&mut self) {
         self.again.clone_from(&self.state.again);
-        if !answerable(&self.order, &self.state).any(|join| !join.loaded.is_empty()) {
+        if !answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty()) {
             return;
         }
-        let mut job = plan(|table| self.config.sinks_of(table), &self.order, &self.state);
+        let mut job =
+            plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
         job.loaded = loaded(&job, &self.state);
         let key =
             |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
@@ -933,6 +945,13 @@ impl Core {
         tracing::info!(tables, requests, loaded, "loading existing rows");
         self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
         self.loader.start(job);
+    }
+
+    /// Topics that rows have named stand in a base before a checkpoint counts their records; only a stop does not wait for it.
+    fn note_topics(&mut self) {
+        let opened = self.emitter.take_routed();
+        self.base_soon |= !opened.is_empty();
+        self.topics.extend(opened);
     }
 
     /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
@@ -984,12 +1003,14 @@ impl Core {
     fn write_base(&mut self) -> Result<()> {
         let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone());
         self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
+        self.base_tells = std::mem::take(&mut self.base_soon);
         Ok(())
     }
 
     /// While it is due nothing is appended, so that within one round trip nothing is in flight that it could not tell of.
     fn is_base_due(&self) -> bool {
-        self.entries_since_base >= self.config.kafka.base_entries
+        self.base_soon
+            || self.entries_since_base >= self.config.kafka.base_entries
             || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval)
     }
 
@@ -1028,11 +1049,10 @@ impl Core {
             (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
         });
         let tables = tables.collect();
-        let mut unanswered =
-            self.state.open_joins().filter(|join| !join.request.tables.iter().all(|t| self.order.contains(t)));
+        let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
         let unanswered = unanswered.next().map(|join| {
             format!(
-                "a connector for the tables that sink {} asks for in ledger entry {}",
+                "a connector for the tables that sink {} asks for in ledger entry {}, with all that it needs",
                 join.request.sink, join.offset
             )
         });

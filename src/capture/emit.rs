@@ -4,7 +4,9 @@
 //! with a position of its own. Back-pressure is in bytes: when the producer is full, the caller waits here, which stops the
 //! reading of the stream; status updates go on from their own timer.
 
-use std::collections::HashMap;
+mod routed;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +15,24 @@ use crate::capture::shape::{Rows, Shaped};
 use crate::change::{Key, Op};
 use crate::codec::avro::{self, SchemaIds};
 use crate::codec::{
-    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, JsonEventEncoder, Op as Wire, RecordBuf,
-    TransactionMark,
+    Block, Encoder, Event, EventEncoder, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, JsonEventEncoder, Op as Wire,
+    OutboxEncoder, RecordBuf, TransactionMark,
 };
 use crate::config::{Config, TableWire};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::producer::{Ack, Message, Producer, Route, Sent};
+use crate::ledger::entry::TopicIdentity;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
+use crate::relation::flat::DeleteMode;
+use crate::relation::outbox::Updates;
 use crate::relation::{Fingerprint, Relation};
 use crate::transform::Transformer;
 use crate::value::{Row, RowBuf};
+
+use routed::RoutedTopics;
 
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
 const MUCH_IN_FLIGHT_BYTES: usize = 256 * 1024;
@@ -46,6 +53,8 @@ pub struct Version {
     /// Its name in the blocks of transactions.
     collection: String,
     encoder: Encoder,
+    /// Of a table whose rows are events.
+    outbox: Option<Box<OutboxEncoder>>,
     route: Route,
     records: metrics::Counter,
 }
@@ -70,8 +79,25 @@ impl Version {
         }
     }
 
+    /// Further headers of the record that was just written.
+    fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
+        if self.relation.modes.has_headers() { &record.headers } else { NO_HEADERS }
+    }
+
+    /// Nobody is told that an event of an outbox was changed, and it may not pass in silence.
+    fn check_update(&self) -> Result<()> {
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        match outbox.outbox().updates {
+            Updates::Halt => Err(outbox.updated()),
+            Updates::Warn => {
+                tracing::warn!(table = %self.relation.name, "an event of an outbox was updated, which nobody is told of");
+                Ok(())
+            }
+        }
+    }
+
     fn writes(&self, op: Wire) -> bool {
-        !self.wire.skipped.contains(&op.letter())
+        !self.wire.skipped.contains(&op.letter()) && (self.outbox.is_none() || op == Wire::Create)
     }
 }
 
@@ -132,6 +158,7 @@ pub struct Emitter {
     versions: HashMap<Fingerprint, Arc<Version>>,
     config: Arc<Config>,
     events: EventEncoder,
+    routed: RoutedTopics,
     /// The transaction that is told of, once it has a record; `None` where none are.
     counts: Option<Counts>,
     metrics: SourceMetrics,
@@ -148,6 +175,9 @@ struct Counts {
     total: u64,
     collections: Vec<(String, u64)>,
 }
+
+/// Of records that have no further headers.
+const NO_HEADERS: &Headers = &Headers::new();
 
 /// Names and values of `__debezium.context.*`.
 type ContextHeaders = Vec<(&'static str, Vec<u8>)>;
@@ -167,12 +197,13 @@ struct Outlet {
 }
 
 impl Emitter {
-    /// `ids` are those of the topics that hold no rows, if these are in Avro.
+    /// `ids` are those of the topics that hold no rows, if these are in Avro; `topics` are those of the ledger.
     pub fn new(
         producer: Producer,
         config: Arc<Config>,
         metrics: SourceMetrics,
         ids: Option<[SchemaIds; 3]>,
+        topics: &BTreeMap<String, TopicIdentity>,
     ) -> Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
         let modes = &config.wire.tables.modes;
@@ -187,6 +218,7 @@ impl Emitter {
             topics: Vec::new(),
             versions: HashMap::new(),
             events,
+            routed: RoutedTopics::new(&config, topics),
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,
@@ -212,6 +244,7 @@ impl Emitter {
             Some(ids) => Encoder::avro(relation.clone(), ids, prefix, database)?,
             None => Encoder::new(relation.clone(), prefix, database),
         };
+        let outbox = OutboxEncoder::new(&relation, prefix, database).map(Box::new);
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
@@ -227,6 +260,7 @@ impl Emitter {
             wire,
             collection,
             encoder,
+            outbox,
             route,
             records,
         });
@@ -327,6 +361,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: None,
+            headers: NO_HEADERS,
             token,
         };
         self.outlet.send(machine, route, &draft).await
@@ -375,19 +410,21 @@ impl Emitter {
     ) -> Result<()> {
         match change {
             Streamed::Insert(new) if version.writes(Wire::Create) => {
+                if version.outbox.is_some() {
+                    return self.routed(machine, version, event, new, Kind::Change).await;
+                }
                 let event = &self.counted(machine, Some(&version.collection), event).await?;
                 version.encoder.key(new, &mut self.record)?;
                 version.encoder.create(event, new, &mut self.record)?;
                 self.put(machine, version, Kind::Change, Some(new), None).await
             }
             Streamed::Delete { old } if version.writes(Wire::Delete) => {
-                let event = &self.counted(machine, Some(&version.collection), event).await?;
-                version.encoder.key(old, &mut self.record)?;
-                version.encoder.delete(event, old, &mut self.record)?;
-                self.put(machine, version, Kind::Change, None, None).await?;
-                self.tombstone(machine, version, None).await
+                self.delete(machine, version, event, old, (Kind::Change, None)).await
             }
-            Streamed::Update { old, new } => self.update(machine, version, event, old, new).await,
+            Streamed::Update { old, new } => {
+                version.check_update()?;
+                self.update(machine, version, event, old, new).await
+            }
             Streamed::Insert(_) | Streamed::Delete { .. } => Ok(()),
         }
     }
@@ -426,12 +463,8 @@ impl Emitter {
             return Ok(());
         }
         if version.writes(Wire::Delete) {
-            let event = &self.counted(machine, Some(&version.collection), event).await?;
             version.encoder.key_json(new, &mut self.other_key)?;
-            version.encoder.key(old, &mut self.record)?;
-            version.encoder.delete(event, old, &mut self.record)?;
-            self.put(machine, version, Kind::KeyChangeDelete, None, Some(HEADER_NEW_KEY)).await?;
-            self.tombstone(machine, version, Some(HEADER_NEW_KEY)).await?;
+            self.delete(machine, version, event, old, (Kind::KeyChangeDelete, Some(HEADER_NEW_KEY))).await?;
         }
         if !version.writes(Wire::Create) {
             return Ok(());
@@ -441,6 +474,34 @@ impl Emitter {
         version.encoder.key_json(old, &mut self.other_key)?;
         version.encoder.create(event, new, &mut self.record)?;
         self.put(machine, version, Kind::KeyChangeCreate, Some(new), Some(HEADER_OLD_KEY)).await
+    }
+
+    /// What is written of a deleted row. In flat records it is told of among the transaction's also where nothing is.
+    async fn delete(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        old: Row<'_>,
+        (kind, other_key): (Kind, Option<&'static str>),
+    ) -> Result<()> {
+        let event = &self.counted(machine, Some(&version.collection), event).await?;
+        version.encoder.key(old, &mut self.record)?;
+        let mode = version.relation.modes.flat.as_ref().map(|flat| flat.deletes);
+        if mode.is_none_or(DeleteMode::rewrites) {
+            version.encoder.delete(event, old, &mut self.record)?;
+            self.put(machine, version, kind, None, other_key).await?;
+        }
+        if mode == Some(DeleteMode::DeleteToTombstone) {
+            // For its headers.
+            version.encoder.delete(event, old, &mut self.record)?;
+            return self.tombstone(machine, version, other_key).await;
+        }
+        if version.wire.tombstones && mode.is_none_or(DeleteMode::keeps_tombstone) {
+            version.encoder.tombstone(&mut self.record);
+            self.tombstone(machine, version, other_key).await?;
+        }
+        Ok(())
     }
 
     /// One record for each table of a TRUNCATE; they have no key and stand in partition 0.
@@ -465,6 +526,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: None,
+            headers: NO_HEADERS,
             token,
         };
         version.records.increment(1);
@@ -481,14 +543,29 @@ impl Emitter {
     ) -> Result<()> {
         self.outlet.read_at(event);
         match &version.transformer {
-            None => self.read(version, event, row)?,
+            None => self.chunk_record(machine, version, event, row).await,
             Some(transformer) => {
                 let mut shaped = std::mem::take(&mut self.shaped);
                 transformer.apply(row, &mut shaped.0);
-                self.read(version, event, shaped.0.row())?;
+                let written = self.chunk_record(machine, version, event, shaped.0.row()).await;
                 self.shaped = shaped;
+                written
             }
         }
+    }
+
+    async fn chunk_record(
+        &mut self,
+        machine: &mut Machine,
+        version: &Version,
+        event: &Event,
+        row: Row<'_>,
+    ) -> Result<()> {
+        if version.outbox.is_some() {
+            return self.routed(machine, version, event, row, Kind::ChunkRow).await;
+        }
+        version.encoder.key(row, &mut self.record)?;
+        version.encoder.read(event, row, &mut self.record)?;
         let (position, token) = machine.chunk_record();
         let draft = Draft {
             header: Header {
@@ -503,15 +580,11 @@ impl Emitter {
             absent: None,
             text: &self.record.text,
             other_key: None,
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
         self.outlet.send(machine, version.route, &draft).await
-    }
-
-    fn read(&mut self, version: &Version, event: &Event, row: Row<'_>) -> Result<()> {
-        version.encoder.key(row, &mut self.record)?;
-        version.encoder.read(event, row, &mut self.record)
     }
 
     /// Sends what is in `record` as the next record of the open transaction.
@@ -533,6 +606,7 @@ impl Emitter {
             absent: absent.as_deref(),
             text: &self.record.text,
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
@@ -546,9 +620,6 @@ impl Emitter {
         version: &Version,
         other_key: Option<&'static str>,
     ) -> Result<()> {
-        if !version.wire.tombstones {
-            return Ok(());
-        }
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header {
@@ -563,6 +634,7 @@ impl Emitter {
             absent: None,
             text: &[],
             other_key: other_key.map(|name| (name, self.other_key.as_slice())),
+            headers: version.headers(&self.record),
             token,
         };
         version.records.increment(1);
@@ -606,6 +678,8 @@ struct Draft<'a> {
     absent: Option<&'a [u8]>,
     text: &'a [u8],
     other_key: Option<(&'static str, &'a [u8])>,
+    /// Further ones, behind the others.
+    headers: &'a Headers,
     token: u64,
 }
 
@@ -616,11 +690,11 @@ impl Outlet {
 
     async fn send(&mut self, machine: &mut Machine, route: Route, draft: &Draft<'_>) -> Result<()> {
         let header = draft.header.encode();
-        let mut headers: [(&str, &[u8]); 4 + CONTEXT] = [("", &[]); 4 + CONTEXT];
-        headers[0] = (HEADER, &header);
+        let mut headers: [(&str, Option<&[u8]>); 4 + CONTEXT] = [("", None); 4 + CONTEXT];
+        headers[0] = (HEADER, Some(&header));
         let mut count = 1;
         let mut add = |name, bytes| {
-            headers[count] = (name, bytes);
+            headers[count] = (name, Some(bytes));
             count += 1;
         };
         if let Some(bitmap) = draft.absent {
@@ -636,12 +710,19 @@ impl Outlet {
         if let Some(context) = &context {
             context.iter().for_each(|(name, text)| add(name, text));
         }
+        let mut all: Vec<(&str, Option<&[u8]>)>;
+        let mut headers = &headers[..count];
+        if !draft.headers.is_empty() {
+            all = headers.to_vec();
+            all.extend(draft.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())));
+            headers = &all;
+        }
         let message = Message {
             route,
             partition: draft.partition,
             key: draft.key,
             value: draft.value,
-            headers: &headers[..count],
+            headers,
             timestamp_ms: Some(self.timestamp_ms),
             token: draft.token,
         };

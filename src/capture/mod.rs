@@ -4,6 +4,7 @@
 
 pub mod machine;
 
+pub mod answerable;
 pub mod chunks;
 pub mod driver;
 pub mod emit;

@@ -10,21 +10,25 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::capture::snapshot::Job;
 use crate::key::KeyRange;
-use crate::ledger::entry::Join;
+use crate::ledger::entry::{Join, Request};
 use crate::ledger::state::{State, unread};
 use crate::relation::{Relation, TableName};
 
-/// Requests for tables that this reader has. One that names another table waits for a reader with that connector: an answer
-/// without its rows would tell the sink that it is whole.
-pub fn answerable<'a>(order: &'a [TableName], state: &'a State) -> impl Iterator<Item = &'a Join> {
-    state.open_joins().filter(|join| join.request.tables.iter().all(|table| order.contains(table)))
+/// Open requests that this reader `answers`.
+pub fn answerable(answers: impl Fn(&Request) -> bool, state: &State) -> impl Iterator<Item = &Join> {
+    state.open_joins().filter(move |join| answers(&join.request))
 }
 
 /// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
 /// that sinks which have their rows are not bothered.
-/// `sinks_of` says which sinks take a table.
-pub fn plan<'a>(sinks_of: impl Fn(&TableName) -> Vec<&'a str>, order: &[TableName], state: &State) -> Job {
-    let open: Vec<_> = answerable(order, state).collect();
+/// `sinks_of` says which sinks take a table, `order` the tables that there are, parents first.
+pub fn plan<'a>(
+    answers: impl Fn(&Request) -> bool,
+    sinks_of: impl Fn(&TableName) -> Vec<&'a str>,
+    order: &[TableName],
+    state: &State,
+) -> Job {
+    let open: Vec<_> = answerable(answers, state).collect();
     let asked: BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
     let asks = |sink: &str, table: &TableName| {
         open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
@@ -83,7 +87,7 @@ fn has_one_key(table: &TableName, state: &State) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::{Request, RequestKind};
+    use crate::ledger::entry::RequestKind;
     use uuid::Uuid;
 
     fn table(name: &str) -> TableName {
@@ -109,15 +113,19 @@ mod tests {
             asked_by: String::new(),
             old_ledger: None,
         };
-        Join { offset: number as i64, request, loaded: Vec::new(), done: false }
+        Join { offset: i64::try_from(number).unwrap(), request, loaded: Vec::new(), done: false }
     }
 
     fn state(joins: Vec<Join>) -> State {
         State { joins, ..State::default() }
     }
 
+    fn answers(request: &Request) -> bool {
+        request.tables.iter().all(|table| order().contains(table))
+    }
+
     fn planned(state: &State) -> (Vec<u128>, Option<String>, Vec<String>, bool) {
-        let job = plan(sinks_of, &order(), state);
+        let job = plan(answers, sinks_of, &order(), state);
         let tables = job.tables.iter().map(|name| name.table.clone()).collect();
         (job.requests.iter().map(Uuid::as_u128).collect(), job.only.map(|(sink, _)| sink), tables, job.initial)
     }
@@ -143,7 +151,7 @@ mod tests {
     #[test]
     fn a_request_for_a_table_that_nobody_routes_waits() {
         let strange = state(vec![join(1, "a", &["child", "elsewhere"]), join(2, "a", &["child"])]);
-        assert_eq!(answerable(&order(), &strange).map(|join| join.offset).collect::<Vec<_>>(), [2]);
+        assert_eq!(answerable(answers, &strange).map(|join| join.offset).collect::<Vec<_>>(), [2]);
         assert_eq!(planned(&strange).0, [2]);
     }
 
@@ -154,7 +162,7 @@ mod tests {
         let mut other = join(2, "b", &["parent"]);
         other.loaded.clone_from(&one.loaded);
         let mut both = state(vec![one, other]);
-        let job = plan(sinks_of, &order(), &both);
+        let job = plan(answers, sinks_of, &order(), &both);
         assert_eq!(loaded(&job, &both), [(table("parent"), through("5"))]);
         assert_eq!(begun(&both).count(), 2);
         both.again = vec![table("parent")];

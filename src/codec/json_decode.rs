@@ -28,13 +28,20 @@ use crate::value::{Cell, RowBuf};
 pub struct Decoder {
     relation: Arc<Relation>,
     encodings: Vec<Encoding>,
+    /// Of the columns' fields.
+    names: Vec<String>,
+    /// By column: rows leave it out.
+    key_only: Vec<bool>,
     /// Indexes of the key columns in key order.
     key: Vec<usize>,
 }
 
 impl Decoder {
     pub fn new(relation: Arc<Relation>) -> Decoder {
-        Decoder { encodings: mapping::encodings(&relation), key: relation.key_columns(), relation }
+        let field = |name: &str| relation.modes.field_names.field(name).into_owned();
+        let names = relation.columns.iter().map(|column| field(&column.name)).collect();
+        let key_only = (0..relation.columns.len()).map(|i| relation.is_key_only(i)).collect();
+        Decoder { encodings: mapping::encodings(&relation), names, key_only, key: relation.key_columns(), relation }
     }
 
     pub fn relation(&self) -> &Relation {
@@ -56,8 +63,16 @@ impl Decoder {
             None => Vec::new(),
         };
         let at = Place::default();
-        let rows =
-            Rows { relation: &self.relation, encodings: &self.encodings, texts: &texts, absent, side, at: &at, out };
+        let rows = Rows {
+            names: &self.names,
+            key_only: &self.key_only,
+            encodings: &self.encodings,
+            texts: &texts,
+            absent,
+            side,
+            at: &at,
+            out,
+        };
         let mut json = serde_json::Deserializer::from_str(self.payload(value)?);
         let op = json.deserialize_map(Envelope(rows)).and_then(|op| json.end().map(|()| op));
         op.map_err(|e| self.refuse(&at, &e))
@@ -74,10 +89,10 @@ impl Decoder {
         if !(key.is_empty() && self.key.is_empty()) {
             let at = Place::default();
             let seed = Fields {
-                relation: &self.relation,
+                names: &self.names,
                 encodings: &self.encodings,
                 columns: self.key.iter().copied(),
-                in_key: true,
+                key_only: &[],
                 texts: &texts,
                 absent: None,
                 side: Side::Before,
@@ -151,7 +166,8 @@ impl Place {
 
 /// What the two rows of an envelope are read with.
 struct Rows<'a> {
-    relation: &'a Relation,
+    names: &'a [String],
+    key_only: &'a [bool],
     encodings: &'a [Encoding],
     texts: &'a [(Side, u16, Cell<'a>)],
     absent: Option<&'a [u8]>,
@@ -163,10 +179,10 @@ struct Rows<'a> {
 impl Rows<'_> {
     fn fields(&mut self, absent: bool) -> Fields<'_, std::ops::Range<usize>> {
         Fields {
-            relation: self.relation,
+            names: self.names,
             encodings: self.encodings,
-            columns: 0..self.relation.columns.len(),
-            in_key: false,
+            columns: 0..self.names.len(),
+            key_only: self.key_only,
             texts: self.texts,
             absent: self.absent.filter(|_| absent),
             side: self.side,
@@ -243,12 +259,12 @@ impl<'de> serde::Deserialize<'de> for EnvelopeField {
 
 /// An object of columns, or null, which adds no cell.
 struct Fields<'a, I> {
-    relation: &'a Relation,
+    names: &'a [String],
     encodings: &'a [Encoding],
     /// The columns that the object has, in its order.
     columns: I,
-    /// It is a key, not a row.
-    in_key: bool,
+    /// By column: the object leaves it out. Empty for a key.
+    key_only: &'a [bool],
     texts: &'a [(Side, u16, Cell<'a>)],
     absent: Option<&'a [u8]>,
     side: Side,
@@ -289,7 +305,7 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         while let Some(column) = self.columns.next() {
             self.at.column.set(Some(column));
-            if !self.in_key && self.relation.is_key_only(column) {
+            if self.key_only.get(column) == Some(&true) {
                 self.out.push(Cell::Absent);
                 continue;
             }
@@ -298,7 +314,7 @@ impl<'de, I: Iterator<Item = usize>> Visitor<'de> for Fields<'_, I> {
                 self.out.push(cell);
                 continue;
             }
-            match map.next_key_seed(Name(&self.relation.columns[column].name))? {
+            match map.next_key_seed(Name(&self.names[column]))? {
                 Some(true) => {}
                 Some(false) => return Err(self.at.fail("another field stands in this column's place")),
                 None => return Err(self.at.fail("the field is missing")),

@@ -73,7 +73,7 @@ impl Encoder {
             let encoding = mapping::encoding(column, modes);
             let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
             Field {
-                label: [b",", quoted(&column.name).as_slice(), b":"].concat(),
+                label: [b",", quoted(&modes.field_names.field(&column.name)).as_slice(), b":"].concat(),
                 unavailable: json_of(&mapping::unavailable(column, &encoding, modes)),
                 unsent: json_of(&mapping::unsent(column, &encoding, modes)),
                 null: null.map(|default| json_of(&default)),
@@ -199,7 +199,7 @@ impl Encoder {
         tail.push(b'}');
     }
 
-    fn side(&self, side: Side, row: Option<Row<'_>>, out: &mut RecordBuf) -> Result<()> {
+    pub(super) fn side(&self, side: Side, row: Option<Row<'_>>, out: &mut RecordBuf) -> Result<()> {
         let Some(row) = row else {
             out.value.extend_from_slice(b"null");
             return Ok(());
@@ -242,7 +242,7 @@ impl Encoder {
     }
 
     /// One value, or what stands for it where the modes have no form for it.
-    fn value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
+    pub(super) fn value(&self, column: usize, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
         let field = &self.fields[column];
         let start = out.len();
         match write(&field.encoding, text, &mut JsonWriter::new(out)) {

@@ -15,10 +15,14 @@
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
 pub mod avro;
+mod complete;
+mod document;
 mod events;
+mod flat;
 mod json_decode;
 mod json_encode;
 pub mod mapping;
+mod outbox;
 pub mod schema;
 mod shell;
 mod source_type;
@@ -26,9 +30,12 @@ pub mod write;
 
 use std::sync::Arc;
 
+pub use complete::complete;
 pub use events::{JsonEventEncoder, TransactionMark};
+pub use flat::FlatEncoder;
 pub use json_decode::Decoder as JsonDecoder;
 pub use json_encode::{Encoder as JsonEncoder, JsonWriter};
+pub use outbox::{OutboxEncoder, Written};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
@@ -133,12 +140,16 @@ impl Op {
 pub enum Encoder {
     Json(Box<JsonEncoder>),
     Avro(Box<avro::Encoder>),
+    Flat(Box<FlatEncoder>),
 }
 
 impl Encoder {
     /// In JSON. `prefix` is the topic prefix (Debezium's logical name), `db` the source's database.
     pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> Encoder {
-        Encoder::Json(Box::new(JsonEncoder::new(relation, prefix, db)))
+        match relation.modes.flat {
+            Some(_) => Encoder::Flat(Box::new(FlatEncoder::new(relation, prefix, db))),
+            None => Encoder::Json(Box::new(JsonEncoder::new(relation, prefix, db))),
+        }
     }
 
     /// In Avro, under the ids that the registry gave the relation's schemas.
@@ -152,6 +163,7 @@ impl Encoder {
         match self {
             Encoder::Json(json) => json.key(row, out),
             Encoder::Avro(avro) => avro.key(row, out),
+            Encoder::Flat(flat) => flat.key(row, out),
         }
     }
 
@@ -161,6 +173,7 @@ impl Encoder {
         match self {
             Encoder::Json(json) => json.key_json(row, out),
             Encoder::Avro(avro) => avro.key_json(row, out),
+            Encoder::Flat(flat) => flat.key_json(row, out),
         }
     }
 
@@ -191,6 +204,14 @@ impl Encoder {
         self.envelope(Op::Truncate, event, None, None, out)
     }
 
+    /// Writes the headers of the tombstone behind a delete into `out.headers`; only records that have headers need it.
+    pub fn tombstone(&self, out: &mut RecordBuf) {
+        match self {
+            Encoder::Json(_) | Encoder::Avro(_) => {}
+            Encoder::Flat(flat) => flat.tombstone(&mut out.headers),
+        }
+    }
+
     fn envelope(
         &self,
         op: Op,
@@ -202,6 +223,7 @@ impl Encoder {
         match self {
             Encoder::Json(json) => json.envelope(op, event, before, after, out),
             Encoder::Avro(avro) => avro.envelope(op, event, before, after, out),
+            Encoder::Flat(flat) => flat.record(op, event, before, after, out),
         }
     }
 }
@@ -220,6 +242,12 @@ impl Decoder {
 
     /// Of the relation's format. In Avro, a relation without a schema that this build can read is RECORD_INVALID.
     pub fn of(relation: Arc<Relation>) -> Result<Decoder> {
+        if !relation.modes.is_whole() {
+            let found = "its records are written for other consumers: what a sink needs is not in them";
+            let hint =
+                format!("restart the source with this sink in its connector, then lockstep resync {}", relation.name);
+            return Err(invalid(&relation, None, found, hint));
+        }
         Ok(match relation.format {
             Format::Json => Decoder::new(relation),
             Format::Avro => Decoder::Avro(Box::new(avro::Decoder::new(relation)?)),
@@ -312,7 +340,12 @@ pub struct RecordBuf {
     /// The `ls-text` header; empty when the record needs none.
     pub text: Vec<u8>,
     shell: shell::Shell,
+    /// Further headers; only of relation versions that have some ([`crate::relation::Modes::has_headers`]).
+    pub headers: Headers,
 }
+
+/// Names and values of headers.
+pub type Headers = Vec<(String, Option<Vec<u8>>)>;
 
 impl RecordBuf {
     /// The key as Kafka takes it.

@@ -14,7 +14,7 @@
 use super::json_encode::{JsonWriter, push_string};
 use super::write::Writer;
 use super::{mapping, source_type};
-use crate::relation::{Column, Relation};
+use crate::relation::{Column, Relation, names};
 use crate::transform::Transform;
 
 /// A Connect schema.
@@ -136,16 +136,16 @@ pub struct RelationSchemas {
 impl RelationSchemas {
     /// `prefix` is the topic prefix (Debezium's logical name).
     pub fn new(relation: &Relation, prefix: &str) -> RelationSchemas {
-        // As in names of topics, character by character of UTF-16.
-        let legal = |unit: u16| {
-            u8::try_from(unit).ok().map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
-        };
-        let base: String =
-            format!("{prefix}.{}", relation.name).encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect();
+        let modes = &relation.modes;
+        let base = names::topic_name(prefix, &modes.delimiter, &relation.name);
+        let base = modes.schema_names.schema(&base);
         let columns: Vec<Option<Field>> = relation
             .columns
             .iter()
-            .map(|column| Some(Field { name: column.name.clone(), schema: mapping::schema(column, &relation.modes)? }))
+            .map(|column| {
+                let name = modes.field_names.field(&column.name).into_owned();
+                Some(Field { name, schema: mapping::schema(column, modes)? })
+            })
             .collect();
         let in_row = |i: usize| !relation.is_key_only(i);
         let key = relation.key_columns();

@@ -7,9 +7,12 @@
 //! with both spellings as the hint.
 
 use super::findings::At;
-use super::process::{IDENTIFIER_BYTES_MAX, check_topic};
+use super::names;
+use super::outbox::outbox;
+use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
-use super::shape::{ShapeText, names, shape};
+use super::records::Places;
+use super::shape::{self, ShapeText, shape};
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
@@ -28,8 +31,8 @@ pub(super) struct Connector {
     pub shape: ShapeText,
     pub skip_unchanged: bool,
     pub wire: TableWire,
-    /// Where `[wire]` says something that leaves records out.
-    pub thinned: Option<(&'static str, At)>,
+    /// Where `[wire]` says what decides who can read the records.
+    pub places: Places,
     /// Where `[wire]` says a format.
     pub format_at: Option<At>,
     /// In order of sink name.
@@ -50,17 +53,20 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let table = top.required("table", "table = \"public.products\"");
     let table = table.and_then(|table| table_name(top, "table", table));
     let topic = top.text("topic");
-    check_topic(top, "topic", topic.as_ref());
+    names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
-    let (wire, thinned, format_at) = top.section("wire", |section| {
+    let (mut wire, mut places, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);
-        let thinned = ["tombstones", "skipped_operations"].into_iter();
-        let thinned = thinned.filter_map(|key| Some((key, section.place(key)?))).next();
-        (wire, thinned, section.place("format"))
+        (wire, Places::of(section), section.place("format"))
     });
     let shape = shape(top);
     let sinks = top.each("sinks", sink);
     shape.check_sinks(&sinks, top.report());
+    let outbox = top.section("outbox", outbox);
+    if let Some((outbox, at)) = outbox {
+        wire.modes.outbox = Some(outbox);
+        places.add("outbox", at);
+    }
     Connector {
         table,
         topic,
@@ -69,7 +75,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         shape,
         skip_unchanged: top.boolean("skip_unchanged", false),
         wire,
-        thinned,
+        places,
         format_at,
         sinks,
     }
@@ -79,7 +85,7 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let table = section.text("table").and_then(|table| table_name(section, "table", table));
     let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
     let evolve = section.choice("evolve", &words).unwrap_or_default();
-    let columns = names(section, "columns", "[\"id\", \"name\"]");
+    let columns = shape::names(section, "columns", "[\"id\", \"name\"]");
     let columns = columns.map(|columns| columns.into_iter().map(|column| column.value).collect());
     ConnectorSink { name, table, columns, evolve }
 }

@@ -5,9 +5,11 @@
 
 use std::fmt::Write;
 
+use super::outbox;
+use super::records;
 use super::shape;
 use super::units::{show_duration, show_size};
-use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, TIMES, UNKNOWNS, word};
+use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
 
 /// Every value as it is in force, without secrets.
@@ -88,7 +90,12 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     pair(out, "schemas", modes.schemas.to_string());
     pair(out, "propagate_source_type", modes.source_types.to_string());
     pair(out, "unavailable_value_placeholder", text(&modes.placeholder.0));
+    pair(out, "field_name_adjustment", text(word(&NAMES, modes.field_names)));
+    pair(out, "schema_name_adjustment", text(word(&NAMES, modes.schema_names)));
     pair(out, "tombstones", wire.tombstones.to_string());
+    for (key, value) in records::shown(&wire.records) {
+        pair(out, key, value.to_string());
+    }
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
     pair(out, "skipped_operations", list(&skipped));
     pair(out, "snapshot", text(if wire.snapshot { "initial" } else { "no_data" }));
@@ -110,6 +117,7 @@ fn kafka(out: &mut String, config: &Config) {
     out.push_str("\n[kafka]\n");
     pair(out, "brokers", text(&kafka.brokers));
     pair(out, "topic_prefix", text(&kafka.topic_prefix));
+    pair(out, "topic_delimiter", text(&kafka.topic_delimiter.0));
     pair(out, "ledger", text(&kafka.ledger));
     pair(out, "compression", text(compression));
     pair(out, "retention", text(&show_duration(kafka.retention)));
@@ -187,6 +195,12 @@ fn table(out: &mut String, table: &Table) {
     shape::describe(out, table);
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
+    if let Some(each) = &table.wire.modes.outbox {
+        out.push_str("\n[connectors.outbox]\n");
+        for (key, value) in outbox::shown(each) {
+            pair(out, key, value.to_string());
+        }
+    }
     for sink in &table.sinks {
         let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
         pair(out, "table", text(&sink.table.quoted()));

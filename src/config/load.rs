@@ -13,10 +13,14 @@ use std::rc::Rc;
 use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
-use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
+use super::names;
+use super::outbox;
+use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
+use super::records::{self as forms, Places};
 use super::{Config, Database, Sink, SinkTable, Table, Wire};
-use crate::relation::{Format, TableName};
+use crate::relation::names::{topic_collision as collision, topic_name};
+use crate::relation::{Delimiter, Format, TableName};
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -149,8 +153,7 @@ struct Routed {
     at: At,
     topic_at: At,
     sinks_at: Vec<At>,
-    /// Where the connector itself leaves records out.
-    thinned: Option<(&'static str, At)>,
+    places: Places,
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
@@ -161,19 +164,26 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
+    let delimiter = kafka.as_ref().map(|kafka| kafka.topic_delimiter.clone()).unwrap_or_default();
     for connector in list.iter().filter(|connector| registry.is_none() && connector.wire.format == Format::Avro) {
         // What lockstep.toml says for all has its finding.
         if let Some(at) = &connector.format_at {
             without_registry(report, at);
         }
     }
-    let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
+    let routed = list.into_iter().filter_map(|connector| route(connector, prefix, &delimiter)).collect();
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
     }
-    whole_for_sinks(&routed, report);
+    for Routed { table, at, places, .. } in &routed {
+        forms::check(table, at, places, report);
+    }
+    outbox::compare(
+        routed.iter().map(|Routed { table, at, places, .. }| (table, places.get("outbox").unwrap_or(at))),
+        report,
+    );
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -191,14 +201,27 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     })
 }
 
-fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, shape, skip_unchanged, wire, thinned, format_at: _, sinks } =
-        connector;
+fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Routed> {
+    let Connector {
+        table,
+        topic,
+        partitions,
+        insert_only,
+        shape,
+        skip_unchanged,
+        mut wire,
+        places,
+        format_at: _,
+        sinks,
+    } = connector;
     let (name, at) = table?;
     let (topic, topic_at) = match topic {
-        Some(topic) => (topic.value, topic.at),
-        None => (default_topic(prefix, &name), at.clone()),
+        Some(topic) => (names::table_topic(&topic, prefix, &name), topic.at),
+        None => (topic_name(prefix, delimiter, &name), at.clone()),
     };
+    if let Some(outbox) = &mut wire.modes.outbox {
+        outbox.topic = names::outbox_topic(&outbox.topic, prefix, &name);
+    }
     let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
         let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
         (SinkTable { sink: sink.value, table, columns, evolve }, at)
@@ -206,29 +229,7 @@ fn route(connector: Connector, prefix: &str) -> Option<Routed> {
     let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
     let shape = shape.shape;
     let table = Table { topic, partitions, insert_only, shape, skip_unchanged, wire, sinks, name };
-    Some(Routed { table, at, topic_at, sinks_at, thinned })
-}
-
-/// A sink takes every record of its tables: nothing may be left out of them.
-fn whole_for_sinks(routed: &[Routed], report: &Report) {
-    for Routed { table, at, thinned, .. } in routed {
-        let wire = &table.wire;
-        if table.sinks.is_empty() || (wire.tombstones && wire.skipped.is_empty()) {
-            continue;
-        }
-        let left_out = if wire.tombstones { "skipped_operations" } else { "tombstones = false" };
-        let message = format!("{left_out} leaves records out, but sink {:?} takes this table", table.sinks[0].sink);
-        let hint = "write tombstones = true and skipped_operations = [] into [wire] of this connector, or give consumers a \
-                    pipeline of their own without sinks";
-        report.add(thinned.as_ref().map_or(at, |(_, at)| at), message, hint);
-    }
-}
-
-/// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics). Characters are Java's, as in
-/// Debezium: one beyond the BMP is two.
-fn default_topic(prefix: &str, table: &TableName) -> String {
-    let legal = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(|c| is_topic_char(*c));
-    format!("{prefix}.{table}").encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect()
+    Some(Routed { table, at, topic_at, sinks_at, places })
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {
@@ -281,8 +282,6 @@ fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
 }
 
 fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Report) {
-    // Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
-    let collision = |topic: &str| topic.replace('.', "_");
     let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
     for entry in routed {
         let (topic, at) = (entry.table.topic.as_str(), &entry.topic_at);

@@ -13,8 +13,11 @@ mod describe;
 mod files;
 mod findings;
 mod load;
+mod names;
+mod outbox;
 mod process;
 mod reader;
+mod records;
 mod registry;
 mod shape;
 #[cfg(test)]
@@ -26,6 +29,7 @@ mod wire;
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
 pub use load::{FILE, load};
+pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
 pub use url::UrlRefused;
 
@@ -34,7 +38,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::relation::{Format, Modes, TableName};
+use crate::relation::{Delimiter, Format, Modes, TableName};
 use crate::transform::Shape;
 
 /// A whole pipeline: one source, one Kafka, its tables and sinks.
@@ -122,6 +126,8 @@ pub enum Tls {
 pub struct Kafka {
     pub brokers: String,
     pub topic_prefix: String,
+    /// Between the parts of a topic's name.
+    pub topic_delimiter: Delimiter,
     /// Ledger topic.
     pub ledger: String,
     pub compression: Compression,
@@ -228,6 +234,8 @@ pub struct TableWire {
     pub skipped: Vec<char>,
     /// A table that no sink takes is copied to its topic at first.
     pub snapshot: bool,
+    /// What `modes.flat` was made of.
+    pub records: Records,
 }
 
 impl Default for TableWire {
@@ -238,6 +246,7 @@ impl Default for TableWire {
             tombstones: true,
             skipped: Vec::new(),
             snapshot: true,
+            records: Records::default(),
         }
     }
 }

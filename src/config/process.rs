@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::files::{self, Password};
 use super::findings::{At, Report};
+use super::names;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
@@ -17,6 +18,7 @@ use super::url::{self, RootCert};
 use super::wire::wire;
 use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, Wire};
 use crate::relation::Format;
+use crate::relation::names::is_topic_char;
 
 /// Longest topic name that Kafka takes (Topic.java, MAX_NAME_LENGTH).
 pub(super) const TOPIC_BYTES_MAX: usize = 249;
@@ -54,8 +56,10 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     let stem = name.clone().unwrap_or_else(|| "name".into());
     let kafka = top.section("kafka", |section| kafka(section, dir, &stem));
     let prefix = kafka.as_ref().map_or(stem.clone(), |kafka| kafka.topic_prefix.clone());
+    let delimiter = kafka.as_ref().map(|kafka| kafka.topic_delimiter.clone()).unwrap_or_default();
     let registry = top.section("registry", |section| registry::registry(section, dir));
-    let (wire, format_at) = top.section("wire", |section| (wire(section, &prefix), section.place("format")));
+    let (wire, format_at) =
+        top.section("wire", |section| (wire(section, &prefix, &delimiter), section.place("format")));
     if let (Format::Avro, None, Some(at)) = (wire.tables.format, &registry, format_at) {
         without_registry(top.report(), &at);
     }
@@ -198,6 +202,7 @@ fn database(section: &mut Section<'_>, dir: &Path) -> Option<Database> {
 fn kafka(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Kafka> {
     let brokers = brokers(section);
     let (topic_prefix, ledger) = ledger(section, stem);
+    let topic_delimiter = names::delimiter(section);
     let compressions = [
         ("none", Compression::None),
         ("lz4", Compression::Lz4),
@@ -226,6 +231,7 @@ fn kafka(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Kafka> {
     Some(Kafka {
         brokers: brokers?,
         topic_prefix,
+        topic_delimiter,
         ledger,
         compression,
         retention,
@@ -299,11 +305,6 @@ pub(super) fn check_topic(section: &Section<'_>, what: &str, name: Option<&Text>
         let near = if near.trim_matches('.').is_empty() { "shop" } else { near.as_str() };
         section.report().add(at, message, format!("write {what} = {near:?}"));
     }
-}
-
-/// What Kafka takes in a topic's name (Topic.java, LEGAL_CHARS).
-pub(super) fn is_topic_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "._-".contains(c)
 }
 
 fn security(section: &mut Section<'_>, dir: &Path) -> Security {

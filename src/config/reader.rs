@@ -175,6 +175,11 @@ impl<'a> Section<'a> {
         self.document.env
     }
 
+    /// Where the section stands, if the file has it.
+    pub fn there(&self) -> Option<At> {
+        self.table.map(|_| self.at.clone())
+    }
+
     fn child(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }

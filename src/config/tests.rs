@@ -1,5 +1,7 @@
 //! Whole configurations: what a folder of files becomes, or what is said about it.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -389,14 +391,14 @@ fn the_examples_name_every_key() {
     for section in ["source", "source.snapshot", "kafka", "registry", "http", "wire", "sinks.orders"] {
         main.push_str(&format!("[{section}]{odd}"));
     }
-    let connector = format!("{odd}[masks.x]{odd}[wire]{odd}[sinks.orders]{odd}");
+    let connector = format!("{odd}[masks.x]{odd}[wire]{odd}[outbox]{odd}[sinks.orders]{odd}");
     let folder = Folder::with(&[("lockstep.toml", &main), ("connectors/a.toml", &connector)]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name| std::fs::read_to_string(root.join(name)).unwrap();
     let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
     let findings = folder.load().unwrap_err();
     let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
-    assert_eq!(lists.len(), 12);
+    assert_eq!(lists.len(), 13);
     for key in lists.iter().flat_map(|list| list.split(", ")) {
         let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
         assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::process::check_topic;
 use super::reader::Section;
+use super::records::records;
 use super::{Heartbeat, Messages, TableWire, Wire};
 use crate::relation::{
-    BinaryMode, ConversionFailure, DecimalMode, Format, HstoreMode, IntervalMode, Modes, Placeholder, TimeMode,
-    UnknownMode,
+    BinaryMode, ConversionFailure, DecimalMode, Delimiter, Format, HstoreMode, IntervalMode, Modes, NameMode,
+    Placeholder, TimeMode, UnknownMode,
 };
 
 /// Faster than this, heartbeats are most of the traffic.
@@ -44,6 +45,8 @@ pub(super) const UNKNOWNS: [(&str, UnknownMode); 3] =
     [("text", UnknownMode::Text), ("bytes", UnknownMode::Bytes), ("skip", UnknownMode::Skip)];
 pub(super) const FAILURES: [(&str, ConversionFailure); 2] =
     [("fail", ConversionFailure::Fail), ("null", ConversionFailure::Null)];
+pub(super) const NAMES: [(&str, NameMode); 3] =
+    [("none", NameMode::None), ("avro", NameMode::Avro), ("avro_unicode", NameMode::AvroUnicode)];
 const SNAPSHOTS: [(&str, bool); 2] = [("initial", true), ("no_data", false)];
 
 /// The word of a mode, for showing it.
@@ -54,6 +57,7 @@ pub(super) fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], mode: T) ->
 /// The keys that a table may say for itself; what it does not say is as in `default`.
 pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> TableWire {
     let modes = &default.modes;
+    let records = records(section, &default.records);
     let modes = Modes {
         decimal: section.choice("decimal_handling", &DECIMALS).unwrap_or(modes.decimal),
         time: section.choice("time_precision", &TIMES).unwrap_or(modes.time),
@@ -66,6 +70,11 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         schemas: section.boolean("schemas", modes.schemas),
         source_types: section.boolean("propagate_source_type", modes.source_types),
         placeholder: placeholder(section).unwrap_or_else(|| modes.placeholder.clone()),
+        field_names: section.choice("field_name_adjustment", &NAMES).unwrap_or(modes.field_names),
+        schema_names: section.choice("schema_name_adjustment", &NAMES).unwrap_or(modes.schema_names),
+        delimiter: modes.delimiter.clone(),
+        flat: records.resolved(),
+        outbox: None,
     };
     TableWire {
         format: section.choice("format", &FORMATS).unwrap_or(default.format),
@@ -73,6 +82,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         tombstones: section.boolean("tombstones", default.tombstones),
         skipped: skipped(section).unwrap_or_else(|| default.skipped.clone()),
         snapshot: section.choice("snapshot", &SNAPSHOTS).unwrap_or(default.snapshot),
+        records,
     }
 }
 
@@ -102,13 +112,15 @@ fn skipped(section: &mut Section<'_>) -> Option<Vec<char>> {
 }
 
 /// `[wire]` of lockstep.toml.
-pub(super) fn wire(section: &mut Section<'_>, prefix: &str) -> Wire {
-    let tables = table_wire(section, &TableWire::default());
+pub(super) fn wire(section: &mut Section<'_>, prefix: &str, delimiter: &Delimiter) -> Wire {
+    let mut tables = table_wire(section, &TableWire::default());
+    tables.modes.delimiter = delimiter.clone();
+    let Delimiter(delimiter) = delimiter;
     let context_headers = section.boolean("context_headers", false);
     let transactions = section.boolean("transaction_metadata", false);
-    let transaction_topic = topic(section, "transaction_topic", format!("{prefix}.transaction"));
+    let transaction_topic = topic(section, "transaction_topic", format!("{prefix}{delimiter}transaction"));
     let messages = section.boolean("logical_messages", false);
-    let message_topic = topic(section, "message_topic", format!("{prefix}.message"));
+    let message_topic = topic(section, "message_topic", format!("{prefix}{delimiter}message"));
     let prefixes = |key, section: &mut Section<'_>| {
         section.texts(key, "[\"audit\"]").map(|(_, list)| list.into_iter().map(|text| text.value).collect())
     };
@@ -123,7 +135,7 @@ pub(super) fn wire(section: &mut Section<'_>, prefix: &str) -> Wire {
             "write heartbeat_interval = \"10s\"",
         );
     }
-    let heartbeat_topic = topic(section, "heartbeat_topic", format!("__debezium-heartbeat.{prefix}"));
+    let heartbeat_topic = topic(section, "heartbeat_topic", format!("__debezium-heartbeat{delimiter}{prefix}"));
     let query = section.text("heartbeat_query").map(|text| text.value);
     Wire {
         tables,

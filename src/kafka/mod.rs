@@ -264,6 +264,7 @@ pub(crate) mod tests {
         Kafka {
             brokers: brokers.to_owned(),
             topic_prefix: "test".into(),
+            topic_delimiter: crate::relation::Delimiter::default(),
             ledger: "test.ledger".into(),
             compression: Compression::Lz4,
             retention: Duration::from_secs(7 * 86_400),

@@ -71,7 +71,8 @@ pub struct Message<'a> {
     pub key: Option<&'a [u8]>,
     /// `None`: a tombstone.
     pub value: Option<&'a [u8]>,
-    pub headers: &'a [(&'a str, &'a [u8])],
+    /// A header without a value is one too.
+    pub headers: &'a [(&'a str, Option<&'a [u8]>)],
     /// Milliseconds since 1970; `None`: the moment of sending, which costs a look at the clock.
     pub timestamp_ms: Option<i64>,
     /// Comes back with the acknowledgement; below 2^48. The checkpoint interval that the record belongs to.
@@ -168,7 +169,7 @@ impl Producer {
             RECORD_OVERHEAD_BYTES + message.key.map_or(0, <[u8]>::len) + message.value.map_or(0, <[u8]>::len);
         for (name, value) in message.headers {
             // Two lengths of at most five bytes each.
-            bytes += name.len() + value.len() + 10;
+            bytes += name.len() + value.map_or(0, <[u8]>::len) + 10;
         }
         if bytes <= self.record_bytes_max {
             return Ok(());
@@ -196,7 +197,7 @@ impl Producer {
         if !message.headers.is_empty() {
             let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
             for (key, value) in message.headers {
-                headers = headers.insert(Header { key, value: Some(*value) });
+                headers = headers.insert(Header { key, value: *value });
             }
             record.headers = Some(headers);
         }

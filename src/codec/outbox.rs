@@ -1,0 +1,361 @@
+//! Rows of an outbox as records: the topic, the key, the payload and the headers that each row names.
+//!
+//! Nobody decodes these: [`super::Decoder::of`] refuses a relation version that is an outbox. That it has the columns was checked by
+//! [`super::complete()`].
+
+use std::sync::Arc;
+
+use super::document::{Document, is_expandable};
+use super::json_encode::{Encoder as JsonEncoder, push_str};
+use super::schema::{Field, Schema, Type, push_json};
+use super::{Headers, RecordBuf, invalid, mapping};
+use crate::error::{Error, Result};
+use crate::relation::names::{fill_topic, topic_name};
+use crate::relation::outbox::{Additional, EventFormat, Outbox};
+use crate::relation::{Relation, quote_identifier};
+use crate::value::{Cell, Row};
+
+/// The header with an event's id.
+const ID: &str = "id";
+/// The field with the payload where other columns stand beside it, and the name of its struct.
+const PAYLOAD: &str = "payload";
+
+/// Writes the records of one relation version that is an outbox.
+pub struct OutboxEncoder {
+    relation: Arc<Relation>,
+    outbox: Outbox,
+    json: JsonEncoder,
+    id: usize,
+    key: usize,
+    payload: usize,
+    route: usize,
+    headers: Vec<(usize, String)>,
+    envelope: Vec<(usize, String)>,
+    /// Where keys and values carry their schema.
+    schemas: Option<Schemas>,
+}
+
+struct Schemas {
+    /// `PREFIX.SCHEMA.TABLE`
+    stem: String,
+    key: Vec<u8>,
+    payload: Schema,
+    envelope: Vec<Field>,
+}
+
+/// What of a record there is: the rest is null.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    pub key: bool,
+    pub value: bool,
+}
+
+impl OutboxEncoder {
+    /// `None` if the relation is no outbox. `prefix` is the topic prefix, `db` the source's database.
+    pub fn new(relation: &Arc<Relation>, prefix: &str, db: &str) -> Option<OutboxEncoder> {
+        let outbox = relation.modes.outbox.clone()?;
+        let modes = &relation.modes;
+        let at = |name: &str| {
+            let found = relation.columns.iter().position(|column| column.name == name);
+            found.expect("a complete relation has the columns of its outbox")
+        };
+        let schema = |column: usize| {
+            let schema = mapping::schema(&relation.columns[column], modes);
+            schema.expect("a complete relation has a form for the columns of its outbox")
+        };
+        let named = |additional: &Additional| (at(&additional.column), additional.name.clone());
+        let envelope: Vec<(usize, String)> = outbox.envelope().map(named).collect();
+        let columns = &outbox.columns;
+        let (id, key, payload, route) = (at(&columns.id), at(&columns.key), at(&columns.payload), at(&columns.route));
+        let schemas = modes.schemas.then(|| Schemas {
+            stem: topic_name(prefix, &modes.delimiter, &relation.name),
+            key: super::events::head(&schema(key)),
+            payload: schema(payload),
+            envelope: envelope.iter().map(|(i, name)| Field { name: name.clone(), schema: schema(*i) }).collect(),
+        });
+        Some(OutboxEncoder {
+            headers: outbox.headers().map(named).collect(),
+            json: JsonEncoder::new(relation.clone(), prefix, db),
+            relation: relation.clone(),
+            id,
+            key,
+            payload,
+            route,
+            envelope,
+            schemas,
+            outbox,
+        })
+    }
+
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The topic that the row is for. A row without a route is RECORD_INVALID.
+    pub fn topic(&self, row: Row<'_>) -> Result<String> {
+        let route = self.route(row)?;
+        let value = |name: &str| (name == "route").then_some(route.as_str());
+        Ok(fill_topic(&self.outbox.topic, value).expect("the configuration was checked for placeholders"))
+    }
+
+    fn route(&self, row: Row<'_>) -> Result<String> {
+        self.plain(self.route, row)?.and_then(|text| String::from_utf8(text).ok()).ok_or_else(|| self.without_route())
+    }
+
+    fn without_route(&self) -> Error {
+        let table = &self.relation.name;
+        let column = quote_identifier(&self.relation.columns[self.route].name);
+        let hint = format!(
+            "write route_by_field = \"…\" into [outbox] of its connector; so that it can't come again: ALTER TABLE {} ALTER COLUMN \
+             {column} SET NOT NULL",
+            table.quoted()
+        );
+        invalid(&self.relation, Some(self.route), "an event without a route: its topic can't be told", hint)
+    }
+
+    /// An event that was changed after it was written.
+    pub fn updated(&self) -> Error {
+        let found = "an event was updated, and events are for ever: consumers have the one that was inserted";
+        let hint = "write invalid_operations = \"warn\" into [outbox] of its connector, to go on without it";
+        invalid(&self.relation, None, found, hint.to_owned())
+    }
+
+    /// Writes key, value and headers of the row's record.
+    pub fn record(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<Written> {
+        let RecordBuf { key, value, text, headers, shell: _ } = out;
+        key.clear();
+        value.clear();
+        text.clear();
+        let written = Written { key: self.push_key(row, key)?, value: self.push_value(row, value)? };
+        self.push_headers(row, headers)?;
+        Ok(written)
+    }
+
+    fn push_key(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
+        if self.outbox.format == EventFormat::String {
+            let key = self.plain(self.key, row)?;
+            out.extend_from_slice(key.as_deref().unwrap_or_default());
+            return Ok(key.is_some());
+        }
+        let Cell::Text(text) = row.get(self.key) else { return Ok(false) };
+        out.extend_from_slice(self.schemas.as_ref().map_or(&[], |schemas| schemas.key.as_slice()));
+        self.json.value(self.key, text, out)?;
+        if self.schemas.is_some() {
+            out.push(b'}');
+        }
+        Ok(true)
+    }
+
+    fn push_value(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
+        let text = row.get(self.payload).text();
+        let is_empty = text.is_none_or(|text| text.trim_ascii().is_empty());
+        if is_empty && self.outbox.tombstones {
+            return Ok(false);
+        }
+        if self.outbox.format == EventFormat::String {
+            let payload = self.plain(self.payload, row)?;
+            out.extend_from_slice(payload.as_deref().unwrap_or_default());
+            return Ok(payload.is_some());
+        }
+        let expanding = text.filter(|_| self.outbox.expand).and_then(|text| std::str::from_utf8(text).ok());
+        match &self.schemas {
+            None => self.push_payload(row, expanding.filter(|text| is_expandable(text)), out)?,
+            Some(schemas) => self.push_with_schema(schemas, row, expanding, out)?,
+        }
+        Ok(true)
+    }
+
+    /// The payload, and what stands beside it. `expanded` is JSON that stands in its place as it is.
+    fn push_payload(&self, row: Row<'_>, expanded: Option<&str>, out: &mut Vec<u8>) -> Result<()> {
+        if !self.envelope.is_empty() {
+            out.extend_from_slice(br#"{"payload":"#);
+        }
+        match expanded {
+            Some(json) => out.extend_from_slice(json.as_bytes()),
+            None => self.push_cell(self.payload, row, out)?,
+        }
+        for (column, name) in &self.envelope {
+            out.push(b',');
+            push_str(out, name);
+            out.push(b':');
+            self.push_cell(*column, row, out)?;
+        }
+        if !self.envelope.is_empty() {
+            out.push(b'}');
+        }
+        Ok(())
+    }
+
+    fn push_with_schema(
+        &self,
+        schemas: &Schemas,
+        row: Row<'_>,
+        expanding: Option<&str>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let document = expanding.and_then(|text| Document::parse(text, PAYLOAD));
+        let payload = document.as_ref().map_or(&schemas.payload, |document| &document.schema).clone();
+        let schema = match schemas.envelope.as_slice() {
+            [] => payload,
+            beside => {
+                let payload = Field { name: PAYLOAD.to_owned(), schema: payload };
+                let fields = std::iter::once(payload).chain(beside.iter().cloned()).collect();
+                let name = format!("{}.{}.Value", schemas.stem, self.route(row)?);
+                let name = self.relation.modes.schema_names.schema(&name).into_owned();
+                Schema { name: Some(name), ..Schema::new(Type::Struct(fields)) }
+            }
+        };
+        out.extend_from_slice(br#"{"schema":"#);
+        push_json(&schema, None, out);
+        out.extend_from_slice(br#","payload":"#);
+        let json = document.map(|document| {
+            let mut json = Vec::new();
+            document.push(&mut json);
+            String::from_utf8(json).expect("JSON is UTF-8")
+        });
+        self.push_payload(row, json.as_deref(), out)?;
+        out.push(b'}');
+        Ok(())
+    }
+
+    fn push_cell(&self, column: usize, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
+        match row.get(column) {
+            Cell::Text(text) => self.json.value(column, text, out).map(drop),
+            Cell::Null | Cell::Absent => {
+                out.extend_from_slice(b"null");
+                Ok(())
+            }
+        }
+    }
+
+    fn push_headers(&self, row: Row<'_>, out: &mut Headers) -> Result<()> {
+        out.clear();
+        out.push((ID.to_owned(), self.plain(self.id, row)?));
+        for (column, name) in &self.headers {
+            out.push((name.clone(), self.plain(*column, row)?));
+        }
+        Ok(())
+    }
+
+    /// A column's value as text: a string itself, anything else as its JSON.
+    fn plain(&self, column: usize, row: Row<'_>) -> Result<Option<Vec<u8>>> {
+        let Cell::Text(text) = row.get(column) else { return Ok(None) };
+        let mut json = Vec::new();
+        self.json.value(column, text, &mut json)?;
+        if json.first() == Some(&b'"') {
+            json = serde_json::from_slice::<String>(&json).expect("just written").into_bytes();
+        }
+        Ok(Some(json))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mapping::oid;
+    use super::super::tests::{column, relation_of};
+    use super::*;
+    use crate::codec::Decoder;
+    use crate::error::Code;
+    use crate::relation::Modes;
+    use crate::relation::outbox::{Columns, Updates};
+    use crate::value::RowBuf;
+
+    fn plain() -> Outbox {
+        let name = str::to_owned;
+        let columns = Columns { id: name("id"), key: name("key"), payload: name("payload"), route: name("route") };
+        let (additional, format, updates) = (Vec::new(), EventFormat::Json, Updates::Warn);
+        Outbox {
+            topic: name("p.event.{route}"),
+            columns,
+            additional,
+            expand: false,
+            tombstones: false,
+            format,
+            updates,
+        }
+    }
+
+    fn relation(outbox: Outbox, schemas: bool) -> Arc<Relation> {
+        let columns = vec![
+            column("id", oid::INT4, -1, false, Some(0)),
+            column("route", oid::TEXT, -1, true, None),
+            column("key", oid::TEXT, -1, true, None),
+            column("payload", oid::JSONB, -1, true, None),
+        ];
+        let modes = Modes { outbox: Some(outbox), schemas, ..Modes::default() };
+        Arc::new(Relation { modes, ..(*relation_of(columns)).clone() }.sealed())
+    }
+
+    fn encoder(outbox: Outbox, schemas: bool) -> OutboxEncoder {
+        OutboxEncoder::new(&relation(outbox, schemas), "p", "db").unwrap()
+    }
+
+    fn row<'a>(route: Option<&'a str>, key: Option<&'a str>, payload: Option<&'a str>) -> RowBuf {
+        let cell = |text: Option<&'a str>| text.map_or(Cell::Null, |text| Cell::Text(text.as_bytes()));
+        [Cell::Text(b"7"), cell(route), cell(key), cell(payload)].into_iter().collect()
+    }
+
+    /// Key and value; `-` where there is none.
+    fn written(encoder: &OutboxEncoder, row: &RowBuf) -> (String, String) {
+        let mut out = RecordBuf::default();
+        let Written { key, value } = encoder.record(row.row(), &mut out).unwrap();
+        let text =
+            |is: bool, bytes: &[u8]| if is { String::from_utf8(bytes.to_vec()).unwrap() } else { "-".to_owned() };
+        (text(key, &out.key), text(value, &out.value))
+    }
+
+    #[test]
+    fn a_row_names_topic_key_and_payload() {
+        let encoder = encoder(plain(), false);
+        let event = row(Some("Order é"), Some("k\"1"), Some("{\"a\": 1}"));
+        assert_eq!(encoder.topic(event.row()).unwrap(), "p.event.Order__");
+        assert_eq!(written(&encoder, &event), (r#""k\"1""#.into(), r#""{\"a\": 1}""#.into()));
+        assert_eq!(written(&encoder, &row(Some("r"), None, None)), ("-".into(), "null".into()));
+        let error = encoder.topic(row(None, None, None).row()).unwrap_err();
+        assert_eq!(error.code(), Some(Code::RecordInvalid));
+        assert!(error.to_string().contains("column \"route\": an event without a route"), "{error}");
+    }
+
+    #[test]
+    fn strings_are_their_texts_and_an_empty_one_is_not_none() {
+        let encoder = encoder(Outbox { format: EventFormat::String, ..plain() }, false);
+        assert_eq!(written(&encoder, &row(Some("r"), Some(""), Some("[1, \"a\"]"))), ("".into(), "[1, \"a\"]".into()));
+        assert_eq!(written(&encoder, &row(Some("r"), None, None)), ("-".into(), "-".into()));
+    }
+
+    #[test]
+    fn payloads_are_expanded_as_they_are_without_a_schema() {
+        let encoder = encoder(Outbox { expand: true, tombstones: true, ..plain() }, false);
+        let value = |payload| written(&encoder, &row(Some("r"), None, Some(payload))).1;
+        assert_eq!(value(r#"{"n": 1.50, "x": null, "m": [1, "a"]}"#), r#"{"n": 1.50, "x": null, "m": [1, "a"]}"#);
+        assert_eq!(value("[]"), r#""[]""#);
+        assert_eq!(value(" "), "-");
+    }
+
+    #[test]
+    fn columns_stand_beside_the_payload_and_in_headers() {
+        let additional = ["route:envelope:kind", "key:header:by", "id:header:number"];
+        let additional = additional.iter().map(|text| Additional::parse(text).unwrap()).collect();
+        let encoder = encoder(Outbox { additional, expand: true, ..plain() }, true);
+        let mut out = RecordBuf::default();
+        encoder.record(row(Some("R"), None, Some("{\"a\":[1]}")).row(), &mut out).unwrap();
+        let wanted = concat!(
+            r#"{"schema":{"type":"struct","fields":[{"type":"struct","fields":[{"type":"array","items":{"type":"int32","#,
+            r#""optional":true},"optional":true,"field":"a"}],"optional":true,"name":"payload","field":"payload"},"#,
+            r#"{"type":"string","optional":true,"field":"kind"}],"optional":false,"name":"p.public.t.R.Value"},"#,
+            r#""payload":{"payload":{"a":[1]},"kind":"R"}}"#
+        );
+        assert_eq!(std::str::from_utf8(&out.value).unwrap(), wanted);
+        let header = |name: &str, text: Option<&str>| (name.to_owned(), text.map(|text| text.as_bytes().to_vec()));
+        assert_eq!(out.headers, [header("id", Some("7")), header("by", None), header("number", Some("7"))]);
+    }
+
+    #[test]
+    fn an_outbox_has_its_columns_and_no_sink() {
+        let columns = Columns { payload: "body".into(), ..plain().columns };
+        let error = super::super::complete((*relation(Outbox { columns, ..plain() }, false)).clone(), "p").unwrap_err();
+        assert_eq!(error.code(), Some(Code::TableUnsupported));
+        assert!(error.to_string().contains("column \"body\" is not there"), "{error}");
+        assert_eq!(Decoder::of(relation(plain(), false)).err().unwrap().code(), Some(Code::RecordInvalid));
+    }
+}

@@ -1,0 +1,130 @@
+//! `[outbox]` of a connector: the table's rows are events with topics of their own. The names are those of Debezium's EventRouter.
+
+use super::Table;
+use super::findings::{At, Report};
+use super::names;
+use super::process::check_identifier;
+use super::reader::Section;
+use super::wire::word;
+use crate::relation::Format;
+use crate::relation::outbox::{Additional, Columns, EventFormat, Outbox, Placement, Updates};
+
+/// Placeholders of an event's topic.
+const TOPIC: [&str; 4] = ["route", "prefix", "schema", "table"];
+const FORMATS: [(&str, EventFormat); 2] = [("json", EventFormat::Json), ("string", EventFormat::String)];
+const UPDATES: [(&str, Updates); 2] = [("warn", Updates::Warn), ("halt", Updates::Halt)];
+
+/// The section and where it stands; `None` if the file has none. The topic's other placeholders are still in it.
+pub(super) fn outbox(section: &mut Section<'_>) -> Option<(Outbox, At)> {
+    let at = section.there();
+    let topic = section.text("topic");
+    names::check_pattern(section.report(), "topic", topic.as_ref(), &TOPIC);
+    let mut column = |key, default: &str| {
+        let text = section.text(key);
+        if let Some(text) = &text {
+            check_identifier(section, key, text);
+        }
+        text.map_or_else(|| default.to_owned(), |text| text.value)
+    };
+    let columns = Columns {
+        id: column("id_field", "id"),
+        key: column("key_field", "aggregateid"),
+        payload: column("payload_field", "payload"),
+        route: column("route_by_field", "aggregatetype"),
+    };
+    let outbox = Outbox {
+        topic: topic.map_or_else(|| "{prefix}.event.{route}".to_owned(), |topic| topic.value),
+        columns,
+        additional: additional(section),
+        expand: section.boolean("expand_json_payload", false),
+        tombstones: section.boolean("tombstone_on_empty_payload", false),
+        format: section.choice("format", &FORMATS).unwrap_or_default(),
+        updates: section.choice("invalid_operations", &UPDATES).unwrap_or_default(),
+    };
+    at.map(|at| (outbox, at))
+}
+
+fn additional(section: &mut Section<'_>) -> Vec<Additional> {
+    let example = "[\"type:header:eventType\"]";
+    let Some((_, texts)) = section.texts("additional_placement", example) else { return Vec::new() };
+    let mut found: Vec<Additional> = Vec::new();
+    for text in texts {
+        let Some(additional) = Additional::parse(&text.value) else {
+            let message = format!(
+                "additional_placement takes COLUMN:header or COLUMN:envelope, with :NAME or not, found {:?}",
+                text.value
+            );
+            section.report().add(&text.at, message, format!("write additional_placement = {example}"));
+            continue;
+        };
+        let taken = (additional.placement == Placement::Envelope && additional.name == "payload")
+            || (additional.placement == Placement::Header && additional.name == "id");
+        let same = |other: &Additional| other.placement == additional.placement && other.name == additional.name;
+        if taken || found.iter().any(same) {
+            let message = format!("additional_placement has {:?} twice", additional.name);
+            section.report().add(&text.at, message, "write :NAME with another name behind it");
+        }
+        found.push(additional);
+    }
+    found
+}
+
+/// What an outbox does not go with. `at` is where its section stands.
+pub(super) fn check(table: &Table, at: &At, report: &Report) {
+    let Some(outbox) = &table.wire.modes.outbox else { return };
+    if table.wire.records.flat {
+        let hint = "write records = \"envelope\" into [wire] of this connector";
+        report.add(at, "an outbox has events, and records = \"flat\" makes rows of them", hint);
+    }
+    if table.wire.format == Format::Avro {
+        let hint =
+            "write format = \"json\" into [wire] of this connector, with schemas = true where consumers need types";
+        report.add(at, "events of an outbox are written in JSON or as strings, not in Avro", hint);
+    }
+    let shaped = outbox.expand || outbox.envelope().next().is_some() || table.wire.modes.schemas;
+    if outbox.format == EventFormat::String && shaped {
+        let message = "format = \"string\" writes the payload's text alone";
+        let hint = "write format = \"json\", or no expand_json_payload, no envelope in additional_placement and, in [wire], \
+                    schemas = false";
+        report.add(at, message, hint);
+    }
+}
+
+/// Two outboxes whose events would be mixed.
+pub(super) fn compare<'t>(outboxes: impl Iterator<Item = (&'t Table, &'t At)>, report: &Report) {
+    let mut seen: Vec<(&Table, &str)> = Vec::new();
+    for (table, at) in outboxes {
+        let Some(outbox) = &table.wire.modes.outbox else { continue };
+        match seen.iter().find(|(_, topic)| *topic == outbox.topic) {
+            Some((other, topic)) => {
+                let message = format!("outboxes {} and {} share the topics {topic:?}", other.name, table.name);
+                report.add(at, message, "write topic = \"{prefix}.{table}.{route}\" into [outbox]");
+            }
+            None => seen.push((table, &outbox.topic)),
+        }
+    }
+}
+
+/// Keys and values, for showing them.
+pub(super) fn shown(outbox: &Outbox) -> Vec<(&'static str, toml::Value)> {
+    let Outbox { topic, columns, additional, expand, tombstones, format, updates } = outbox;
+    let placed = |additional: &Additional| {
+        let placement = match additional.placement {
+            Placement::Header => "header",
+            Placement::Envelope => "envelope",
+        };
+        toml::Value::from(format!("{}:{placement}:{}", additional.column, additional.name))
+    };
+    vec![
+        ("topic", topic.clone().into()),
+        ("id_field", columns.id.clone().into()),
+        ("key_field", columns.key.clone().into()),
+        ("payload_field", columns.payload.clone().into()),
+        ("route_by_field", columns.route.clone().into()),
+        ("additional_placement", additional.iter().map(placed).collect::<Vec<_>>().into()),
+        ("expand_json_payload", (*expand).into()),
+        ("tombstone_on_empty_payload", (*tombstones).into()),
+        ("format", word(&FORMATS, *format).into()),
+        ("invalid_operations", word(&UPDATES, *updates).into()),
+    ]
+}

@@ -1,0 +1,104 @@
+//! What shapes records and topics.
+
+use super::*;
+
+/// One table that no sink takes, and what its file says besides.
+fn table(main: &str, connector: &str) -> Folder {
+    let main = format!(
+        "name = \"shop\"\n[source]\nurl = \"postgres://u@127.0.0.1/catalog\"\n[kafka]\nbrokers = \"k:9092\"\n{main}"
+    );
+    Folder::with(&[("lockstep.toml", &main), ("connectors/t.toml", &format!("table = \"public.t\"\n{connector}"))])
+}
+
+#[test]
+fn topics_have_placeholders_and_another_delimiter() {
+    let config = table("topic_delimiter = \"_\"\n[wire]\ntransaction_metadata = true\n", "").config();
+    assert_eq!(config.tables[0].topic, "shop_public_t");
+    assert_eq!(config.wire.transaction_topic.as_deref(), Some("shop_transaction"));
+    assert_eq!(config.kafka.ledger, "shop.ledger");
+    let config = table("", "topic = \"x.{schema}-{table}.{prefix}\"").config();
+    assert_eq!(config.tables[0].topic, "x.public-t.shop");
+}
+
+#[test]
+fn what_is_no_topic_is_said() {
+    let shared = Folder::with(&[
+        ("lockstep.toml", &MAIN.replace("[sinks.orders]\nurl", "topic_delimiter = \"_\"\n[http]\n#")),
+        ("connectors/a.toml", "table = \"a.b_c\""),
+        ("connectors/b.toml", "table = \"a_b.c\""),
+    ]);
+    let all = [
+        table("topic_delimiter = \"/\"\n", "topic = \"{tabel}\"").said(),
+        table("", "topic = \"a/{table}\"").said(),
+        shared.said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn flat_records_are_said_key_by_key() {
+    let main = "[wire]\nskipped_operations = [\"t\"]\nadd_fields = [\"op\", \"source.ts_ms:at\"]\nadd_headers_prefix = \"h_\"\n";
+    let connector = "[wire]\nrecords = \"flat\"\ndelete_tombstone_handling = \"rewrite\"\nadd_headers = [\"lsn\"]\n";
+    let config = table(main, connector).config();
+    let flat = config.tables[0].wire.modes.flat.as_ref().unwrap();
+    let names = |list: &[crate::relation::flat::Added]| list.iter().map(|a| a.name.clone()).collect::<Vec<_>>();
+    assert_eq!(flat.deletes, crate::relation::flat::DeleteMode::Rewrite);
+    assert_eq!((names(&flat.fields), names(&flat.headers)), (vec!["__op".into(), "__at".into()], vec!["h_lsn".into()]));
+    assert_eq!(config.wire.tables.modes.flat, None);
+}
+
+#[test]
+fn what_flat_records_do_not_go_with_is_said() {
+    let flat = "[wire]\nrecords = \"flat\"\n";
+    let all = [
+        Folder::with(&[
+            ("lockstep.toml", MAIN),
+            ("connectors/t.toml", &format!("table = \"t\"\n{flat}[sinks.orders]\n")),
+        ])
+        .said(),
+        table("[registry]\nurl = \"http://r\"\n", &format!("{flat}format = \"avro\"\nskipped_operations = [\"t\"]\n"))
+            .said(),
+        table(
+            "",
+            &format!("{flat}skipped_operations = [\"t\"]\nadd_fields = [\"befor\", \"op\", \"source.ts_ms:op\"]\n"),
+        )
+        .said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn an_outbox_is_said_in_its_connector() {
+    let connector = "[outbox]\ntopic = \"{prefix}.{table}.{route}\"\nkey_field = \"k\"\nadditional_placement = [\"type:header:eventType\"]\n";
+    let config = table("", connector).config();
+    let outbox = config.tables[0].wire.modes.outbox.as_ref().unwrap();
+    assert_eq!(outbox.topic, "shop.t.{route}");
+    assert_eq!((outbox.columns.key.as_str(), outbox.columns.route.as_str()), ("k", "aggregatetype"));
+    assert!(describe(&config).contains("additional_placement = [\"type:header:eventType\"]"));
+    assert_eq!(table("", "").config().tables[0].wire.modes.outbox, None);
+    let default = table("", "[outbox]\n").config();
+    assert_eq!(default.tables[0].wire.modes.outbox.as_ref().unwrap().topic, "shop.event.{route}");
+}
+
+#[test]
+fn what_an_outbox_does_not_go_with_is_said() {
+    let twice = Folder::with(&[
+        ("lockstep.toml", &MAIN.replace("[sinks.orders]\nurl", "[http]\n#")),
+        ("connectors/a.toml", "table = \"a\"\n[outbox]\n"),
+        ("connectors/b.toml", "table = \"b\"\n[outbox]\n"),
+    ]);
+    let wrong = "topic = \"x.{rout}\"\nadditional_placement = [\"type:head\", \"a:header:id\"]\ninvalid_operations = \"fail\"\n";
+    let all = [
+        Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", "table = \"t\"\n[outbox]\n[sinks.orders]\n")])
+            .said(),
+        table(
+            "[registry]\nurl = \"http://r\"\n",
+            "[wire]\nformat = \"avro\"\nrecords = \"flat\"\nskipped_operations = [\"t\"]\n[outbox]\n",
+        )
+        .said(),
+        table("", &format!("[outbox]\n{wrong}")).said(),
+        table("", "[outbox]\nformat = \"string\"\nexpand_json_payload = true\n").said(),
+        twice.said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+}

@@ -1,0 +1,85 @@
+//! Rows of an outbox go into topics that nobody knew before: made before their first record, counted in checkpoints, known to the
+//! ledger like any other, and never somebody else's.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep::lsn::Lsn;
+use serde_json::Value;
+use support::scene::{PATIENCE, Scene, read_topic, text};
+use support::{Pipeline, Process};
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+const SCHEMA: &str =
+    "CREATE TABLE public.outbox (id int PRIMARY KEY, aggregatetype text, aggregateid text, payload jsonb)";
+
+/// Waits until everything that is committed now is in the ledger.
+async fn caught_up(scene: &Scene, process: &mut Process) {
+    let lsn: Lsn = text(&scene.source, "SELECT pg_current_wal_lsn()").await.parse().unwrap();
+    scene.sql("SELECT pg_logical_emit_message(true, 'lockstep test', '')").await;
+    let reached = |status: &support::Status| {
+        status.0["source"]["position"].as_str().is_some_and(|at| at.parse::<Lsn>().unwrap() >= lsn)
+    };
+    process.wait_until("catching up", PATIENCE, reached).await.unwrap();
+}
+
+/// The ledger's entries.
+fn ledger(scene: &Scene) -> Vec<Value> {
+    let output = scene.pipeline.command(&["ledger", "--json"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["entry"].clone()).collect()
+}
+
+/// Halts with the code; the source alone runs.
+async fn refused(mut process: Process, scene: &Scene, code: &str) {
+    let status = process.wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(3), "{}", scene.log());
+    assert!(scene.log().contains(&format!("\"code\":\"{code}\"")), "no {code} in the log:\n{}", scene.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_go_into_topics_that_the_ledger_knows() {
+    let scene = Scene::bare(LOCKSTEP, "outbox", SCHEMA, 0).await;
+    let scene = scene.configure(|p: Pipeline| p.connector("public.outbox", "[outbox]\n"));
+    let topic = |route: &str| format!("{}.event.{route}", scene.pipeline.name);
+    let keys = |route: &str| {
+        let records = read_topic(&scene.services.kafka, &topic(route));
+        records.into_iter().map(|record| record.key.unwrap()).collect::<Vec<_>>()
+    };
+    scene.sql("INSERT INTO outbox VALUES (1, 'Order', 'loaded', '{}')").await;
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await.unwrap();
+    scene.sql("INSERT INTO outbox VALUES (2, 'Order', 'a', '{}'), (3, 'Customer', 'b', NULL)").await;
+    scene.sql("UPDATE outbox SET payload = '[]' WHERE id = 2; DELETE FROM outbox").await;
+    caught_up(&scene, &mut process).await;
+    process.kill9().unwrap();
+
+    let mut process = scene.spawn(&["source"]);
+    scene.sql("INSERT INTO outbox VALUES (4, 'Order', 'c', '{}'), (5, 'a.b', 'd', '{}')").await;
+    caught_up(&scene, &mut process).await;
+    assert_eq!(keys("Order").last().unwrap(), "\"c\"");
+    assert_eq!((keys("Customer"), keys("a.b")), (vec!["\"b\"".to_owned()], vec!["\"d\"".to_owned()]));
+
+    // Each record is counted, and a base knows the topic before a checkpoint counts the first of them.
+    let (mut counted, mut known) = (BTreeMap::new(), BTreeSet::new());
+    for entry in ledger(&scene) {
+        if entry["type"] == "base" {
+            known.extend(entry["topics"].as_object().unwrap().keys().cloned());
+        }
+        for span in entry["spans"].as_array().into_iter().flatten() {
+            let name = span["topic"].as_str().unwrap().to_owned();
+            assert!(known.contains(&name), "{name} is counted before a base knows it");
+            *counted.entry(name).or_insert(0) += span["count"].as_u64().unwrap();
+        }
+    }
+    let records = ["Order", "Customer", "a.b"].map(|route| (topic(route), keys(route).len() as u64));
+    assert_eq!(counted, BTreeMap::from(records));
+
+    scene.sql("INSERT INTO outbox VALUES (6, 'a_b', 'd', '{}')").await;
+    refused(process, &scene, "TOPIC_REFUSED").await;
+
+    support::pipeline::delete_topics(&scene.services.kafka, &topic("Customer")).await.unwrap();
+    refused(scene.spawn(&["source"]), &scene, "TOPIC_MISSING").await;
+}
