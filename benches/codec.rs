@@ -68,11 +68,12 @@ fn measure(name: &str, bytes: usize, call: &mut dyn FnMut()) {
         .collect();
     rounds.sort_by(f64::total_cmp);
     let median = rounds[ROUNDS / 2];
-    eprintln!("{name:<34} {median:>7.0} ns/record (best {:.0}), {bytes} bytes", rounds[0]);
-    println!(
-        "{}",
-        serde_json::json!({ "bench": "codec", "figure": name, "value": median.round(), "unit": "ns/record" })
-    );
+    let allocations = allocation_counter::measure(call).count_total;
+    eprintln!("{name:<34} {median:>7.0} ns/record (best {:.0}), {bytes} bytes, {allocations} allocations", rounds[0]);
+    let figure = serde_json::json!({
+        "bench": "codec", "figure": name, "value": median.round(), "unit": "ns/record", "allocations": allocations,
+    });
+    println!("{figure}");
 }
 
 fn main() {
