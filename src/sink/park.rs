@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -161,8 +162,12 @@ impl PostgresSink {
         params: &[Param<'_>],
     ) -> Outcome<()> {
         let unread = self.unread(new.plan, "w.k").unwrap_or_else(|| "false".to_owned());
-        let (holding, stale) =
-            self.count(&format!("{holders} SELECT count(*), count(*) FILTER (WHERE {unread}) FROM w"), params).await?;
+        let count = format!("{holders} SELECT count(*), count(*) FILTER (WHERE {unread}) FROM w");
+        let counted = self.looked_up(&count, params).await.map_err(|error| {
+            self.fail();
+            failure(&new.doing(), Some(new.plan), error)
+        })?;
+        let (holding, stale): (i64, i64) = (counted[0].get(0), counted[0].get(1));
         if holding == 0 {
             return Ok(());
         }
@@ -182,21 +187,12 @@ impl PostgresSink {
         })
     }
 
-    async fn count(&mut self, sql: &str, params: &[Param<'_>]) -> Outcome<(i64, i64)> {
-        let counted = self.client.query_one(sql, params).await;
-        let row = counted.map_err(|error| {
-            self.fail();
-            failure("looking for rows that hold unique values", None, error)
-        })?;
-        Ok((row.get(0), row.get(1)))
-    }
-
     /// Rows are few and the table is large: they are looked up one by one.
-    async fn looked_up(&self, sql: &str, params: &[Param<'_>]) -> std::result::Result<u64, tokio_postgres::Error> {
+    async fn looked_up(&self, sql: &str, params: &[Param<'_>]) -> std::result::Result<Vec<Row>, tokio_postgres::Error> {
         self.client.batch_execute(LOOK_UP).await?;
-        let affected = self.client.execute(sql, params).await?;
+        let rows = self.client.query(sql, params).await?;
         self.client.batch_execute(LOOK_UP_NO_MORE).await?;
-        Ok(affected)
+        Ok(rows)
     }
 
     /// Makes room for what rows of the table owe.
