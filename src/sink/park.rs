@@ -9,8 +9,9 @@
 //! A parked row owes a value. What it held is kept in a temporary table; a statement that writes the column pays the debt. A
 //! row that still owes before the commit gets back what it held: in the middle of a transaction of the source with a deferred
 //! constraint two rows may hold the same, and either may be the one that changes in the end. If that is refused, the end itself
-//! is. So nobody ever sees a stand-in, with one exception: rows of a table under load that lie in what is still to be read.
-//! They are stale anyway, take no changes, and their own chunk replaces them.
+//! is. So no reader ever sees a stand-in (what decodes the sink's own log sees every version of a row), with one exception: rows
+//! of a table under load that lie in what is still to be read. They are stale anyway, take no changes, and their own chunk
+//! replaces them.
 //!
 //! Where a column can't hold a stand-in, rows that are still to be read are deleted, if nothing hangs on them, and their chunk
 //! makes them again. Otherwise it is `UNIQUE_HANDOVER`, and the driver's last try is each change by itself, in order.
