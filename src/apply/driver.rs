@@ -397,32 +397,28 @@ impl Worker {
         }
     }
 
-    /// One transaction, in up to three ways: as the net effect; where a unique constraint refuses it, with rows that hold unique
-    /// values of others parked; and where that is refused too or another constraint refuses, each change by itself, in order.
+    /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
+    /// parked; where that is refused too, or another constraint refuses, each change by itself, in order.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
         let mut handover = None;
-        let mut outcome = self.transaction(items, stop).await;
-        for strict in [false, true] {
+        let outcome = loop {
+            let outcome = self.transaction(items, stop).await;
             match &outcome {
-                Err(Failure::Unique(halt)) => {
+                Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
+                Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
+                    self.writer.strict = true;
                 }
-                Err(Failure::Constraint(_)) if strict => {}
-                Err(Failure::Constraint(_)) => continue,
-                _ => break,
+                Err(Failure::Constraint(_)) if !self.writer.strict => self.writer.strict = true,
+                _ => break outcome,
             }
-            tracing::debug!(
-                sink = self.sink.name,
-                strict,
-                "a constraint refused the changes; applying them another way"
-            );
+            let (parking, strict) = (self.writer.parking, self.writer.strict);
+            tracing::debug!(sink = self.sink.name, parking, strict, "a constraint refused the changes; another way");
             self.abort().await?;
             self.writer.loads = loads.clone();
-            (self.writer.parking, self.writer.strict) = (true, strict);
-            outcome = self.transaction(items, stop).await;
-            (self.writer.parking, self.writer.strict) = (false, false);
-        }
+        };
+        (self.writer.parking, self.writer.strict) = (false, false);
         // That no value can stand in says more than that one by one was refused as well.
         match (outcome, handover) {
             (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),

@@ -16,7 +16,7 @@
 //!   repaired: the sink would no longer be a state of the source.
 //!
 //! Not here: uniqueness of other columns. A hand-over of a unique value between rows can clash inside the statements; the
-//! sink then refuses the batch and the driver applies the same changes one by one, in order, before it gives up. Also not
+//! driver then applies the same changes with parking on (`sink::park`), then one by one, in order, before it gives up. Also not
 //! here: limits. [`Net::rows`] and [`Net::bytes`] are counted, the driver decides.
 
 use std::collections::HashMap;

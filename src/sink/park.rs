@@ -9,8 +9,9 @@
 //! A parked row owes a value. What it held is kept in a temporary table; a statement that writes the column pays the debt. A
 //! row that still owes before the commit gets back what it held: in the middle of a transaction of the source with a deferred
 //! constraint two rows may hold the same, and either may be the one that changes in the end. If that is refused, the end itself
-//! is. So nobody ever sees a stand-in, with one exception: rows of a table under load that lie in what is still to be read.
-//! They are stale anyway, take no changes, and their own chunk replaces them.
+//! is. So no reader ever sees a stand-in (what decodes the sink's own log sees every version of a row), with one exception: rows
+//! of a table under load that lie in what is still to be read. They are stale anyway, take no changes, and their own chunk
+//! replaces them.
 //!
 //! Where a column can't hold a stand-in, rows that are still to be read are deleted, if nothing hangs on them, and their chunk
 //! makes them again. Otherwise it is `UNIQUE_HANDOVER`, and the driver's last try is each change by itself, in order.
@@ -21,6 +22,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -161,8 +163,12 @@ impl PostgresSink {
         params: &[Param<'_>],
     ) -> Outcome<()> {
         let unread = self.unread(new.plan, "w.k").unwrap_or_else(|| "false".to_owned());
-        let (holding, stale) =
-            self.count(&format!("{holders} SELECT count(*), count(*) FILTER (WHERE {unread}) FROM w"), params).await?;
+        let count = format!("{holders} SELECT count(*), count(*) FILTER (WHERE {unread}) FROM w");
+        let counted = self.looked_up(&count, params).await.map_err(|error| {
+            self.fail();
+            failure(&new.doing(), Some(new.plan), error)
+        })?;
+        let (holding, stale): (i64, i64) = (counted[0].get(0), counted[0].get(1));
         if holding == 0 {
             return Ok(());
         }
@@ -182,21 +188,12 @@ impl PostgresSink {
         })
     }
 
-    async fn count(&mut self, sql: &str, params: &[Param<'_>]) -> Outcome<(i64, i64)> {
-        let counted = self.client.query_one(sql, params).await;
-        let row = counted.map_err(|error| {
-            self.fail();
-            failure("looking for rows that hold unique values", None, error)
-        })?;
-        Ok((row.get(0), row.get(1)))
-    }
-
     /// Rows are few and the table is large: they are looked up one by one.
-    async fn looked_up(&self, sql: &str, params: &[Param<'_>]) -> std::result::Result<u64, tokio_postgres::Error> {
+    async fn looked_up(&self, sql: &str, params: &[Param<'_>]) -> std::result::Result<Vec<Row>, tokio_postgres::Error> {
         self.client.batch_execute(LOOK_UP).await?;
-        let affected = self.client.execute(sql, params).await?;
+        let rows = self.client.query(sql, params).await?;
         self.client.batch_execute(LOOK_UP_NO_MORE).await?;
-        Ok(affected)
+        Ok(rows)
     }
 
     /// Makes room for what rows of the table owe.

@@ -372,36 +372,38 @@ const RANDOM_TEXT_MIN: i32 = 16;
 /// A value of the type that no row holds, different for each row.
 fn made_up(facts: &ColumnFacts, quoted: &str, term: Option<usize>, utf8: bool, seed: u64) -> Option<String> {
     let uuid = "pg_catalog.gen_random_uuid()";
+    let digits = format!("pg_catalog.replace({uuid}::pg_catalog.text, '-', '')");
     let random = |range: u64| seed % range;
-    // Beyond what the table holds and is to hold.
-    let beyond = |least: &str| {
-        let new = |of: &str| {
-            term.map_or_else(|| "NULL".to_owned(), |term| format!("(SELECT pg_catalog.{of}(n.u{term}) FROM n)"))
-        };
-        let end = |of: &str, which: &str| {
-            format!("(SELECT {which}(pg_catalog.{of}(e.{quoted}), {})::pg_catalog.numeric FROM {{t}} AS e)", new(of))
-        };
-        let (low, high) = (end("min", "LEAST"), end("max", "GREATEST"));
-        format!("CASE WHEN {low} - p.of >= {least} THEN {low} - p.i ELSE {high} + p.i END")
-    };
+    let far = |bits: u32| format!("-{} - p.i", (1_u64 << bits) + random(1 << (bits - 1)));
     Some(match facts.base.as_str() {
         "uuid" => uuid.to_owned(),
+        // 128 bits are an address of version 6.
+        address @ ("inet" | "cidr") => {
+            format!("pg_catalog.regexp_replace({digits}, '(....)(?!$)', '\\1:', 'g')::pg_catalog.{address}")
+        }
+        "macaddr" => format!("pg_catalog.left({digits}, 12)::pg_catalog.macaddr"),
+        "macaddr8" => format!("pg_catalog.left({digits}, 16)::pg_catalog.macaddr8"),
+        "tsvector" => format!("{digits}::pg_catalog.tsvector"),
         "bytea" => format!("pg_catalog.uuid_send({uuid})"),
-        "int2" => beyond("-32768"),
-        "int4" => beyond("-2147483648"),
-        "int8" => format!("-{} - p.i", (1 << 62) + random(1 << 61)),
-        "numeric" if facts.typmod == -1 => format!("-{} - p.i", (1 << 62) + random(1 << 61)),
-        "numeric" => beyond("'-Infinity'"),
+        "jsonb" => format!("pg_catalog.to_jsonb({uuid})"),
+        "int2" => free_integer(quoted, term, "-32768", "32767"),
+        "int4" => free_integer(quoted, term, "-2147483648", "2147483647"),
+        "oid" => free_integer(quoted, term, "0", "4294967295"),
+        "int8" => far(62),
+        // Whole numbers are exact up to 2^53.
+        "float8" => far(52),
+        "numeric" if facts.typmod == -1 => far(62),
+        "numeric" => lower_number(quoted, term),
         "date" => format!("'200000-01-01'::pg_catalog.date + ({} + p.i)::pg_catalog.int4", random(1 << 29)),
         stamp @ ("timestamp" | "timestamptz") => {
             let seconds = random(1 << 42);
             format!("'100000-01-01'::pg_catalog.{stamp} + ({seconds} + p.i) * '1 second'::pg_catalog.interval")
         }
-        "text" => format!("'lockstep ' || {uuid}"),
+        "text" | "name" => format!("'lockstep ' || {uuid}"),
         "varchar" | "bpchar" => match facts.typmod - 4 {
             ..0 => format!("'lockstep ' || {uuid}"),
             chars @ RANDOM_TEXT_MIN.. => {
-                format!("pg_catalog.left(pg_catalog.replace({uuid}::pg_catalog.text, '-', ''), {chars})")
+                format!("pg_catalog.left({digits}, {chars})")
             }
             chars if utf8 => {
                 let digit = |place: u32| {
@@ -415,4 +417,36 @@ fn made_up(facts: &ColumnFacts, quoted: &str, term: Option<usize>, utf8: bool, s
         name if name.ends_with(".citext") => format!("'lockstep ' || {uuid}"),
         _ => return None,
     })
+}
+
+/// The lowest or highest value that the table holds or is to hold, which an index knows at once. `term`: the column is one of the
+/// index by itself.
+fn end_of(quoted: &str, term: Option<usize>, of: &str) -> String {
+    let held = format!("(SELECT pg_catalog.{of}(e.{quoted}) FROM {{t}} AS e)");
+    match (term, of) {
+        (None, _) => held,
+        (Some(term), "min") => format!("LEAST({held}, (SELECT pg_catalog.min(n.u{term}) FROM n))"),
+        (Some(term), _) => format!("GREATEST({held}, (SELECT pg_catalog.max(n.u{term}) FROM n))"),
+    }
+}
+
+/// Below what the table holds and is to hold, or above, or where it leaves the most room. Each is looked for only where the one
+/// before does not do.
+fn free_integer(quoted: &str, term: Option<usize>, least: &str, most: &str) -> String {
+    let end = |of: &str| format!("{}::pg_catalog.int8", end_of(quoted, term, of));
+    let (low, high) = (end("min"), end("max"));
+    let new = term.map_or_else(String::new, |term| format!(" UNION ALL SELECT n.u{term}::pg_catalog.int8 FROM n"));
+    let gap = format!(
+        "(SELECT g.v FROM (SELECT a.v, pg_catalog.lead(a.v) OVER (ORDER BY a.v) - a.v AS room \
+         FROM (SELECT e.{quoted}::pg_catalog.int8 FROM {{t}} AS e{new}) AS a(v)) AS g \
+         WHERE g.room IS NOT NULL ORDER BY g.room DESC LIMIT 1)"
+    );
+    format!(
+        "CASE WHEN {low} - p.of >= {least} THEN {low} - p.i WHEN {high} + p.of <= {most} THEN {high} + p.i ELSE {gap} + p.i END"
+    )
+}
+
+/// Below what the table holds and is to hold; what has no room for it refuses it.
+fn lower_number(quoted: &str, term: Option<usize>) -> String {
+    format!("{} - p.i", end_of(quoted, term, "min"))
 }

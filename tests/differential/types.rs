@@ -36,6 +36,32 @@ const fn big(name: &'static str, values: &'static [&'static str]) -> Type {
     Type { name, key: false, big: true, values }
 }
 
+/// Types of which a value is known that no row holds.
+pub const STAND_INS: &[&str] = &[
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "text",
+    "varchar(30)",
+    "char(5)",
+    "name",
+    "bytea",
+    "uuid",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "float8",
+    "numeric",
+    "jsonb",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "tsvector",
+    "public.citext",
+];
+
 /// In a value: made longer than a page holds.
 pub const LONG: &str = "@LONG@";
 
