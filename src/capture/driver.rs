@@ -49,6 +49,7 @@ use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
+use crate::transform::Shape;
 use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
@@ -129,6 +130,8 @@ struct Core {
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
     looks: Looks,
+    /// Of tables whose filter in the publication is the connector's.
+    marks: HashMap<TableName, String>,
     /// Tables without a relation of their name at the last look.
     gone: HashSet<TableName>,
     scratch: Scratch,
@@ -208,6 +211,7 @@ impl Reader {
             order,
             estimates,
             looks,
+            marks,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
@@ -237,6 +241,7 @@ impl Reader {
             names: HashMap::new(),
             unrouted: HashSet::new(),
             looks: known,
+            marks,
             gone: HashSet::new(),
             scratch: Scratch::default(),
             transaction: None,
@@ -595,11 +600,22 @@ impl Core {
     /// Compares tables with what was known of them.
     async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
         let mut due: Vec<(TableName, String)> = Vec::new();
-        let shapes = self.config.tables.iter().filter_map(|table| Some((&table.name, table.shape.digest()?)));
-        let shapes: HashMap<&TableName, String> = shapes.collect();
-        let shape = |name: &TableName| shapes.get(name).cloned();
-        let found = tables.iter().zip(found).map(|(name, now)| now.map(|now| Look { shape: shape(name), ..now }));
+        let shaped = self.config.tables.iter().filter(|table| !table.shape.is_plain());
+        let shaped: HashMap<&TableName, &Shape> = shaped.map(|table| (&table.name, &table.shape)).collect();
+        let found = tables.iter().zip(found).map(|(name, now)| {
+            let (now, shape) = (now?, shaped.get(name));
+            let filter = shape.and_then(|shape| shape.filter.clone());
+            Some(Look { shape: shape.and_then(|shape| shape.digest()), filter, ..now })
+        });
         let found: Vec<Option<Look>> = found.collect();
+        let moved = |(name, now): (&TableName, &Option<Look>)| {
+            let (mark, found) = (self.marks.get(name)?, now.as_ref()?.published.as_ref()?);
+            (mark != found).then(|| name.clone())
+        };
+        if let Some(name) = tables.iter().zip(&found).find_map(moved) {
+            let what = format!("the publication of table {name} was changed; a new start writes its filter");
+            return Err(Error::retry_plain(what));
+        }
         for (table, now) in tables.into_iter().zip(found) {
             match self.looks.compare(&table, now.as_ref()) {
                 None => {}

@@ -133,12 +133,13 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
         })),
     }
     let facts = table_facts(&*session, &names).await?;
-    session.close().await;
     // What keeps a relation from being built is among the findings already.
     let relation = |(table, facts): (&Table, &Option<_>)| shape::relation_of(table, facts.as_ref()?).ok();
     let relations = config.tables.iter().zip(&facts).filter_map(relation).collect();
     let facts: Vec<_> = facts.into_iter().flatten().collect();
-    findings.extend(shape::findings(config, &facts).into_iter().map(Finding::Halt));
+    let version = source_facts(&*session).await?.version;
+    findings.extend(shape::findings(&session, version, config, &facts).await?.into_iter().map(Finding::Halt));
+    session.close().await;
     Ok(relations)
 }
 
