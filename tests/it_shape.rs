@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::scene::{Scene, read_raw, text, wait_text};
+use support::scene::{PATIENCE, Scene, read_raw, text, wait_text};
 use support::{Pipeline, Process};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -174,4 +174,35 @@ async fn a_sink_equals_the_rows_of_a_filter() {
     let scene = scene.configure(|p| p.connector("public.t", "[sinks.orders]\n"));
     let mut process = scene.spawn(&[]);
     shows(&scene, &mut process, "SELECT * FROM t", "SELECT * FROM t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_goes_on_where_its_table_loses_its_key() {
+    let scene = Scene::bare(LOCKSTEP, "shape_keys", "CREATE TABLE public.t (id int PRIMARY KEY, v text)", 0).await;
+    let scene = scene.configure(|p| p.connector("public.t", ""));
+    let topic = format!("{}.public.t", scene.pipeline.name);
+    let keys = || -> Vec<Option<String>> {
+        let text = |key: Option<Vec<u8>>| key.map(|key| String::from_utf8(key).unwrap());
+        read_raw(&scene.services.kafka, &topic).into_iter().map(|record| text(record.key)).collect()
+    };
+    // Before the start, so that it is read once and streamed never.
+    scene.sql("INSERT INTO t VALUES (1, 'a')").await;
+    let process = scene.spawn(&["source"]);
+    let streams = |status: &support::Status| status.source_state() == "streaming";
+    let until = async |wanted: &[Option<&str>]| {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !wanted.iter().eq(keys().iter().map(Option::as_deref).collect::<Vec<_>>().iter()) {
+            let late = std::time::Instant::now() >= deadline;
+            assert!(!late, "{:?}, not {wanted:?}\n{}", keys(), scene.log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    until(&[Some(r#"{"id":1}"#)]).await;
+    scene.sql("ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO t VALUES (2, 'b')").await;
+    until(&[Some(r#"{"id":1}"#), None]).await;
+    drop(process);
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming again", PATIENCE, streams).await.unwrap();
+    scene.sql("INSERT INTO t VALUES (3, 'c')").await;
+    until(&[Some(r#"{"id":1}"#), None, None]).await;
 }

@@ -619,6 +619,9 @@ impl Core {
         for (table, now) in tables.into_iter().zip(found) {
             match self.looks.compare(&table, now.as_ref()) {
                 None => {}
+                Some(Finding::Reread(_)) if self.lost_key(&table, now.as_ref()) => {
+                    tracing::warn!(%table, "it has no key any more: its records have none, and its rows can only be inserted");
+                }
                 Some(Finding::Reread(why)) => due.push((table.clone(), why)),
                 Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {
                     tracing::info!(%table, partitions = came.len(), "new partitions, and empty: nothing to read");
@@ -643,6 +646,14 @@ impl Core {
             }
         }
         self.reread(&due)
+    }
+
+    /// Whether nothing happened to a table of a topic alone but that its key is gone, which changes no row.
+    fn lost_key(&self, table: &TableName, now: Option<&Look>) -> bool {
+        let alone = self.config.tables.iter().any(|t| t.name == *table && t.sinks.is_empty());
+        let (Some(known), Some(now)) = (self.looks.known().get(table), now) else { return false };
+        let kept = Look { key: known.key.clone(), ..now.clone() };
+        alone && now.key.is_empty() && known.difference(&kept).is_none()
     }
 
     /// Asks for the tables on behalf of every sink that has them.

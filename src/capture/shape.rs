@@ -13,6 +13,7 @@ use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::postgres::catalog::{self, RelationShape, TableFacts};
 use crate::postgres::filter::{self, Filters};
+use crate::postgres::publication::PublicationFacts;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::transform::Transformer;
@@ -54,10 +55,19 @@ pub fn relation_shape(table: &Table) -> RelationShape<'_> {
         format: table.wire.format,
         modes: &table.wire.modes,
         exact: mapping::exact,
-        insert_only: table.insert_only,
+        // A table of a topic alone may lose its key once it is published: then nothing but INSERT can happen to it.
+        insert_only: table.insert_only || table.sinks.is_empty(),
         // Sinks read ranges, and find rows, by the key of the records. Where no sink does, records may share a key.
         key: if table.sinks.is_empty() { &[] } else { &table.shape.key },
     }
+}
+
+/// Tables that need no replica identity: nothing but INSERT happens to them. So it is with those of topics alone that are
+/// published already: whatever a missing key breaks is broken, and one table must not stop the others.
+pub fn insert_only(config: &Config, publication: Option<&PublicationFacts>) -> Vec<TableName> {
+    let published = |name: &TableName| publication.is_some_and(|facts| facts.table(name).is_some());
+    let alone = |table: &&Table| table.insert_only || (table.sinks.is_empty() && published(&table.name));
+    config.tables.iter().filter(alone).map(|table| table.name.clone()).collect()
 }
 
 /// Completes a version of the table's rows to one of its records. `facts`: the table as the catalog has it by now.
@@ -134,7 +144,7 @@ fn shape_findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
     let shaped = config.tables.iter().filter(|table| !table.shape.is_plain());
     let finding = |table: &Table| {
         let facts = facts.iter().find(|facts| facts.name == table.name)?;
-        if catalog::identity_finding(facts).is_some_and(|_| !table.insert_only) {
+        if catalog::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
             return None;
         }
         let asked = !table.shape.key.is_empty() || table.shape.filter.is_some();

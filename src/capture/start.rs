@@ -72,7 +72,8 @@ pub struct Started {
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    let insert_only = config.insert_only();
+    let publication = publication::publication_facts(&*session, &config.source.publication).await?;
+    let insert_only = shape::insert_only(config, publication.as_ref());
     let wanted = preflight::Wanted {
         publication: &config.source.publication,
         tables: &names,

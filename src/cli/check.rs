@@ -21,6 +21,7 @@ use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
 use crate::postgres::catalog::{SourceFacts, source_facts, table_facts};
 use crate::postgres::preflight;
+use crate::postgres::publication::publication_facts;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
 use crate::session;
@@ -98,7 +99,8 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     let source = &config.source;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let session = session::connect(&source.database, &format!("lockstep:{}:check", config.name)).await?;
-    let insert_only = config.insert_only();
+    let publication = publication_facts(&*session, &source.publication).await?;
+    let insert_only = shape::insert_only(config, publication.as_ref());
     let wanted = preflight::Wanted {
         publication: &config.source.publication,
         tables: &names,

@@ -61,11 +61,6 @@ impl Config {
     pub fn filtered(&self) -> Vec<TableName> {
         self.tables.iter().filter(|table| table.shape.filter.is_some()).map(|table| table.name.clone()).collect()
     }
-
-    /// Tables that nothing but INSERT and TRUNCATE happens to.
-    pub fn insert_only(&self) -> Vec<TableName> {
-        self.tables.iter().filter(|table| table.insert_only).map(|table| table.name.clone()).collect()
-    }
 }
 
 #[derive(Debug, Clone)]
