@@ -35,6 +35,9 @@ pub struct Look {
     /// Not the catalog's: what the connector made of its rows, as [`crate::transform::Shape::digest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<String>,
+    /// The same of its row filter, which the publication has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +136,7 @@ mod tests {
             published: Some("2:600 3:601".into()),
             labels: vec![(8, "sad".into())],
             shape: None,
+            filter: None,
         }
     }
 

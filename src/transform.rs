@@ -39,6 +39,10 @@ pub enum Transform {
         column: String,
         mask: MaskMark,
     },
+    /// Only rows with this condition.
+    Where {
+        sql: String,
+    },
     /// Records have another key than rows: names and type OIDs of the columns that tell rows apart, in key order.
     RowsBy {
         columns: Vec<(String, u32)>,
@@ -53,6 +57,8 @@ pub struct Shape {
     pub masks: Vec<(String, Mask)>,
     /// The columns of the record's key, in order; empty: those that name a row.
     pub key: Vec<String>,
+    /// A condition in SQL that the source's server applies; it never sees the others' changes.
+    pub filter: Option<String>,
 }
 
 /// Which columns records have.
@@ -75,6 +81,11 @@ pub struct Shaped {
 impl Shape {
     /// Nothing is said: records hold what rows hold.
     pub fn is_plain(&self) -> bool {
+        self.keeps_rows() && self.filter.is_none()
+    }
+
+    /// Rows that come are written as they come.
+    fn keeps_rows(&self) -> bool {
         self.columns == Columns::All && self.masks.is_empty() && self.key.is_empty()
     }
 
@@ -90,7 +101,7 @@ impl Shape {
             Columns::Except(names) => serde_json::json!({ "except": sorted(names) }),
         };
         let masks: Vec<(&String, MaskMark)> = self.masks.iter().map(|(column, mask)| (column, mask.mark())).collect();
-        let json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key });
+        let json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key, "where": self.filter });
         Some(hex::encode(&Sha256::digest(json.to_string())[..8]))
     }
 
@@ -133,8 +144,10 @@ impl Shape {
         if key != rows.key_columns() {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
         }
+        transforms.extend(self.filter.iter().map(|sql| Transform::Where { sql: sql.clone() }));
         let relation = Relation { columns, transforms, ..rows }.sealed();
-        Ok(Shaped { relation, transformer: Some(Transformer { picks }) })
+        let transformer = (!self.keeps_rows()).then_some(Transformer { picks });
+        Ok(Shaped { relation, transformer })
     }
 
     /// Whether records have the column, if there is one.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::scene::{Scene, read_raw, text, wait_text};
+use support::scene::{PATIENCE, Scene, read_raw, text, wait_text};
 use support::{Pipeline, Process};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -125,4 +125,84 @@ fn checked(scene: Scene, table: &str, connector: &str) -> (Scene, String) {
     scene.pipeline.write().unwrap();
     let output = scene.pipeline.command(&["check"]).unwrap();
     (scene, String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_equals_the_rows_of_a_filter() {
+    let table = "CREATE TABLE public.t (id int PRIMARY KEY, kind text, n int, big text)";
+    let source = format!("{table}; ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t ALTER big SET STORAGE EXTERNAL");
+    let filter = |condition: &str| format!("where = \"{condition}\"\n[sinks.orders]\n");
+    let scene =
+        scene("shape_where", &source, table, &filter("kind = 'live' -- the others are nobody's business")).await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 20"));
+    scene
+        .sql("INSERT INTO t SELECT i, CASE i % 3 WHEN 0 THEN 'draft' ELSE 'live' END, i, repeat('x', 5000) FROM generate_series(1, 100) i")
+        .await;
+    let mut process = scene.start().await;
+    // Across the border, both ways, with a big value that is not sent again; keys too.
+    scene.sql("UPDATE t SET kind = 'live' WHERE id IN (3, 6); UPDATE t SET kind = 'draft' WHERE id IN (4, 5)").await;
+    scene
+        .sql("UPDATE t SET id = 1003, kind = 'live' WHERE id = 9; UPDATE t SET id = 1004, kind = 'draft' WHERE id = 10")
+        .await;
+    scene
+        .sql(
+            "UPDATE t SET n = 0 WHERE id < 20; DELETE FROM t WHERE id IN (11, 12); INSERT INTO t VALUES (200, 'draft')",
+        )
+        .await;
+    let live = "SELECT * FROM t WHERE kind = 'live'";
+    shows(&scene, &mut process, live, "SELECT * FROM t").await;
+    let topic = format!("{}.public.t", scene.pipeline.name);
+    let draft = |record: &support::scene::Raw| {
+        let value = record.value.as_deref().unwrap_or_default();
+        value.windows(5).any(|window| window == b"draft")
+    };
+    assert!(!read_raw(&scene.services.kafka, &topic).iter().any(draft));
+    // Somebody else's hand: what is written there is not what was asked for.
+    let name = scene.slot();
+    scene
+        .sql(&format!("ALTER PUBLICATION {name} DROP TABLE t; ALTER PUBLICATION {name} ADD TABLE t WHERE (n > 50)"))
+        .await;
+    scene.sql("INSERT INTO t VALUES (300, 'live', 1), (301, 'draft', 100)").await;
+    shows(&scene, &mut process, live, "SELECT * FROM t").await;
+    // Another condition, also for rows that nobody touches.
+    drop(process);
+    scene.sql("UPDATE t SET n = 1 WHERE id = 3; UPDATE t SET kind = 'draft' WHERE id = 6").await;
+    let scene = scene.configure(|p| p.connector("public.t", &filter("n < 30")));
+    let mut process = scene.spawn(&[]);
+    shows(&scene, &mut process, "SELECT * FROM t WHERE n < 30", "SELECT * FROM t").await;
+    drop(process);
+    let scene = scene.configure(|p| p.connector("public.t", "[sinks.orders]\n"));
+    let mut process = scene.spawn(&[]);
+    shows(&scene, &mut process, "SELECT * FROM t", "SELECT * FROM t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_goes_on_where_its_table_loses_its_key() {
+    let scene = Scene::bare(LOCKSTEP, "shape_keys", "CREATE TABLE public.t (id int PRIMARY KEY, v text)", 0).await;
+    let scene = scene.configure(|p| p.connector("public.t", ""));
+    let topic = format!("{}.public.t", scene.pipeline.name);
+    let keys = || -> Vec<Option<String>> {
+        let text = |key: Option<Vec<u8>>| key.map(|key| String::from_utf8(key).unwrap());
+        read_raw(&scene.services.kafka, &topic).into_iter().map(|record| text(record.key)).collect()
+    };
+    // Before the start, so that it is read once and streamed never.
+    scene.sql("INSERT INTO t VALUES (1, 'a')").await;
+    let process = scene.spawn(&["source"]);
+    let streams = |status: &support::Status| status.source_state() == "streaming";
+    let until = async |wanted: &[Option<&str>]| {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !wanted.iter().eq(keys().iter().map(Option::as_deref).collect::<Vec<_>>().iter()) {
+            let late = std::time::Instant::now() >= deadline;
+            assert!(!late, "{:?}, not {wanted:?}\n{}", keys(), scene.log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    until(&[Some(r#"{"id":1}"#)]).await;
+    scene.sql("ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO t VALUES (2, 'b')").await;
+    until(&[Some(r#"{"id":1}"#), None]).await;
+    drop(process);
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming again", PATIENCE, streams).await.unwrap();
+    scene.sql("INSERT INTO t VALUES (3, 'c')").await;
+    until(&[Some(r#"{"id":1}"#), None, None]).await;
 }

@@ -308,7 +308,7 @@ async fn a_relation_is_the_same_from_the_catalog_and_from_the_stream() {
         )
         .await;
         let tables = ["d", "f", "i"].map(public);
-        publication::ensure_publication(&db.ours, "p", &tables, true).await.unwrap();
+        publication::ensure_publication(&db.ours, "p", &tables, &[], true).await.unwrap();
         slot::create_slot(&db.ours, &db.slot(), db.version().await, false).await.unwrap();
         db.sql(
             "INSERT INTO public.d (b) VALUES ('x'); INSERT INTO public.f VALUES (1);
@@ -457,7 +457,7 @@ async fn preflight_names_every_right_that_is_missing() {
             }
             db.admin("COMMIT").await;
             assert_eq!(check(tables).await, []);
-            publication::ensure_publication(&stranger, "p", tables, true).await.unwrap();
+            publication::ensure_publication(&stranger, "p", tables, &[], true).await.unwrap();
             db.admin("DROP PUBLICATION p").await;
         }
         db.admin(&format!("DROP OWNED BY {}", db.name)).await;
@@ -497,8 +497,9 @@ async fn the_publication_is_made_extended_and_guarded() {
         )
         .await;
         let ours = [public("a"), public("b")];
-        let ensure =
-            async |tables: &[TableName], create| publication::ensure_publication(&db.ours, "p", tables, create).await;
+        let ensure = async |tables: &[TableName], create| {
+            publication::ensure_publication(&db.ours, "p", tables, &[], create).await
+        };
         let off = halted(ensure(&ours[..1], false).await);
         assert_eq!(off.code, Code::CreateOff);
         assert!(off.facts[0].starts_with("CREATE PUBLICATION \"p\" FOR TABLE ONLY"), "{off}");
@@ -634,6 +635,7 @@ fn request(relation: &Relation, extent: Extent, rows_max: usize) -> ChunkRequest
     ChunkRequest {
         relation,
         key: &[],
+        filter: None,
         extent,
         rows_max,
         bytes_max: 1 << 20,
@@ -804,7 +806,7 @@ async fn a_mark_is_in_the_flushed_log() {
     with_database(async |db| {
         let version = db.version().await;
         db.sql("CREATE TABLE public.t (id int PRIMARY KEY)").await;
-        publication::ensure_publication(&db.ours, "p", &[public("t")], true).await.unwrap();
+        publication::ensure_publication(&db.ours, "p", &[public("t")], &[], true).await.unwrap();
         slot::create_slot(&db.ours, &db.slot(), version, false).await.unwrap();
         db.sql("SET synchronous_commit = off").await;
         chunk::mark(&db.ours, "it's a nonce", version).await.unwrap();

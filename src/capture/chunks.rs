@@ -206,10 +206,10 @@ impl Worker {
         let slot = config.source.slot.clone();
         let session = self.session().await?;
         let tables: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-        let publication = &config.source.publication;
+        let (publication, filtered) = (&config.source.publication, config.filtered());
         // Looked at before the publication: a table that was taken out after it shows in the next look.
         let looks = look::looks(&**session, publication, &tables).await?;
-        let published = match publication::check_published(&**session, publication, &tables, &tables).await {
+        let published = match publication::check_published(&**session, publication, &tables, &filtered, &tables).await {
             Err(error @ Error::Retry(_)) => return Err(error),
             judged => judged,
         };
@@ -258,6 +258,7 @@ impl Worker {
         let request = ChunkRequest {
             relation: &relation,
             key: relation_shape(table).key,
+            filter: table.shape.filter.as_deref(),
             extent: Extent::Range(read.range.clone()),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,

@@ -50,6 +50,7 @@ use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
+use crate::transform::Shape;
 use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
@@ -127,6 +128,8 @@ struct Core {
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
     looks: Looks,
+    /// Of tables whose filter in the publication is the connector's.
+    marks: HashMap<TableName, String>,
     /// Tables without a relation of their name at the last look.
     gone: HashSet<TableName>,
     scratch: Scratch,
@@ -210,6 +213,7 @@ impl Reader {
             order,
             estimates,
             looks,
+            marks,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
@@ -239,6 +243,7 @@ impl Reader {
             names: HashMap::new(),
             unrouted: HashSet::new(),
             looks: known,
+            marks,
             gone: HashSet::new(),
             scratch: Scratch::default(),
             transaction: None,
@@ -599,14 +604,28 @@ impl Core {
     /// Compares tables with what was known of them.
     async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
         let mut due: Vec<(TableName, String)> = Vec::new();
-        let shapes = self.config.tables.iter().filter_map(|table| Some((&table.name, table.shape.digest()?)));
-        let shapes: HashMap<&TableName, String> = shapes.collect();
-        let shape = |name: &TableName| shapes.get(name).cloned();
-        let found = tables.iter().zip(found).map(|(name, now)| now.map(|now| Look { shape: shape(name), ..now }));
+        let shaped = self.config.tables.iter().filter(|table| !table.shape.is_plain());
+        let shaped: HashMap<&TableName, &Shape> = shaped.map(|table| (&table.name, &table.shape)).collect();
+        let found = tables.iter().zip(found).map(|(name, now)| {
+            let (now, shape) = (now?, shaped.get(name));
+            let filter = shape.and_then(|shape| shape.filter.clone());
+            Some(Look { shape: shape.and_then(|shape| shape.digest()), filter, ..now })
+        });
         let found: Vec<Option<Look>> = found.collect();
+        let moved = |(name, now): (&TableName, &Option<Look>)| {
+            let (mark, found) = (self.marks.get(name)?, now.as_ref()?.published.as_ref()?);
+            (mark != found).then(|| name.clone())
+        };
+        if let Some(name) = tables.iter().zip(&found).find_map(moved) {
+            let what = format!("the publication of table {name} was changed; a new start writes its filter");
+            return Err(Error::retry_plain(what));
+        }
         for (table, now) in tables.into_iter().zip(found) {
             match self.looks.compare(&table, now.as_ref()) {
                 None => {}
+                Some(Finding::Reread(_)) if self.lost_key(&table, now.as_ref()) => {
+                    tracing::warn!(%table, "it has no key any more: its records have none, and its rows can only be inserted");
+                }
                 Some(Finding::Reread(why)) => due.push((table.clone(), why)),
                 Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {
                     tracing::info!(%table, partitions = came.len(), "new partitions, and empty: nothing to read");
@@ -631,6 +650,14 @@ impl Core {
             }
         }
         self.reread(&due)
+    }
+
+    /// Whether nothing happened to a table of a topic alone but that its key is gone, which changes no row.
+    fn lost_key(&self, table: &TableName, now: Option<&Look>) -> bool {
+        let alone = self.config.tables.iter().any(|t| t.name == *table && t.sinks.is_empty());
+        let (Some(known), Some(now)) = (self.looks.known().get(table), now) else { return false };
+        let kept = Look { key: known.key.clone(), ..now.clone() };
+        alone && now.key.is_empty() && known.difference(&kept).is_none()
     }
 
     /// Asks for the tables on behalf of every sink that has them.

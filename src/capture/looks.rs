@@ -84,6 +84,7 @@ mod tests {
             published: published.map(str::to_owned),
             labels: vec![],
             shape: None,
+            filter: None,
         }
     }
 

@@ -2,14 +2,20 @@
 //!
 //! Rows go through the loader as they come, and only what is written is shaped: two rows that a mask makes alike are still two.
 //! So a table has two versions, that of its rows, which the stream and chunks are compared by, and that of its records, which
-//! stands in the ledger. Without a shape they are one.
+//! stands in the ledger. Without a shape they are one. A row filter is the publication's; only what is known of it is here.
+
+use std::collections::BTreeMap;
 
 use crate::codec::{avro, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::key::KeyOrder;
+use crate::look::Look;
 use crate::postgres::catalog::{self, RelationShape, TableFacts};
-use crate::relation::{Fingerprint, Relation};
+use crate::postgres::filter::{self, Filters};
+use crate::postgres::publication::PublicationFacts;
+use crate::relation::{Fingerprint, Relation, TableName};
+use crate::session::Session;
 use crate::transform::Transformer;
 
 /// The relation version of a table's records, and how its rows become them.
@@ -49,10 +55,19 @@ pub fn relation_shape(table: &Table) -> RelationShape<'_> {
         format: table.wire.format,
         modes: &table.wire.modes,
         exact: mapping::exact,
-        insert_only: table.insert_only,
+        // A table of a topic alone may lose its key once it is published: then nothing but INSERT can happen to it.
+        insert_only: table.insert_only || table.sinks.is_empty(),
         // Sinks read ranges, and find rows, by the key of the records. Where no sink does, records may share a key.
         key: if table.sinks.is_empty() { &[] } else { &table.shape.key },
     }
+}
+
+/// Tables that need no replica identity: nothing but INSERT happens to them. So it is with those of topics alone that are
+/// published already: whatever a missing key breaks is broken, and one table must not stop the others.
+pub fn insert_only(config: &Config, publication: Option<&PublicationFacts>) -> Vec<TableName> {
+    let published = |name: &TableName| publication.is_some_and(|facts| facts.table(name).is_some());
+    let alone = |table: &&Table| table.insert_only || (table.sinks.is_empty() && published(&table.name));
+    config.tables.iter().filter(alone).map(|table| table.name.clone()).collect()
 }
 
 /// Completes a version of the table's rows to one of its records. `facts`: the table as the catalog has it by now.
@@ -81,7 +96,9 @@ fn records(table: &Table, rows: Relation, facts: Option<&TableFacts>) -> Result<
     // Names first: what is said of a column that is not there is no finding of its own.
     let shaped = table.shape.compile(rows, names.as_deref(), for_sinks)?;
     let finding = |facts| catalog::named_key_finding(facts, &table.shape.key, for_sinks, table.insert_only);
-    match facts.filter(|_| !table.shape.key.is_empty()).and_then(finding) {
+    let keyed = facts.filter(|_| !table.shape.key.is_empty()).and_then(finding);
+    let filtered = facts.filter(|_| table.shape.filter.is_some()).and_then(filter::identity_finding);
+    match keyed.or(filtered) {
         Some(halt) => Err(halt.into()),
         None => Ok(shaped),
     }
@@ -94,16 +111,46 @@ pub fn relation_of(table: &Table, facts: &TableFacts) -> Result<Relation> {
 }
 
 /// What keeps connectors' shapes from being laid over their tables. What is wrong with a table itself is not said again.
-pub fn findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
+pub async fn findings(session: &Session, version: i32, config: &Config, facts: &[TableFacts]) -> Result<Vec<Halt>> {
+    let mut found = shape_findings(config, facts);
+    for table in &config.tables {
+        let facts = facts.iter().find(|facts| facts.name == table.name);
+        if let (Some(sql), Some(facts)) = (&table.shape.filter, facts) {
+            found.extend(filter::finding(&**session, version, facts, sql).await?);
+        }
+    }
+    Ok(found)
+}
+
+/// The row filters that the publication is to have, and the marks of those that the ledger knows to be there.
+pub fn filters(config: &Config, known: &BTreeMap<TableName, Look>) -> Filters {
+    let mut filters = Filters::default();
+    for table in &config.tables {
+        let (name, filter, look) = (&table.name, &table.shape.filter, known.get(&table.name));
+        let had = look.and_then(|look| look.filter.as_ref());
+        if filter.is_some() || had.is_some() {
+            filters.wanted.push((name.clone(), filter.clone()));
+        }
+        if let Some(mark) =
+            look.and_then(|look| look.published.clone()).filter(|_| filter.is_some() && had == filter.as_ref())
+        {
+            filters.marks.insert(name.clone(), mark);
+        }
+    }
+    filters
+}
+
+fn shape_findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
     let shaped = config.tables.iter().filter(|table| !table.shape.is_plain());
     let finding = |table: &Table| {
         let facts = facts.iter().find(|facts| facts.name == table.name)?;
-        if catalog::identity_finding(facts).is_some_and(|_| !table.insert_only) {
+        if catalog::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
             return None;
         }
+        let asked = !table.shape.key.is_empty() || table.shape.filter.is_some();
         match relation_of(table, facts) {
             // The rest is said of the table already.
-            Err(Error::Halt(halt)) if halt.code == Code::ConnectorColumns || !table.shape.key.is_empty() => Some(*halt),
+            Err(Error::Halt(halt)) if halt.code == Code::ConnectorColumns || asked => Some(*halt),
             _ => None,
         }
     };

@@ -27,6 +27,7 @@ use crate::ledger::state::State;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::look::Look;
 use crate::lsn::Lsn;
+use crate::postgres::filter::Filters;
 use crate::postgres::slot::SlotFacts;
 use crate::postgres::stream::{Start, Stream};
 use crate::postgres::wire::{Connection, SystemIdentity};
@@ -63,13 +64,16 @@ pub struct Started {
     pub estimates: HashMap<TableName, u64>,
     /// The tables as the catalog has them, in the order of the configuration.
     pub looks: Vec<Option<Look>>,
+    /// The marks of tables whose filter is the connector's.
+    pub marks: HashMap<TableName, String>,
 }
 
 /// Starts a reader, or says why it can't be.
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    let insert_only = config.insert_only();
+    let publication = publication::publication_facts(&*session, &config.source.publication).await?;
+    let insert_only = shape::insert_only(config, publication.as_ref());
     let wanted = preflight::Wanted {
         publication: &config.source.publication,
         tables: &names,
@@ -79,7 +83,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     first_of(preflight::check_source(&*session, wanted).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
-    first_of(shape::findings(config, &facts))?;
+    first_of(shape::findings(&session, version, config, &facts).await?)?;
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
     let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
@@ -107,8 +111,11 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     };
     let published = config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone());
     let published: Vec<TableName> = published.filter(|name| !remade(name)).collect();
+    let mut filters = shape::filters(config, &state.catalog);
+    filters.ensure(&*session, &config.source.publication, config.create).await?;
     if !published.is_empty() {
-        publication::check_published(&*session, &config.source.publication, &names, &published).await?;
+        let filtered = config.filtered();
+        publication::check_published(&*session, &config.source.publication, &names, &filtered, &published).await?;
     }
     let topics = ensure_topics(config, ledger, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
@@ -117,10 +124,10 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let replication = Connection::open(&config.source, &application_name(config)).await?;
     let slot = Slot { session: &session, version, found, reporter };
     let identity = match &restart {
-        Some(_) => renew_slot(config, slot, replication, &told, &mut appender).await?,
-        None => ensure_slot(config, slot, replication, &state, &mut appender).await?,
+        Some(_) => renew_slot(config, slot, replication, &told, &mut appender, &mut filters).await?,
+        None => ensure_slot(config, slot, replication, &state, &mut appender, &mut filters).await?,
     };
-    publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
+    publish(config, &session, &mut filters).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
     // Whoever had the slot meanwhile may have gone on, on another timeline than the one that we are on now: what the ledger
@@ -155,7 +162,21 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let closed = check_confirmed(config, &session, &state).await?;
     // The slot is ours, so what is compared with this was seen before.
     let looks = look::looks(&*session, &config.source.publication, &names).await?;
-    Ok(Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, looks })
+    Ok(Started {
+        session,
+        stream,
+        appender,
+        tail,
+        state,
+        assembler,
+        epoch,
+        topics,
+        closed,
+        order,
+        estimates,
+        looks,
+        marks: filters.marks,
+    })
 }
 
 pub fn application_name(config: &Config) -> String {
@@ -269,6 +290,7 @@ async fn ensure_slot(
     mut replication: Connection,
     state: &State,
     appender: &mut Appender,
+    filters: &mut Filters,
 ) -> Result<SourceIdentity> {
     let Slot { session, found, .. } = &slot;
     let system = replication.identify_system().await?;
@@ -283,7 +305,7 @@ async fn ensure_slot(
     if !config.create && found.is_none() {
         return Err(create_off(name));
     }
-    intend(config, session, state, appender).await?;
+    intend(config, session, state, appender, filters).await?;
     let consistent_point = match found {
         Some(found) => {
             slot::check_slot(found, database)?;
@@ -302,6 +324,7 @@ async fn renew_slot(
     mut replication: Connection,
     told: &State,
     appender: &mut Appender,
+    filters: &mut Filters,
 ) -> Result<SourceIdentity> {
     let Slot { session, found, .. } = &slot;
     let system = replication.identify_system().await?;
@@ -315,7 +338,7 @@ async fn renew_slot(
     if !config.create {
         return Err(create_off(name).fact("a restart needs a slot of its own, which takes create = true"));
     }
-    intend(config, session, told, appender).await?;
+    intend(config, session, told, appender, filters).await?;
     if found.is_some() {
         slot::drop_slot(&***session, name).await?;
     }
@@ -324,13 +347,26 @@ async fn renew_slot(
 }
 
 /// Says that a slot will be made, and sees to the publication, which must be older.
-async fn intend(config: &Config, session: &Session, state: &State, appender: &mut Appender) -> Result<()> {
+async fn intend(
+    config: &Config,
+    session: &Session,
+    state: &State,
+    appender: &mut Appender,
+    filters: &mut Filters,
+) -> Result<()> {
     if state.intent.is_none() {
         let intent = SourceEntry { intent: Some(config.source.slot.clone()), made: None };
         appender.append_and_wait(Body::Source(intent), APPEND_TIMEOUT).await?;
     }
+    publish(config, session, filters).await
+}
+
+/// Makes the publication what it must be.
+async fn publish(config: &Config, session: &Session, filters: &mut Filters) -> Result<()> {
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-    publication::ensure_publication(&**session, &config.source.publication, &names, config.create).await.map(drop)
+    let (name, filtered) = (&config.source.publication, config.filtered());
+    publication::ensure_publication(&**session, name, &names, &filtered, config.create).await?;
+    filters.ensure(&**session, name, config.create).await
 }
 
 /// Says that the slot is made.

@@ -21,6 +21,7 @@ use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
 use crate::postgres::catalog::{SourceFacts, source_facts, table_facts};
 use crate::postgres::preflight;
+use crate::postgres::publication::publication_facts;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
 use crate::session;
@@ -98,7 +99,8 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     let source = &config.source;
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let session = session::connect(&source.database, &format!("lockstep:{}:check", config.name)).await?;
-    let insert_only = config.insert_only();
+    let publication = publication_facts(&*session, &source.publication).await?;
+    let insert_only = shape::insert_only(config, publication.as_ref());
     let wanted = preflight::Wanted {
         publication: &config.source.publication,
         tables: &names,
@@ -133,12 +135,13 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
         })),
     }
     let facts = table_facts(&*session, &names).await?;
-    session.close().await;
     // What keeps a relation from being built is among the findings already.
     let relation = |(table, facts): (&Table, &Option<_>)| shape::relation_of(table, facts.as_ref()?).ok();
     let relations = config.tables.iter().zip(&facts).filter_map(relation).collect();
     let facts: Vec<_> = facts.into_iter().flatten().collect();
-    findings.extend(shape::findings(config, &facts).into_iter().map(Finding::Halt));
+    let version = source_facts(&*session).await?.version;
+    findings.extend(shape::findings(&session, version, config, &facts).await?.into_iter().map(Finding::Halt));
+    session.close().await;
     Ok(relations)
 }
 

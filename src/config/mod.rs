@@ -61,9 +61,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Tables that nothing but INSERT and TRUNCATE happens to.
-    pub fn insert_only(&self) -> Vec<TableName> {
-        self.tables.iter().filter(|table| table.insert_only).map(|table| table.name.clone()).collect()
+    /// Tables of which only some rows are published.
+    pub fn filtered(&self) -> Vec<TableName> {
+        self.tables.iter().filter(|table| table.shape.filter.is_some()).map(|table| table.name.clone()).collect()
     }
 
     /// Names of the sinks that take a table.

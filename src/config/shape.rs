@@ -39,6 +39,11 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
     let only = names(top, "columns", "[\"id\", \"name\"]");
     let except = names(top, "exclude_columns", "[\"secret\"]");
     let key = names(top, "key", "[\"sku\"]").unwrap_or_default();
+    let filter = top.text("where");
+    if let Some(filter) = filter.as_ref().filter(|filter| filter.value.trim().is_empty()) {
+        top.report().add(&filter.at, "where is empty", "write a condition in SQL, or delete the line for all rows");
+    }
+    let filter = filter.map(|filter| filter.value);
     let masks = top.each("masks", |column, section| {
         check_identifier(section, "column", &column);
         let mask = mask(&column, section)?;
@@ -57,7 +62,7 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
         (None, Some(except)) => (Columns::Except(values(&except)), except),
         (None, None) => (Columns::All, Vec::new()),
     };
-    let shape = Shape { columns, masks: Vec::new(), key: values(&key) };
+    let shape = Shape { columns, masks: Vec::new(), key: values(&key), filter };
     for (column, _) in &masks {
         let name = &column.value;
         if !shape.keeps(name) {
@@ -184,6 +189,9 @@ pub(super) fn describe(out: &mut String, table: &Table) {
     }
     if !shape.key.is_empty() {
         pair(out, "key", list(&shape.key));
+    }
+    if let Some(filter) = &shape.filter {
+        pair(out, "where", text(filter));
     }
     pair(out, "skip_unchanged", table.skip_unchanged.to_string());
     for (column, mask) in &shape.masks {

@@ -227,7 +227,7 @@ fn what_a_connector_makes_of_its_rows() {
     };
     let sink = "[sinks.orders]\n";
     let all = [
-        said(&format!("columns = []\nexclude_columns = ['b', 'b', '']\n{sink}")),
+        said(&format!("where = ' '\ncolumns = []\nexclude_columns = ['b', 'b', '']\n{sink}")),
         said(&format!("columns = ['a']\nkey = ['b', 1]\n[masks.c]\nchars = 1\n{sink}columns = ['a', 'c']\n")),
         said(&format!(
             "key = ['c']\n[masks]\nc = {{ chars = 1 }}\nd = {{}}\ne = {{ chars = 1, truncate = 2 }}\n{sink}"

@@ -27,6 +27,7 @@ use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 use super::catalog::{Kind, TableFacts, quoted_list, row_key_of, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, unreadable};
+use super::filter::{condition, refused};
 use super::slot::{holder, snapshot_now};
 use super::snapshot::PgSnapshot;
 use crate::error::{Code, Error, Result};
@@ -59,6 +60,8 @@ pub struct ChunkRequest<'a> {
     pub relation: &'a Relation,
     /// As [`super::catalog::RelationShape::key`].
     pub key: &'a [String],
+    /// Only rows with this; the publication has the same.
+    pub filter: Option<&'a str>,
     pub extent: Extent,
     pub rows_max: usize,
     pub bytes_max: usize,
@@ -174,7 +177,8 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let key = row_key_of(&facts, request.key)?;
     let columns = key_columns(&facts, &key);
     same_key(request.relation, &facts, &key)?;
-    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
+    let filter = request.filter.map(|sql| format!(" AND {}", condition(sql))).unwrap_or_default();
+    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, filter };
     let (rows, range, full) = match &request.extent {
         _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
         Extent::Range(range) => reader.range(request, range).await?,
@@ -226,6 +230,8 @@ struct Reader<'a> {
     facts: &'a TableFacts,
     key: &'a [usize],
     columns: &'a [KeyColumn],
+    /// Behind another condition.
+    filter: String,
 }
 
 impl Reader<'_> {
@@ -306,18 +312,23 @@ impl Reader<'_> {
     }
 
     fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
-        let (list, table) = (self.list(), holder.quoted());
-        format!("COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT")
+        let (list, table, filter) = (self.list(), holder.quoted(), &self.filter);
+        format!(
+            "COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)'{filter}) TO STDOUT"
+        )
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
-        let (list, table) = (self.list(), self.facts.name.quoted());
+        let (list, table, filter) = (self.list(), self.facts.name.quoted(), &self.filter);
         let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
-        format!("COPY (SELECT {list} FROM {only}{table} WHERE {condition} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+        format!(
+            "COPY (SELECT {list} FROM {only}{table} WHERE ({condition}){filter} ORDER BY {order} LIMIT {rows}) TO STDOUT"
+        )
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
-        let failure = |e| failed(format!("reading rows of {}", self.facts.name), e);
+        let doing = format!("reading rows of {}", self.facts.name);
+        let failure = |e| if self.filter.is_empty() { failed(&*doing, e) } else { refused(&doing, e) };
         let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
         let mut copy = CopyRows::new(self.facts.columns.len());
         while let Some(data) = stream.next().await {
@@ -384,6 +395,7 @@ mod tests {
         let mut request = ChunkRequest {
             relation: &relation,
             key: &[],
+            filter: None,
             extent: Extent::Range(KeyRange::ALL),
             rows_max: 10_000,
             bytes_max: 1_000_000,

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod chunk;
 pub mod copytext;
 pub mod failure;
+pub mod filter;
 pub mod frame;
 pub mod look;
 pub mod pgoutput;

@@ -1,4 +1,4 @@
-//! The publication: exactly our tables, all columns, all rows, all operations.
+//! The publication: exactly our tables, all columns, all operations; all rows, but of tables that [`super::filter`] has written.
 //!
 //! Partitioned tables are published under their root's name, partitions that are routed themselves under their own.
 //!
@@ -14,6 +14,9 @@ use tokio_postgres::error::SqlState;
 use super::failure::{failed, unreadable};
 use crate::error::{Code, Error, Result};
 use crate::relation::{TableName, quote_identifier};
+
+/// What to do about something that is missing and not ours to make.
+pub const CREATE_OFF_HINT: &str = "type the command above at the source, or set create = true";
 
 const OPERATIONS: &str = "insert, update, delete, truncate";
 
@@ -145,7 +148,8 @@ async fn published_schemas(client: &(impl GenericClient + Sync), publication: u3
         .map_err(|e| unreadable("pg_publication_namespace", e))
 }
 
-/// Makes the publication, or adds what is missing to it, or does nothing. `tables` have passed preflight.
+/// Makes the publication, or adds what is missing to it, or does nothing. `tables` have passed preflight; those of `filtered`
+/// among them are added by [`super::filter::Filters::ensure`].
 ///
 /// # Errors
 /// `PUBLICATION_CHANGED` if it differs in anything but missing tables; `CREATE_OFF` if something is missing and `create` is
@@ -154,13 +158,15 @@ pub async fn ensure_publication(
     client: &(impl GenericClient + Sync),
     name: &str,
     tables: &[TableName],
+    filtered: &[TableName],
     create: bool,
 ) -> Result<PublicationState> {
+    let whole: Vec<TableName> = tables.iter().filter(|table| !filtered.contains(table)).cloned().collect();
     let (state, sql) = match publication_facts(client, name).await? {
-        None => (PublicationState::Created, create_sql(name, tables)),
+        None => (PublicationState::Created, create_sql(name, &whole)),
         Some(facts) => {
-            check_publication(&facts, tables)?;
-            let missing: Vec<TableName> = tables.iter().filter(|t| facts.table(t).is_none()).cloned().collect();
+            check_publication(&facts, tables, filtered)?;
+            let missing: Vec<TableName> = whole.iter().filter(|t| facts.table(t).is_none()).cloned().collect();
             if missing.is_empty() {
                 return Ok(PublicationState::Unchanged);
             }
@@ -176,8 +182,8 @@ pub async fn ensure_publication(
             PublicationState::Added(missing) => format!("publication {name:?} lacks {} tables of ours", missing.len()),
             PublicationState::Created | PublicationState::Unchanged => format!("there is no publication {name:?}"),
         };
-        let hint = "type the command above at the source, or set create = true";
-        return Err(Error::halt(Code::CreateOff, format!("{what}, and create = false"), hint).fact(format!("{sql};")));
+        return Err(Error::halt(Code::CreateOff, format!("{what}, and create = false"), CREATE_OFF_HINT)
+            .fact(format!("{sql};")));
     }
     // Two statements are one transaction.
     match client.batch_execute(&sql).await {
@@ -203,11 +209,12 @@ pub async fn check_published(
     client: &(impl GenericClient + Sync),
     name: &str,
     routed: &[TableName],
+    filtered: &[TableName],
     before: &[TableName],
 ) -> Result<()> {
     let facts = publication_facts(client, name).await?;
     if let Some(facts) = &facts {
-        check_publication(facts, routed)?;
+        check_publication(facts, routed, filtered)?;
     }
     let is_in = |table: &&TableName| facts.as_ref().is_some_and(|facts| facts.table(table).is_some());
     let gone: Vec<TableName> = before.iter().filter(|table| !is_in(table)).cloned().collect();
@@ -222,8 +229,8 @@ pub async fn check_published(
         .fact("changes that were committed meanwhile are in no stream; no sink was touched"))
 }
 
-/// Halts if the publication is not ours plus or minus missing tables. Pure.
-pub fn check_publication(facts: &PublicationFacts, tables: &[TableName]) -> Result<()> {
+/// Halts if the publication is not ours plus or minus missing tables. Tables of `filtered` have a filter. Pure.
+pub fn check_publication(facts: &PublicationFacts, tables: &[TableName], filtered: &[TableName]) -> Result<()> {
     let name = quote_identifier(&facts.name);
     let mut differs = Vec::new();
     let mut commands = Vec::new();
@@ -232,7 +239,7 @@ pub fn check_publication(facts: &PublicationFacts, tables: &[TableName]) -> Resu
         commands.push(format!("DROP PUBLICATION {name}; {}", create_sql(&facts.name, tables)));
     } else {
         let list_differs = differs.len();
-        list_differences(facts, tables, &mut differs);
+        list_differences(facts, tables, filtered, &mut differs);
         if differs.len() > list_differs {
             commands.push(format!("ALTER PUBLICATION {name} SET TABLE {}", only_list(tables)));
         }
@@ -263,7 +270,7 @@ pub fn check_publication(facts: &PublicationFacts, tables: &[TableName]) -> Resu
         .fact("changes of a table that was filtered or left out meanwhile are lost: lockstep resync TABLE afterwards"))
 }
 
-fn list_differences(facts: &PublicationFacts, tables: &[TableName], differs: &mut Vec<String>) {
+fn list_differences(facts: &PublicationFacts, tables: &[TableName], filtered: &[TableName], differs: &mut Vec<String>) {
     for schema in &facts.schemas {
         differs.push(format!("all tables of schema {schema:?} are published"));
     }
@@ -274,8 +281,14 @@ fn list_differences(facts: &PublicationFacts, tables: &[TableName], differs: &mu
         if let Some(columns) = &table.columns {
             differs.push(format!("only columns {} of table {} are published", columns.join(", "), table.name));
         }
-        if let Some(filter) = &table.filter {
-            differs.push(format!("only rows of table {} with {filter} are published", table.name));
+        match (&table.filter, filtered.contains(&table.name)) {
+            (Some(filter), false) => {
+                differs.push(format!("only rows of table {} with {filter} are published", table.name));
+            }
+            (None, true) => {
+                differs.push(format!("all rows of table {} are published, not those of its where", table.name))
+            }
+            _ => {}
         }
     }
 }
@@ -341,8 +354,8 @@ mod tests {
     #[test]
     fn missing_tables_are_no_drift() {
         let ours = [TableName::new("s", "a"), TableName::new("s", "b")];
-        assert!(check_publication(&facts(&["a", "b"]), &ours).is_ok());
-        assert!(check_publication(&facts(&["a"]), &ours).is_ok());
+        assert!(check_publication(&facts(&["a", "b"]), &ours, &[]).is_ok());
+        assert!(check_publication(&facts(&["a"]), &ours, &[]).is_ok());
     }
 
     #[test]
@@ -354,7 +367,7 @@ mod tests {
         changed.truncate = false;
         changed.via_root = false;
         changed.tables[0].partitioned = true;
-        insta::assert_snapshot!(check_publication(&changed, &ours).unwrap_err(), @r#"
+        insta::assert_snapshot!(check_publication(&changed, &ours, &[]).unwrap_err(), @r#"
         error[PUBLICATION_CHANGED]: publication "p" is not the one that was made
           only columns id of table s.a are published
           only rows of table s.a with (id > 1) are published
@@ -366,11 +379,20 @@ mod tests {
         "#);
         let mut all = facts(&[]);
         all.all_tables = true;
-        let text = check_publication(&all, &ours).unwrap_err().to_string();
+        let text = check_publication(&all, &ours, &[]).unwrap_err().to_string();
         assert!(
             text.contains("DROP PUBLICATION \"p\"; CREATE PUBLICATION \"p\" FOR TABLE ONLY \"s\".\"a\" WITH"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_filter_is_ours_or_drift() {
+        let ours = [TableName::new("s", "a")];
+        let mut filtered = facts(&["a"]);
+        assert!(check_publication(&filtered, &ours, &ours).unwrap_err().to_string().contains("all rows of table s.a"));
+        filtered.tables[0].filter = Some("(id > 1)".into());
+        assert!(check_publication(&filtered, &ours, &ours).is_ok());
     }
 
     #[test]

@@ -232,6 +232,16 @@ fn a_record_s_key_may_be_another_than_the_row_s() {
 }
 
 #[test]
+fn a_filter_is_of_the_version_and_leaves_rows_alone() {
+    let rows = rows("id:int! name:text");
+    let filter = Shape { filter: Some("id > 1".into()), ..Shape::default() };
+    let shaped = compiled(&filter, &rows, true).unwrap();
+    assert!(shaped.transformer.is_none() && shaped.relation.fingerprint != rows.fingerprint);
+    assert_eq!(shaped.relation.columns, rows.columns);
+    assert!(filter.digest().is_some());
+}
+
+#[test]
 fn digests_tell_shapes_apart_by_what_they_leave() {
     let digests = [
         only(&["a", "b"]).digest(),
