@@ -5,10 +5,12 @@
 pub mod machine;
 
 pub mod chunks;
+mod departures;
 pub mod driver;
 pub mod emit;
 pub mod looks;
 mod requests;
+pub mod routing;
 mod schemas;
 pub mod snapshot;
 pub mod start;

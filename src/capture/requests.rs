@@ -113,7 +113,7 @@ mod tests {
             asked_by: String::new(),
             old_ledger: None,
         };
-        Join { offset: number as i64, request, loaded: Vec::new(), done: false }
+        Join { offset: i64::try_from(number).unwrap(), request, loaded: Vec::new(), done: false }
     }
 
     fn state(joins: Vec<Join>) -> State {

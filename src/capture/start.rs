@@ -15,7 +15,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::capture::departures::Departures;
+use crate::capture::routing;
+use crate::config::{Config, LeftOut};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
 use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
@@ -46,6 +48,12 @@ const FOREIGN_HOLDER_WAIT: Duration = Duration::from_secs(15);
 
 /// A reader that holds the slot and whose claim was read back.
 pub struct Started {
+    /// With every table by its name, also those that are leaving.
+    pub config: Arc<Config>,
+    /// Tables that patterns match and that can't be followed yet.
+    pub left_out: Vec<LeftOut>,
+    /// Tables that an earlier reader had and that are gone.
+    pub departures: Departures,
     pub session: Session,
     pub stream: Stream,
     pub appender: Appender,
@@ -60,13 +68,15 @@ pub struct Started {
     pub order: Vec<TableName>,
     /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
     pub estimates: HashMap<TableName, u64>,
-    /// The tables as the catalog has them, in the order of the configuration.
-    pub looks: Vec<Option<Look>>,
+    /// The tables as the catalog has them, but for those that are leaving.
+    pub looks: Vec<(TableName, Option<Look>)>,
 }
 
 /// Starts a reader, or says why it can't be.
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
+    let (resolved, left_out) = routing::resolve(&session, config).await?;
+    let config = &Arc::new(resolved);
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let insert_only = config.insert_only();
     let wanted = preflight::Wanted {
@@ -121,6 +131,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
+    check_routes(config, &session).await?;
     // Whoever had the slot meanwhile may have gone on, on another timeline than the one that we are on now: what the ledger
     // says by now counts, and once the claim stands nobody can tell any more.
     if restart.is_none() {
@@ -153,7 +164,51 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let closed = check_confirmed(config, &session, &state).await?;
     // The slot is ours, so what is compared with this was seen before.
     let looks = look::looks(&*session, &config.source.publication, &names).await?;
-    Ok(Started { session, stream, appender, tail, state, assembler, epoch, topics, closed, order, estimates, looks })
+    let looks = names.into_iter().zip(looks).collect();
+    let (config, departures) = departures(config, &session, &state).await?;
+    Ok(Started {
+        config,
+        left_out,
+        departures,
+        session,
+        stream,
+        appender,
+        tail,
+        state,
+        assembler,
+        epoch,
+        topics,
+        closed,
+        order,
+        estimates,
+        looks,
+    })
+}
+
+/// While we waited for the slot its holder may have taken in tables that patterns match. It is ours now, and rows that we have
+/// no table for would be passed over.
+async fn check_routes(config: &Config, session: &Session) -> Result<()> {
+    let now = routing::by_pattern(&routing::resolve(session, config).await?.0);
+    match routing::difference(&routing::by_pattern(config), &now) {
+        Some(why) => Err(Error::retry_plain(why)),
+        None => Ok(()),
+    }
+}
+
+/// Tables of patterns that the reader before had and that are gone: their last changes may be still to come. They stay routed
+/// until then.
+async fn departures(config: &Arc<Config>, session: &Session, state: &State) -> Result<(Arc<Config>, Departures)> {
+    let had = state.routed.iter().flat_map(|routed| &routed.tables);
+    let leaving: Vec<TableName> =
+        had.filter(|table| config.table(table).is_none() && config.is_by_pattern(table)).cloned().collect();
+    if leaving.is_empty() {
+        return Ok((config.clone(), Departures::default()));
+    }
+    let now: Vec<TableName> = routing::by_pattern(config).into_iter().collect();
+    let (config, _) = config.resolve(now.iter().chain(&leaving));
+    let leaving = leaving.into_iter().filter(|table| config.table(table).is_some());
+    let departures = Departures::of(leaving, slot::insert_lsn(&**session).await?);
+    Ok((Arc::new(config), departures))
 }
 
 pub fn application_name(config: &Config) -> String {

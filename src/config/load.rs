@@ -15,7 +15,7 @@ use super::files;
 use super::findings::{At, File, Findings, Report};
 use super::process::{Process, TOPIC_BYTES_MAX, is_topic_char, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
-use super::{Config, Database, Sink, SinkTable, Table, Wire};
+use super::{Config, Database, Route, Sink, SinkTable, Table, Wire};
 use crate::relation::{Format, TableName};
 
 /// The process's own file in the configuration's folder.
@@ -167,13 +167,17 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
             without_registry(report, at);
         }
     }
-    let routed = list.into_iter().filter_map(|connector| route(connector, prefix)).collect();
+    let (mut routed, mut routes) = (Vec::new(), Vec::new());
+    for (by_name, by_pattern) in list.into_iter().map(|connector| route(connector, prefix)) {
+        routed.extend(by_name);
+        routes.extend(by_pattern);
+    }
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
     }
-    whole_for_sinks(&routed, report);
+    whole_for_sinks(routed.iter().chain(routes.iter().map(|(like, _)| like)), report);
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -188,27 +192,47 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         wire,
         sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
         tables: routed.into_iter().map(|routed| routed.table).collect(),
+        routes: routes.into_iter().map(|(_, route)| route).collect(),
     })
 }
 
-fn route(connector: Connector, prefix: &str) -> Option<Routed> {
-    let Connector { table, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } = connector;
-    let (name, at) = table?;
-    let (topic, topic_at) = match topic {
-        Some(topic) => (topic.value, topic.at),
-        None => (default_topic(prefix, &name), at.clone()),
+/// The tables that a connector names one by one, and its patterns with what every table of them is like.
+fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Route)>) {
+    let Connector { tables, patterns, exclude, topic, partitions, insert_only, wire, thinned, format_at: _, sinks } =
+        connector;
+    let Some(first) = tables.iter().map(|(_, at)| at).chain(patterns.iter().map(|(_, at)| at)).next().cloned() else {
+        return (Vec::new(), None);
     };
-    let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
-        let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
-        (SinkTable { sink: sink.value, table, columns, evolve }, at)
+    let (topic, topic_at) = topic.unzip();
+    let (mut targets, mut sinks_at) = (Vec::new(), Vec::new());
+    let like_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
+        let (target, at) = table.unzip();
+        targets.push(target);
+        sinks_at.push(at.unwrap_or(sink.at));
+        SinkTable { sink: sink.value, table: nameless(), columns, evolve }
     };
-    let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    let table = Table { topic, partitions, insert_only, wire, sinks, name };
-    Some(Routed { table, at, topic_at, sinks_at, thinned })
+    let sinks = sinks.into_iter().map(like_sink).collect();
+    let like = Table { name: nameless(), by_pattern: true, topic: String::new(), partitions, insert_only, wire, sinks };
+    let file = first.file.path.clone();
+    let include = patterns.into_iter().map(|(pattern, _)| pattern).collect();
+    let route = Route { file, include, exclude, topic, targets, like };
+    let routed = |table: Table, at: At| {
+        let (topic_at, sinks_at) = (topic_at.clone().unwrap_or_else(|| at.clone()), sinks_at.clone());
+        Routed { table, at, topic_at, sinks_at, thinned: thinned.clone() }
+    };
+    let by_name = |(name, at): (TableName, At)| routed(Table { by_pattern: false, ..route.table(&name, prefix) }, at);
+    let tables = tables.into_iter().map(by_name).collect();
+    let like = routed(route.like.clone(), first);
+    (tables, (!route.include.is_empty()).then_some((like, route)))
+}
+
+/// Filled in once it is known.
+fn nameless() -> TableName {
+    TableName::new("", "")
 }
 
 /// A sink takes every record of its tables: nothing may be left out of them.
-fn whole_for_sinks(routed: &[Routed], report: &Report) {
+fn whole_for_sinks<'r>(routed: impl Iterator<Item = &'r Routed>, report: &Report) {
     for Routed { table, at, thinned, .. } in routed {
         let wire = &table.wire;
         if table.sinks.is_empty() || (wire.tombstones && wire.skipped.is_empty()) {
@@ -224,9 +248,19 @@ fn whole_for_sinks(routed: &[Routed], report: &Report) {
 
 /// `prefix.schema.table`, each character that Kafka refuses replaced by `_` (docs/protocol.md, Topics). Characters are Java's, as in
 /// Debezium: one beyond the BMP is two.
-fn default_topic(prefix: &str, table: &TableName) -> String {
+pub(super) fn default_topic(prefix: &str, table: &TableName) -> String {
+    legal_topic_text(&format!("{prefix}.{table}"))
+}
+
+/// A text as it may stand in a topic's name.
+pub(super) fn legal_topic_text(text: &str) -> String {
     let legal = |unit: u16| u8::try_from(unit).ok().map(char::from).filter(|c| is_topic_char(*c));
-    format!("{prefix}.{table}").encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect()
+    text.encode_utf16().map(|unit| legal(unit).unwrap_or('_')).collect()
+}
+
+/// Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
+pub(super) fn collides(a: &str, b: &str) -> bool {
+    a.replace('.', "_") == b.replace('.', "_")
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {
@@ -271,7 +305,7 @@ fn without_twins(routed: Vec<Routed>, report: &Report) -> Vec<Routed> {
 }
 
 /// Topics of records that belong to no table, and what they are of.
-fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
+pub(super) fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
     let transactions = wire.transaction_topic.as_deref().map(|topic| ("transaction metadata", topic));
     let messages = wire.messages.as_ref().map(|messages| ("logical messages", messages.topic.as_str()));
     let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| ("heartbeats", heartbeat.topic.as_str()));
@@ -279,7 +313,6 @@ fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
 }
 
 fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Report) {
-    // Kafka refuses a topic that differs from another only by '.' and '_' (Topic.java, hasCollision).
     let collision = |topic: &str| topic.replace('.', "_");
     let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
     for entry in routed {
@@ -289,14 +322,14 @@ fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Rep
             let message = format!("topic {topic:?} has {} bytes, Kafka takes {TOPIC_BYTES_MAX}", topic.len());
             report.add(at, message, "write topic = \"…\" with a shorter name into this file");
         }
-        if collision(topic) == collision(ledger) {
+        if collides(topic, ledger) {
             report.add(
                 at,
                 format!("topic {topic:?} is the ledger's, {ledger:?}, or Kafka can't tell them apart"),
                 hint,
             );
         }
-        for (what, other) in events.iter().filter(|(_, other)| collision(other) == collision(topic)) {
+        for (what, other) in events.iter().filter(|(_, other)| collides(other, topic)) {
             let message = format!("topic {topic:?} is that of {what}, {other:?}, or Kafka can't tell them apart");
             report.add(at, message, hint);
         }
@@ -316,7 +349,7 @@ fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Rep
 }
 
 /// Whether two addresses are the same database, as far as text says.
-fn same_database(a: &Database, b: &Database) -> bool {
+pub(super) fn same_database(a: &Database, b: &Database) -> bool {
     (&a.host, a.port, &a.dbname) == (&b.host, b.port, &b.dbname)
 }
 

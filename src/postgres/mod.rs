@@ -8,6 +8,7 @@ pub mod copytext;
 pub mod failure;
 pub mod frame;
 pub mod look;
+pub mod named;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;
