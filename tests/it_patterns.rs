@@ -2,6 +2,7 @@
 
 mod support;
 
+use rustix::process::Signal;
 use support::scene::{PATIENCE, Scene, text, wait_text};
 use support::{Process, Status, TablePair};
 
@@ -126,4 +127,28 @@ async fn tables_that_are_renamed_or_dropped_are_followed_to_their_ends() {
     scene.sql("ALTER TABLE other RENAME TO items_b; INSERT INTO items_b VALUES (8, 'back')").await;
     let mut process = scene.spawn(&[]);
     scene.equal(&mut process).await;
+}
+
+/// What a standby read of the catalog is as old as its waiting. Its list would tell sinks that newer tables are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_learns_of_tables_that_came_while_it_waited() {
+    let items = |name: &str| format!("CREATE TABLE public.{name} (id int PRIMARY KEY, v text);");
+    let scene = Scene::bare(LOCKSTEP, "patterns_standby", &items("items_a"), 1).await;
+    scene.orders().execute(&items("items_b")).await.unwrap();
+    let scene = scene.configure(|p| p.several().connector_file("items", "items_*", "[sinks.orders]\n"));
+    let (source, mut sink) = (scene.spawn(&["source"]), scene.spawn(&["sink:orders"]));
+    sink.wait_until("the sink works", PATIENCE, |s| s.sink_state("orders") == "streaming").await.unwrap();
+    let mut standby = scene.spawn(&["source"]);
+    standby.wait_until("a standby", PATIENCE, |s| s.source_state() == "standby").await.unwrap();
+    standby.signal(Signal::STOP).unwrap();
+    scene.sql(&format!("{} INSERT INTO items_b VALUES (1, 'b')", items("items_b"))).await;
+    converge(&scene, &mut sink, "items_b").await;
+    drop(source);
+    scene.sql("UPDATE items_b SET v = 'changed'; INSERT INTO items_b VALUES (2, 'later')").await;
+    standby.signal(Signal::CONT).unwrap();
+    let tables = ["items_a", "items_b"].map(|table| TablePair::same(&format!("public.{table}"), &["id"]));
+    let scene = Scene { tables: tables.into(), ..scene };
+    converge(&scene, &mut sink, "items_b").await;
+    scene.equal(&mut sink).await;
+    assert!(!scene.log().contains("gone at the source"), "{}", scene.log());
 }
