@@ -31,7 +31,9 @@ async fn published(scene: &Scene, tables: &str, process: &mut Process) {
 async fn a_table_made_later_arrives_whole() {
     let schema = format!("{}; CREATE TABLE public.plain (id int PRIMARY KEY)", tenant("tenant_1"));
     let scene = Scene::bare(LOCKSTEP, "patterns_later", &schema, 1).await;
-    scene.orders().execute(&format!("{}; {}", tenant("tenant_2"), tenant("tenant_3"))).await.unwrap();
+    for name in ["tenant_2", "tenant_3", "tenant_4"] {
+        scene.orders().execute(&tenant(name)).await.unwrap();
+    }
     let pattern = format!("tenant_*.{}*", &ODD.replace("s\"", "\""));
     let scene = scene.configure(|p| p.connector_file("tenants", &pattern, "[sinks.orders]\n").table("public.plain"));
     scene.sql(&format!("INSERT INTO tenant_1.{ODD} SELECT i, 'v' || i FROM generate_series(1, 50) i")).await;
@@ -64,14 +66,28 @@ async fn a_table_made_later_arrives_whole() {
     let named =
         |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("has no primary key"));
     process.wait_until("the table is named", PATIENCE, named).await.unwrap();
+    let check = scene.pipeline.command(&["check"]).unwrap();
+    let said = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success() && said.contains("is left out: table tenant_3."), "{said}");
     scene
         .sql(&format!(
             "ALTER TABLE tenant_3.{ODD} ADD PRIMARY KEY (id); INSERT INTO tenant_1.{ODD} VALUES (900, 'meanwhile')"
         ))
         .await;
     converge(&scene, &mut process, &format!("tenant_3.{ODD}")).await;
-    let tables =
-        ["tenant_1", "tenant_2", "tenant_3"].map(|schema| TablePair::same(&format!("{schema}.{ODD}"), &["id"]));
+    // One that somebody holds locked is waited for by nobody.
+    scene.sql(&tenant("hidden")).await;
+    let holder = scene.source.connect().await.unwrap();
+    holder.batch_execute(&format!("BEGIN; LOCK TABLE hidden.{ODD} IN SHARE MODE")).await.unwrap();
+    scene.sql("ALTER SCHEMA hidden RENAME TO tenant_4").await;
+    let locked = |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("locked"));
+    process.wait_until("the lock is named", PATIENCE, locked).await.unwrap();
+    scene.sql(&format!("INSERT INTO tenant_1.{ODD} VALUES (901, 'meanwhile')")).await;
+    converge(&scene, &mut process, &format!("tenant_1.{ODD}")).await;
+    holder.batch_execute(&format!("INSERT INTO tenant_4.{ODD} VALUES (1, 'a'); COMMIT")).await.unwrap();
+    converge(&scene, &mut process, &format!("tenant_4.{ODD}")).await;
+    let tables = ["tenant_1", "tenant_2", "tenant_3", "tenant_4"]
+        .map(|schema| TablePair::same(&format!("{schema}.{ODD}"), &["id"]));
     let scene =
         Scene { tables: tables.into_iter().chain([TablePair::same("public.plain", &["id"])]).collect(), ..scene };
     scene.equal(&mut process).await;
@@ -127,6 +143,11 @@ async fn tables_that_are_renamed_or_dropped_are_followed_to_their_ends() {
     scene.sql("ALTER TABLE other RENAME TO items_b; INSERT INTO items_b VALUES (8, 'back')").await;
     let mut process = scene.spawn(&[]);
     scene.equal(&mut process).await;
+    // Whoever asks for a table by its name knows it too.
+    scene.orders().execute("DELETE FROM items_b WHERE id = 8").await.unwrap();
+    let resync = scene.pipeline.command(&["resync", "public.items_b"]).unwrap();
+    assert!(resync.status.success(), "{}", String::from_utf8_lossy(&resync.stderr));
+    converge(&scene, &mut process, "items_b").await;
 }
 
 /// What a standby read of the catalog is as old as its waiting. Its list would tell sinks that newer tables are gone.

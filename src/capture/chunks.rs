@@ -237,7 +237,10 @@ impl Worker {
         // With tables that the reader does not have yet it is not what this reader made of it.
         let published = match rerouted {
             Some(_) => Ok(()),
-            None => published(session, &config, &looks).await?,
+            None => {
+                let judged = published(session, &config, &looks).await?;
+                judged.map_err(|error| routing::with_left_out(error, &left_out))
+            }
         };
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
@@ -341,8 +344,11 @@ async fn rerouted(
     if config.routes.is_empty() {
         return Ok((None, Vec::new()));
     }
-    let (now, left_out) = routing::resolve(session, config).await?;
-    let now = routing::by_pattern(&now);
+    let mut found = routing::resolve(session, config).await?;
+    // One of ours that somebody took out is not put back in.
+    found.unpublished.retain(|table| looks.iter().all(|(name, _)| name != table));
+    let found = routing::publish(session, found).await?;
+    let (now, left_out) = (found.published(), found.left_out);
     let ours = looks.iter().filter(|(name, _)| config.is_by_pattern(name));
     // What is gone altogether leaves by itself.
     let ours = ours.filter(|(name, look)| look.is_some() || now.contains(name)).map(|(name, _)| name.clone()).collect();

@@ -1,10 +1,9 @@
 //! Which tables the patterns of the configuration come to at this source.
 //!
 //! Resolved at a start, and looked at again every now and then by whoever watches the source: a table that is made later, or
-//! that is renamed so that a pattern matches it, ends the reader in order, and its next start has it in the publication before
-//! anything of it is written. A table that is in the publication is ours and judged as one with a connector of its own. A new
-//! one that can't be followed (no key, no right to read it) is left out until it can: it is named, and nobody's table is held
-//! up by it.
+//! that is renamed so that a pattern matches it, is published and ends the reader in order; the next one has it. A table that is
+//! in the publication is ours and judged as one with a connector of its own. A new one that can't be followed (no key, no right
+//! to read it, locked) is left out until it can: it is named, and nobody's table is held up by it.
 //!
 //! Partitioned tables are followed under the name of their root, so a partition is meant by no pattern where one above it is
 //! routed; and where a partition has a connector of its own, those above it are meant by none.
@@ -14,16 +13,57 @@
 use std::collections::{BTreeSet, HashSet};
 
 use crate::config::{Config, LeftOut};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::postgres::named::{NamedTable, named_tables};
 use crate::postgres::{catalog, preflight, publication};
 use crate::relation::TableName;
 use crate::session::Session;
 
+/// What patterns come to.
+pub struct Resolved {
+    /// With every table by its name.
+    pub config: Config,
+    /// Tables that patterns match and that are left out.
+    pub left_out: Vec<LeftOut>,
+    /// Tables of patterns that are not in the publication.
+    pub unpublished: BTreeSet<TableName>,
+}
+
+impl Resolved {
+    /// The tables of patterns that are in the publication.
+    pub fn published(&self) -> BTreeSet<TableName> {
+        by_pattern(&self.config).difference(&self.unpublished).cloned().collect()
+    }
+}
+
+/// Publishes what is not yet. A table that is locked is left out for now. Where there is no publication yet, or it is not as we
+/// make it, that is the start's business.
+pub async fn publish(session: &Session, mut resolved: Resolved) -> Result<Resolved> {
+    let publication = resolved.config.source.publication.clone();
+    if resolved.unpublished.is_empty() {
+        return Ok(resolved);
+    }
+    match publication::publication_facts(&**session, &publication).await? {
+        Some(facts) if facts.via_root && !facts.all_tables => {}
+        _ => return Ok(resolved),
+    }
+    for table in std::mem::take(&mut resolved.unpublished) {
+        if let Err(why) = publication::add_table(&**session, &publication, &table).await? {
+            let hint = format!("SELECT * FROM pg_locks WHERE relation = '{}'::regclass", table.quoted());
+            resolved.left_out.push(LeftOut { table: table.clone(), why, hint });
+            resolved.unpublished.insert(table);
+        }
+    }
+    let published = resolved.published();
+    resolved.unpublished.clear();
+    resolved.config = resolved.config.resolve(&published).0;
+    Ok(resolved)
+}
+
 /// The configuration with every table by its name, and those that patterns match and that are left out.
-pub async fn resolve(session: &Session, config: &Config) -> Result<(Config, Vec<LeftOut>)> {
+pub async fn resolve(session: &Session, config: &Config) -> Result<Resolved> {
     if config.routes.is_empty() {
-        return Ok((config.clone(), Vec::new()));
+        return Ok(Resolved { config: config.clone(), left_out: Vec::new(), unpublished: BTreeSet::new() });
     }
     let like: Vec<(String, String)> = config.patterns().map(|pattern| pattern.like()).collect();
     let own: Vec<TableName> =
@@ -35,7 +75,9 @@ pub async fn resolve(session: &Session, config: &Config) -> Result<(Config, Vec<
     let (config, clashes) = config.resolve(published.into_iter().map(|table| &table.name).chain(fit));
     left_out.extend(clashes);
     left_out.sort_by(|a, b| a.table.cmp(&b.table));
-    Ok((config, left_out))
+    let unpublished =
+        new.iter().map(|table| &table.name).filter(|name| config.table(name).is_some()).cloned().collect();
+    Ok(Resolved { config, left_out, unpublished })
 }
 
 /// Tables among these that patterns mean.
@@ -84,6 +126,11 @@ async fn judge<'f>(
     Ok((fit, left_out))
 }
 
+/// A halt over the publication may be about a table that is left out.
+pub fn with_left_out(error: Error, left_out: &[LeftOut]) -> Error {
+    left_out.iter().fold(error, |error, table| error.fact(table.to_string()))
+}
+
 /// The tables that patterns have come to.
 pub fn by_pattern(config: &Config) -> BTreeSet<TableName> {
     config.tables.iter().filter(|table| table.by_pattern).map(|table| table.name.clone()).collect()
@@ -92,7 +139,7 @@ pub fn by_pattern(config: &Config) -> BTreeSet<TableName> {
 /// In words, what is different now that patterns mean other tables than a reader has; `None` if nothing is.
 pub fn difference(ours: &BTreeSet<TableName>, now: &BTreeSet<TableName>) -> Option<String> {
     if let Some(came) = now.difference(ours).next() {
-        return Some(format!("table {came} matches a pattern; a new start publishes it and reads it"));
+        return Some(format!("table {came} matches a pattern; a new start reads it"));
     }
     ours.difference(now).next().map(|went| format!("table {went} is meant by no pattern any more; starting again"))
 }

@@ -75,8 +75,8 @@ pub struct Started {
 /// Starts a reader, or says why it can't be.
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
-    let (resolved, left_out) = routing::resolve(&session, config).await?;
-    let config = &Arc::new(resolved);
+    let resolved = routing::resolve(&session, config).await?;
+    let (given, config) = (config, &resolved.config);
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let insert_only = config.insert_only();
     let wanted = preflight::Wanted {
@@ -89,7 +89,8 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
-    let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
+    let order: Vec<TableName> =
+        preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
     // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
@@ -99,7 +100,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         Some(error) => return Err(error),
         None => None,
     };
-    let (ledger, told) = read_ledger(config, found.as_ref()).await?;
+    let (ledger, told) = read_ledger(given, found.as_ref()).await?;
     let restart = told.asked.clone();
     if let (Some(error), None) = (lost, &restart) {
         return Err(error);
@@ -116,8 +117,12 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let published = config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone());
     let published: Vec<TableName> = published.filter(|name| !remade(name)).collect();
     if !published.is_empty() {
-        publication::check_published(&*session, &config.source.publication, &names, &published).await?;
+        let checked = publication::check_published(&*session, &config.source.publication, &names, &published).await;
+        checked.map_err(|error| routing::with_left_out(error, &resolved.left_out))?;
     }
+    let routing::Resolved { config, left_out, .. } = routing::publish(&session, resolved).await?;
+    let config = &Arc::new(config);
+    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let topics = ensure_topics(config, ledger, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
@@ -128,7 +133,8 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         Some(_) => renew_slot(config, slot, replication, &told, &mut appender).await?,
         None => ensure_slot(config, slot, replication, &state, &mut appender).await?,
     };
-    publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await?;
+    let ensured = publication::ensure_publication(&*session, &config.source.publication, &names, config.create).await;
+    ensured.map_err(|error| routing::with_left_out(error, &left_out))?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
     check_routes(config, &session).await?;
@@ -166,6 +172,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let looks = look::looks(&*session, &config.source.publication, &names).await?;
     let looks = names.into_iter().zip(looks).collect();
     let (config, departures) = departures(config, &session, &state).await?;
+    let order = order.into_iter().filter(|table| config.table(table).is_some()).collect();
     Ok(Started {
         config,
         left_out,
@@ -188,7 +195,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
 /// While we waited for the slot its holder may have taken in tables that patterns match. It is ours now, and rows that we have
 /// no table for would be passed over.
 async fn check_routes(config: &Config, session: &Session) -> Result<()> {
-    let now = routing::by_pattern(&routing::resolve(session, config).await?.0);
+    let now = routing::resolve(session, config).await?.published();
     match routing::difference(&routing::by_pattern(config), &now) {
         Some(why) => Err(Error::retry_plain(why)),
         None => Ok(()),

@@ -79,9 +79,9 @@ async fn resolve(config: &Arc<Config>) -> Result<(Arc<Config>, Vec<LeftOut>)> {
         return Ok((config.clone(), Vec::new()));
     }
     let session = session::connect(&config.source.database, &format!("lockstep:{}:check", config.name)).await?;
-    let (resolved, left_out) = routing::resolve(&session, config).await?;
+    let found = routing::resolve(&session, config).await?;
     session.close().await;
-    Ok((Arc::new(resolved), left_out))
+    Ok((Arc::new(found.config), found.left_out))
 }
 
 /// What the ledger's own topic is and says, where there is one to go by.

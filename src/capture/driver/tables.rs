@@ -32,9 +32,9 @@ impl Core {
             // It may have changed the table, or made the very types of its rows.
             slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
         }
-        if unknown && routing::resolve(&self.session, &self.config).await?.0.table(&named).is_some() {
+        if unknown && routing::resolve(&self.session, &self.config).await?.published().contains(&named) {
             // The rows that follow are not rows of the table that has had this OID until now.
-            self.rerouted = Some(format!("table {named} matches a pattern; a new start publishes it and reads it"));
+            self.rerouted = Some(format!("table {named} matches a pattern; a new start reads it"));
             return Ok(None);
         }
         if !candidates.is_empty() {
