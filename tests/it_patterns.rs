@@ -97,7 +97,7 @@ async fn a_table_made_later_arrives_whole() {
 async fn tables_that_are_renamed_or_dropped_are_followed_to_their_ends() {
     let items = |name: &str| format!("CREATE TABLE public.{name} (id int PRIMARY KEY, v text);");
     let scene = Scene::bare(LOCKSTEP, "patterns_gone", &format!("{}{}", items("items_a"), items("items_z")), 1).await;
-    scene.orders().execute(&items("items_b")).await.unwrap();
+    scene.orders().execute(&format!("{}{}", items("items_b"), items("items_c"))).await.unwrap();
     let scene = scene.configure(|p| p.connector_file("items", "items_*", "[sinks.orders]\n"));
     scene.sql("INSERT INTO items_a SELECT i, 'a' FROM generate_series(1, 50) i").await;
     let mut process = scene.start().await;
@@ -126,6 +126,17 @@ async fn tables_that_are_renamed_or_dropped_are_followed_to_their_ends() {
     wait_text(scene.orders(), "SELECT v FROM items_b WHERE id = 102", "last", &mut process).await;
     let gone = |s: &Status| s.0["tables"]["public.items_b"].is_null();
     process.wait_until("the table is let go of", PATIENCE, gone).await.unwrap();
+
+    // Dropped while its rows are waited for: nobody waits on.
+    let older = scene.source.connect().await.unwrap();
+    older.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    scene.sql(&format!("{} INSERT INTO items_c VALUES (1, 'c')", items("items_c"))).await;
+    let loading = |s: &Status| s.0["tables"]["public.items_c"]["orders"]["phase"] == "snapshot";
+    process.wait_until("the load", PATIENCE, loading).await.unwrap();
+    scene.sql("DROP TABLE items_c; INSERT INTO items_z VALUES (3, 'z')").await;
+    let gone = |s: &Status| s.0["tables"]["public.items_c"].is_null() && s.all_streaming();
+    process.wait_until("the table is let go of", PATIENCE, gone).await.unwrap();
+    older.batch_execute("COMMIT").await.unwrap();
 
     // And made again it is another table.
     scene.sql(&format!("{} INSERT INTO items_b VALUES (7, 'new')", items("items_b"))).await;
