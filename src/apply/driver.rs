@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::apply::machine::{At, Interval, Item, Machine};
 use crate::apply::merge::{self, Merge, Patience};
+use crate::apply::routes::{News, Routes, has_patterns};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
@@ -102,7 +103,9 @@ fn for_sink(error: Error, sink: &str) -> Error {
 }
 
 struct Worker {
+    /// With every table by its name.
     config: Arc<Config>,
+    routes: Routes,
     sink: config::Sink,
     machine: Machine,
     assembler: Assembler,
@@ -143,13 +146,15 @@ impl Worker {
         stop: &CancellationToken,
     ) -> Result<Option<Worker>> {
         let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
-        let tables = taken(&config, name);
         let mut database = PostgresSink::connect(&sink, &config.name, *WORKER).await?;
         let found = database.progress(config.create).await?;
-        let names: BTreeSet<TableName> = tables.keys().cloned().collect();
         let first = match &found {
             Some(row) => row.standing.clone(),
-            None => join(&config, name, &names, &read_ledger(&config, reporter, None).await?).await?,
+            None => {
+                let (ledger, routes) = first_tables(&config, name, reporter).await?;
+                let names = taken(routes.config(), name).into_keys().collect();
+                join(&config, name, &names, &ledger).await?
+            }
         };
         let lease = Lease::new(sink.lease_timeout);
         let row = match take_over(&mut database, &first, lease, reporter, stop).await? {
@@ -157,10 +162,17 @@ impl Worker {
             None => return Ok(None),
         };
         // Only now: a standby may have waited for months.
-        let ledger = database.meanwhile(read_ledger(&config, reporter, Some(row.standing.ledger_topic_id))).await?;
+        let ledger =
+            database.meanwhile(read_ledger(&config, name, reporter, Some(row.standing.ledger_topic_id))).await?;
         let row = go_on_after_restart(&mut database, row, &ledger).await?;
         row.check_identity(&identity(&ledger))?;
         let Ledger { mut state, .. } = ledger;
+        let routes = Routes::new(&config, name, &state, row.standing.ledger_offset);
+        for table in routes.left_out() {
+            tracing::warn!(sink = name, "{table}");
+        }
+        let tables = taken(routes.config(), name);
+        let names: BTreeSet<TableName> = tables.keys().cloned().collect();
         let known = state.joined(name);
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
@@ -175,7 +187,7 @@ impl Worker {
                 state = database.meanwhile(asked).await?;
             }
         }
-        let mut worker = Worker::open(config, sink, database, tables, row, (metrics, reporter.clone())).await?;
+        let mut worker = Worker::open(routes, sink, database, tables, row, (metrics, reporter.clone())).await?;
         worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&state).await?;
@@ -183,13 +195,14 @@ impl Worker {
     }
 
     async fn open(
-        config: Arc<Config>,
+        routes: Routes,
         sink: config::Sink,
         mut database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
         (metrics, reporter): (SinkMetrics, SinkReporter),
     ) -> Result<Worker> {
+        let config = routes.config().clone();
         let standing = &row.standing;
         let at = at(standing);
         let needed = standing.join_offset.map_or(at.offset, |join| join.min(at.offset));
@@ -199,6 +212,7 @@ impl Worker {
         let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, from, Code::LedgerTrimmed)?;
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
+        let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
         let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
@@ -206,6 +220,7 @@ impl Worker {
         let (assembler, now) = (Assembler::default(), Instant::now());
         Ok(Worker {
             config,
+            routes,
             sink,
             machine,
             assembler,
@@ -347,7 +362,32 @@ impl Worker {
                 self.writer.loads.left(offset, &leave);
                 self.end_of_load().await
             }
+            Some(Item::Routed(..)) => {
+                let Some(Item::Routed(offset, tables)) = self.machine.pop() else { unreachable!("just looked") };
+                self.routed(offset, &tables).await
+            }
             None => Ok(()),
+        }
+    }
+
+    /// The reader's tables are these now.
+    async fn routed(&mut self, offset: i64, tables: &[TableName]) -> Result<()> {
+        match self.routes.follow(offset, tables) {
+            News::Nothing => Ok(()),
+            News::Came(table) => {
+                Err(Error::retry_plain(format!("table {table} matches a pattern; a new start asks for it")))
+            }
+            News::Gone(gone) => {
+                let names: Vec<String> = gone.iter().map(ToString::to_string).collect();
+                tracing::info!(
+                    sink = self.sink.name,
+                    tables = names.join(", "),
+                    "gone at the source; what is here stays"
+                );
+                let (config, base) = (self.config.clone(), self.machine.state().base);
+                let asked = request(&config, RequestKind::Leave, &self.sink.name, &gone, base);
+                self.writer.sink.meanwhile(asked).await.map(drop)
+            }
         }
     }
 
@@ -384,10 +424,17 @@ impl Worker {
         let mut items: Vec<Item> = intervals.into_iter().map(|interval| Item::Interval(Box::new(interval))).collect();
         let outcome = self.until_not_refused(&mut items, stop).await;
         match outcome {
-            Ok(()) if items.iter().any(|item| matches!(item, Item::Loaded(_) | Item::Left(..))) => {
-                self.end_of_load().await
+            Ok(()) => {
+                if items.iter().any(|item| matches!(item, Item::Loaded(_) | Item::Left(..))) {
+                    self.end_of_load().await?;
+                }
+                for item in items {
+                    if let Item::Routed(offset, tables) = item {
+                        self.routed(offset, &tables).await?;
+                    }
+                }
+                Ok(())
             }
-            Ok(()) => Ok(()),
             Err(_) if self.abandoned => self.abort().await,
             Err(failure) => {
                 // The connection is given up anyway; in order, so that the server does not wait for it.
@@ -492,7 +539,7 @@ impl Worker {
             match item {
                 Item::Interval(interval) => at = interval.at(at),
                 Item::Joined(offset, _) => join = join.max(Some(*offset)),
-                Item::Loaded(_) | Item::Left(..) => {}
+                Item::Loaded(_) | Item::Left(..) | Item::Routed(..) => {}
             }
         }
         (at, Standing { join_offset: join, ..standing(&self.row.standing, at) })
@@ -514,6 +561,8 @@ impl Worker {
                 self.writer.loads.left(*offset, request);
                 return Ok(0);
             }
+            // Once the transaction has ended.
+            Item::Routed(..) => return Ok(0),
         };
         if !interval.concerns {
             return Ok(0);
@@ -655,6 +704,7 @@ impl Worker {
         let lag_seconds = now.duration_since(self.level).as_secs_f64();
         let loading = !self.writer.loads.is_empty();
         let tables = self.config.tables.iter().filter(|table| table.sinks.iter().any(|s| s.sink == self.sink.name));
+        let tables = tables.filter(|table| !self.routes.is_gone(&table.name));
         let tables = tables.map(|table| {
             let loads = &self.writer.loads;
             let phase = match loads.is_loading(&table.name) {
@@ -723,19 +773,39 @@ fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
 
 /// The ledger as it is now; it is the reader's to make. A sink that has followed another one waits for a restart that is asked
 /// for: only its entry tells whether the sink may go on here.
-async fn read_ledger(config: &Arc<Config>, reporter: &SinkReporter, followed: Option<Uuid>) -> Result<Ledger> {
+async fn read_ledger(
+    config: &Arc<Config>,
+    sink: &str,
+    reporter: &SinkReporter,
+    followed: Option<Uuid>,
+) -> Result<Ledger> {
     let topic = &config.kafka.ledger;
     loop {
         if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
             let shared = config.clone();
             let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
             let another = followed.is_some_and(|id| id != facts.id);
-            if state.source.is_some() && !(another && state.asked.is_some()) {
+            let begun = state.source.is_some() && !(another && state.asked.is_some());
+            // What patterns come to is the reader's to say.
+            if begun && (state.routed.is_some() || !has_patterns(config, sink)) {
                 return Ok(Ledger { id: facts.id, state });
             }
         }
         let what = format!("the ledger {topic}, which the source role begins");
         reporter.update(|s| s.waiting_for = Some(what));
+        tokio::time::sleep(LEDGER_INTERVAL).await;
+    }
+}
+
+/// For a sink without a row: the ledger once there is a table for it.
+async fn first_tables(config: &Arc<Config>, sink: &str, reporter: &SinkReporter) -> Result<(Ledger, Routes)> {
+    loop {
+        let ledger = read_ledger(config, sink, reporter, None).await?;
+        let routes = Routes::new(config, sink, &ledger.state, -1);
+        if !taken(routes.config(), sink).is_empty() {
+            return Ok((ledger, routes));
+        }
+        reporter.update(|s| s.waiting_for = Some("a table that its patterns match".to_owned()));
         tokio::time::sleep(LEDGER_INTERVAL).await;
     }
 }

@@ -67,6 +67,8 @@ pub enum Item {
     Loaded(Uuid),
     /// The tables of this request, at this offset, are no longer this sink's.
     Left(i64, Request),
+    /// The base at this offset says that the reader has these tables.
+    Routed(i64, Vec<TableName>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -107,13 +109,20 @@ pub struct Machine {
     /// The row's, for telling a request that it knows from a new one.
     join_offset: i64,
     items: VecDeque<Item>,
+    /// Bases are given out too.
+    tells_routes: bool,
 }
 
 impl Machine {
     /// A machine whose state was folded up to the row's checkpoint or further back; [`Machine::entry`] continues there.
     pub fn new(pipeline: &str, sink: &str, tables: BTreeSet<TableName>, row: At, join_offset: i64) -> Machine {
         let (pipeline, sink, items) = (pipeline.to_owned(), sink.to_owned(), VecDeque::new());
-        Machine { pipeline, sink, tables, state: State::default(), end: row, join_offset, items }
+        Machine { pipeline, sink, tables, state: State::default(), end: row, join_offset, items, tells_routes: false }
+    }
+
+    /// For a sink with patterns: what the reader's bases say of its tables is given out.
+    pub fn telling_routes(self) -> Machine {
+        Machine { tells_routes: true, ..self }
     }
 
     /// Takes a state that was folded elsewhere, for [`Machine::check_row`].
@@ -156,6 +165,12 @@ impl Machine {
                 let mine = self.state.joins.iter().any(|j| j.request.id == done.id && j.request.sink == self.sink);
                 if mine {
                     self.items.push_back(Item::Loaded(done.id));
+                }
+                Ok(())
+            }
+            Event::Base if self.tells_routes => {
+                if let Some(routed) = self.state.routed.as_ref().filter(|routed| routed.offset == offset) {
+                    self.items.push_back(Item::Routed(offset, routed.tables.clone()));
                 }
                 Ok(())
             }

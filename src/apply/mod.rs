@@ -6,5 +6,6 @@ pub mod fold;
 pub mod machine;
 pub mod merge;
 pub mod net;
+mod routes;
 pub mod span;
 pub mod writer;

@@ -30,6 +30,7 @@ mod tests {
     fn sinks_get_no_records_that_they_can_not_read() {
         let table = |name: &str, wire: TableWire| Table {
             name: TableName::new("public", name),
+            by_pattern: false,
             topic: String::new(),
             partitions: 1,
             insert_only: false,

@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::capture::routing;
 use crate::capture::shape::{Shaped, relation_shape, shaped};
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::config::{Config, Table};
+use crate::config::{Config, LeftOut, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
@@ -57,15 +58,23 @@ pub enum Answer {
     Failed(Uuid, Error),
     /// No later attempt can do better.
     Halted(Error),
-    /// The source's end of log, the bytes that the slot retains, and what the catalog says of our tables.
-    Watched {
-        current: Lsn,
-        retained: Option<u64>,
-        /// In the order of the configuration.
-        looks: Vec<Option<Look>>,
-        /// Whether the publication is what it must be.
-        published: Result<()>,
-    },
+    Watched(Box<Watched>),
+}
+
+/// What nobody tells of and is looked for.
+pub struct Watched {
+    /// The source's end of log.
+    pub current: Lsn,
+    /// Bytes that the slot retains.
+    pub retained: Option<u64>,
+    /// What the catalog says of our tables.
+    pub looks: Vec<(TableName, Option<Look>)>,
+    /// Whether the publication is what it must be.
+    pub published: Result<()>,
+    /// In words, what patterns mean now and did not when the reader started, or the other way round.
+    pub rerouted: Option<String>,
+    /// Tables that patterns match and that can't be followed yet.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl Visibility for PgSnapshot {
@@ -83,7 +92,8 @@ pub struct ChunkReader {
 }
 
 impl ChunkReader {
-    pub fn start(config: Arc<Config>) -> Result<ChunkReader> {
+    /// `watched` are the tables that are looked at.
+    pub fn start(config: Arc<Config>, watched: Vec<TableName>) -> Result<ChunkReader> {
         // Unbounded, but at most one command and its answers are on their way, and a watch every few seconds.
         let (commands, inbox) = mpsc::unbounded_channel();
         let (outbox, answers) = mpsc::unbounded_channel();
@@ -94,8 +104,8 @@ impl ChunkReader {
             .map_err(|e| Error::retry("starting the chunk reader", e))?;
         let token = stop.clone();
         let body = move || {
-            runtime
-                .block_on(token.run_until_cancelled(Worker { config, outbox, session: None, version: 0 }.run(inbox)));
+            let worker = Worker { config, watched, outbox, session: None, version: 0 };
+            runtime.block_on(token.run_until_cancelled(worker.run(inbox)));
         };
         let thread = std::thread::Builder::new()
             .name("lockstep-chunks".into())
@@ -128,6 +138,7 @@ impl Drop for ChunkReader {
 
 struct Worker {
     config: Arc<Config>,
+    watched: Vec<TableName>,
     outbox: mpsc::UnboundedSender<Answer>,
     session: Option<Session>,
     version: i32,
@@ -204,18 +215,24 @@ impl Worker {
     async fn watch(&mut self) -> Result<Answer> {
         let config = self.config.clone();
         let slot = config.source.slot.clone();
+        let watched = self.watched.clone();
         let session = self.session().await?;
-        let tables: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
-        let (publication, filtered) = (&config.source.publication, config.filtered());
         // Looked at before the publication: a table that was taken out after it shows in the next look.
-        let looks = look::looks(&**session, publication, &tables).await?;
-        let published = match publication::check_published(&**session, publication, &tables, &filtered, &tables).await {
-            Err(error @ Error::Retry(_)) => return Err(error),
-            judged => judged,
+        let looks = look::looks(&**session, &config.source.publication, &watched).await?;
+        let looks: Vec<(TableName, Option<Look>)> = watched.into_iter().zip(looks).collect();
+        let (rerouted, left_out) = rerouted(session, &config, &looks).await?;
+        // With tables that the reader does not have yet it is not what this reader made of it.
+        let published = match rerouted {
+            Some(_) => Ok(()),
+            None => {
+                let judged = published(session, &config, &looks).await?;
+                judged.map_err(|error| routing::with_left_out(error, &left_out))
+            }
         };
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
-        Ok(Answer::Watched { current, retained, looks, published })
+        let watched = Watched { current, retained, looks, published, rerouted, left_out };
+        Ok(Answer::Watched(Box::new(watched)))
     }
 
     /// Takes a transaction id and waits until every older transaction has ended.
@@ -249,7 +266,7 @@ impl Worker {
         let outbox = self.outbox.clone();
         let session = self.session().await?;
         let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
-        let facts = facts.ok_or_else(|| gone(&read.table))?;
+        let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
         let relation = catalog::build_relation(&facts, relation_shape(table))?;
         if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
             let _ = outbox.send(Answer::Rekeyed(read.table.clone()));
@@ -306,7 +323,48 @@ fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
     })
 }
 
-fn gone(name: &TableName) -> Error {
+/// What patterns mean now that is different, in words, and what they match and can't mean yet.
+async fn rerouted(
+    session: &Session,
+    config: &Config,
+    looks: &[(TableName, Option<Look>)],
+) -> Result<(Option<String>, Vec<LeftOut>)> {
+    if config.routes.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let mut found = routing::resolve(session, config).await?;
+    // One of ours that somebody took out is not put back in.
+    found.unpublished.retain(|table| looks.iter().all(|(name, _)| name != table));
+    let found = routing::publish(session, found).await?;
+    let (now, left_out) = (found.published(), found.left_out);
+    let ours = looks.iter().filter(|(name, _)| config.is_by_pattern(name));
+    // What is gone altogether leaves by itself.
+    let ours = ours.filter(|(name, look)| look.is_some() || now.contains(name)).map(|(name, _)| name.clone()).collect();
+    Ok((routing::difference(&ours, &now), left_out))
+}
+
+/// Judges the publication, as far as its tables are there.
+async fn published(session: &Session, config: &Config, looks: &[(TableName, Option<Look>)]) -> Result<Result<()>> {
+    let name = &config.source.publication;
+    let tables: Vec<TableName> = looks.iter().map(|(name, _)| name.clone()).collect();
+    let there: Vec<TableName> = looks.iter().filter(|(_, look)| look.is_some()).map(|(name, _)| name.clone()).collect();
+    match publication::check_published(&**session, name, &tables, &config.filtered(), &there).await {
+        Err(error @ Error::Retry(_)) => Err(error),
+        Err(halt) => {
+            // One that was dropped since we looked left the publication by that: the next look finds it gone.
+            let again = look::looks(&**session, name, &there).await?;
+            let dropped = again.iter().any(Option::is_none);
+            Ok(if dropped { Ok(()) } else { Err(halt) })
+        }
+        Ok(()) => Ok(Ok(())),
+    }
+}
+
+fn gone(config: &Config, name: &TableName) -> Error {
+    if config.is_by_pattern(name) {
+        // Whoever looks at the tables finds it gone too, and whoever asked for it lets go of it.
+        return Error::retry_plain(format!("table {name} was dropped while its rows were being read"));
+    }
     let hint = format!("create it again, or take the connector of {name} away");
     Error::halt(Code::TableMissing, format!("table {name} was dropped while its rows were being read"), hint)
 }

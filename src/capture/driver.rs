@@ -4,6 +4,8 @@
 //! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
 //! ends the epoch; the next one starts from the ledger.
 
+mod tables;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,9 +16,10 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::capture::answerable::{TOPICS, is_answerable};
-use crate::capture::chunks::{self, Answer, ChunkReader, Command};
+use crate::capture::chunks::{self, Answer, ChunkReader, Command, Watched};
+use crate::capture::departures::Departures;
 use crate::capture::emit::{Emitter, Streamed, Version};
-use crate::capture::looks::{Finding, Looks};
+use crate::capture::looks::Looks;
 use crate::capture::machine::{Admit, Machine, ReadBack};
 use crate::capture::requests::{answerable, begun, loaded, plan, tables_of};
 use crate::capture::schemas;
@@ -27,7 +30,7 @@ use crate::capture::trim::trim;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Snapshot};
-use crate::config::{Config, Table};
+use crate::config::{Config, LeftOut, Table};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
@@ -42,15 +45,13 @@ use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
 use crate::postgres::look;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
-use crate::postgres::slot;
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
 use crate::postgres::types;
 use crate::registry::Registry;
-use crate::relation::{Fingerprint, Relation, TableName, quote_identifier};
+use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::{self, Phase, SourceReporter, TableStatus};
-use crate::transform::Shape;
 use crate::value::Row;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
@@ -90,7 +91,7 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
         started = starting => started?,
     };
-    let (mut reader, looks) = Reader::new(config, started, (registry, events), reporter, metrics)?;
+    let (mut reader, looks) = Reader::new(started, (registry, events), reporter, metrics)?;
     reader.begin(looks).await?;
     tracing::info!(epoch = %reader.core.machine.epoch(), position = %reader.core.machine.position(), "streaming");
     let outcome = reader.run(&stop).await;
@@ -132,6 +133,12 @@ struct Core {
     marks: HashMap<TableName, String>,
     /// Tables without a relation of their name at the last look.
     gone: HashSet<TableName>,
+    /// Tables of patterns that are gone for good.
+    departures: Departures,
+    /// Tables that patterns match and that can't be followed yet.
+    left_out: Vec<LeftOut>,
+    /// In words, why this reader has other tables than the next one; it ends in order.
+    rerouted: Option<String>,
     scratch: Scratch,
     transaction: Option<Transaction>,
     last_commit_end: Option<Lsn>,
@@ -174,6 +181,9 @@ struct Core {
     rows_done: HashMap<TableName, u64>,
 }
 
+/// Tables and what the catalog said of them.
+type Looked = Vec<(TableName, Option<Look>)>;
+
 /// The transaction that the stream is in.
 #[derive(Clone, Copy)]
 struct Transaction {
@@ -194,13 +204,15 @@ enum Woke {
 impl Reader {
     /// The reader, and what its tables looked like when it started.
     fn new(
-        config: Arc<Config>,
         started: Started,
         (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
         reporter: SourceReporter,
         metrics: SourceMetrics,
-    ) -> Result<(Reader, Vec<Option<Look>>)> {
+    ) -> Result<(Reader, Looked)> {
         let Started {
+            config,
+            left_out,
+            departures,
             session,
             stream,
             appender,
@@ -219,7 +231,8 @@ impl Reader {
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
         let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
-        let chunks = ChunkReader::start(config.clone())?;
+        let watched = looks.iter().map(|(table, _)| table.clone()).collect();
+        let chunks = ChunkReader::start(config.clone(), watched)?;
         let known = Looks::new(state.catalog.clone());
         let now = Instant::now();
         let core = Core {
@@ -245,6 +258,9 @@ impl Reader {
             looks: known,
             marks,
             gone: HashSet::new(),
+            departures,
+            left_out: Vec::new(),
+            rerouted: None,
             scratch: Scratch::default(),
             transaction: None,
             last_commit_end: None,
@@ -273,13 +289,15 @@ impl Reader {
             source_end: Lsn::ZERO,
             rows_done: HashMap::new(),
         };
-        Ok((Reader { stream, core }, looks))
+        let mut reader = Reader { stream, core };
+        reader.core.note_left_out(left_out);
+        Ok((reader, looks))
     }
 
     /// What happened to the tables while nobody looked is answered before anything is written.
-    async fn begin(&mut self, looks: Vec<Option<Look>>) -> Result<()> {
+    async fn begin(&mut self, looks: Looked) -> Result<()> {
         self.core.go_on_loading();
-        self.core.look(self.core.routed(), looks).await?;
+        self.core.look(looks).await?;
         self.core.write_base()?;
         self.core.ask_for_topics()?;
         self.core.report();
@@ -297,6 +315,10 @@ impl Reader {
                 Woke::Entry(record) => self.core.ledger_record(record?)?,
                 Woke::Answer(answer) => self.core.answer(answer?).await?,
                 Woke::Acked | Woke::Tick => {}
+            }
+            if let Some(why) = self.core.rerouted.take() {
+                self.drain().await?;
+                return Err(Error::retry_plain(why));
             }
             self.core.beat().await?;
             self.core.pump(false)?;
@@ -323,7 +345,10 @@ impl Reader {
     async fn frames(&mut self) -> Result<()> {
         let mut reply = false;
         self.core.read_ns = now_ns();
-        while let Some(frame) = self.stream.next()? {
+        // What is behind a reader's end is the next one's.
+        while self.core.rerouted.is_none()
+            && let Some(frame) = self.stream.next()?
+        {
             match frame {
                 Frame::XLogData { start, wal_end, data, .. } => {
                     self.core.received = self.core.received.max(start).max(wal_end);
@@ -353,10 +378,12 @@ impl Reader {
         }
     }
 
-    /// Stops reading; what was read goes into the ledger and is confirmed.
+    /// Stops reading; what was read goes into the ledger and is confirmed. A transaction of which only a part was read is the
+    /// next reader's.
     async fn drain(&mut self) -> Result<()> {
         let deadline = Instant::now() + DRAIN_TIMEOUT;
-        while !self.core.machine.is_drained() && Instant::now() < deadline {
+        let is_drained = |machine: &Machine| machine.is_drained() || machine.is_drained_but_for_open();
+        while !is_drained(&self.core.machine) && Instant::now() < deadline {
             self.core.pump(true)?;
             let core = &mut self.core;
             let woke = tokio::select! {
@@ -370,7 +397,7 @@ impl Reader {
             }
             self.confirm();
         }
-        if !self.core.machine.is_drained() {
+        if !is_drained(&self.core.machine) {
             tracing::warn!("stopping with records that no checkpoint counts yet; the next start writes them again");
         }
         Ok(())
@@ -396,7 +423,10 @@ impl Core {
     /// Tables that no sink takes are loaded for their topics alone, once.
     fn ask_for_topics(&mut self) -> Result<()> {
         let known = self.state.joined(TOPICS);
-        let wanted = |table: &&Table| table.sinks.is_empty() && table.wire.snapshot && !known.contains(&table.name);
+        let wanted = |table: &&Table| {
+            let asked = known.contains(&table.name) || self.departures.has(&table.name);
+            table.sinks.is_empty() && table.wire.snapshot && !asked
+        };
         let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
         if tables.is_empty() {
             return Ok(());
@@ -574,125 +604,6 @@ impl Core {
         Ok(())
     }
 
-    /// The routed table that a RELATION message is of. Looks at it too: what its rows may no longer be is asked for before
-    /// the first of the rows that follow counts.
-    async fn table_of(&mut self, body: &RelationBody) -> Result<Option<TableName>> {
-        let routed = self.routed();
-        let named = TableName::new(body.schema.clone(), body.table.clone());
-        let mut candidates: Vec<TableName> = self.looks.of_oid(body.oid).cloned().chain([named.clone()]).collect();
-        candidates.dedup();
-        candidates.retain(|name| routed.contains(name));
-        if !candidates.is_empty() {
-            if let Some(transaction) = self.transaction.filter(|transaction| transaction.take) {
-                // It may have changed the table, or made the very types of its rows.
-                slot::wait_visible(&*self.session, transaction.xid, VISIBLE_TIMEOUT).await?;
-            }
-            let found = look::looks(&*self.session, &self.config.source.publication, &candidates).await?;
-            // One that is gone has its last rows in the stream.
-            let there = candidates.into_iter().zip(found).filter(|(_, found)| found.is_some());
-            let (candidates, found) = there.unzip();
-            self.look(candidates, found).await?;
-        }
-        let by_oid = self.looks.of_oid(body.oid).find(|name| routed.contains(name)).cloned();
-        Ok(by_oid.or_else(|| routed.contains(&named).then_some(named)))
-    }
-
-    fn routed(&self) -> Vec<TableName> {
-        self.config.tables.iter().map(|table| table.name.clone()).collect()
-    }
-
-    /// Compares tables with what was known of them.
-    async fn look(&mut self, tables: Vec<TableName>, found: Vec<Option<Look>>) -> Result<()> {
-        let mut due: Vec<(TableName, String)> = Vec::new();
-        let shaped = self.config.tables.iter().filter(|table| !table.shape.is_plain());
-        let shaped: HashMap<&TableName, &Shape> = shaped.map(|table| (&table.name, &table.shape)).collect();
-        let found = tables.iter().zip(found).map(|(name, now)| {
-            let (now, shape) = (now?, shaped.get(name));
-            let filter = shape.and_then(|shape| shape.filter.clone());
-            Some(Look { shape: shape.and_then(|shape| shape.digest()), filter, ..now })
-        });
-        let found: Vec<Option<Look>> = found.collect();
-        let moved = |(name, now): (&TableName, &Option<Look>)| {
-            let (mark, found) = (self.marks.get(name)?, now.as_ref()?.published.as_ref()?);
-            (mark != found).then(|| name.clone())
-        };
-        if let Some(name) = tables.iter().zip(&found).find_map(moved) {
-            let what = format!("the publication of table {name} was changed; a new start writes its filter");
-            return Err(Error::retry_plain(what));
-        }
-        for (table, now) in tables.into_iter().zip(found) {
-            match self.looks.compare(&table, now.as_ref()) {
-                None => {}
-                Some(Finding::Reread(_)) if self.lost_key(&table, now.as_ref()) => {
-                    tracing::warn!(%table, "it has no key any more: its records have none, and its rows can only be inserted");
-                }
-                Some(Finding::Reread(why)) => due.push((table.clone(), why)),
-                Some(Finding::Leaves(came)) if look::are_empty(&*self.session, &came).await? => {
-                    tracing::info!(%table, partitions = came.len(), "new partitions, and empty: nothing to read");
-                }
-                Some(Finding::Leaves(_)) => due.push((table.clone(), "partitions with rows were attached".to_owned())),
-                Some(Finding::Unpublished) => {
-                    let what = format!("table {table} was made again; a new start publishes it and reads it");
-                    return Err(Error::retry_plain(what));
-                }
-                Some(Finding::Gone(oid)) => {
-                    // Between a DROP and a CREATE there is a moment. The next look is soon.
-                    if self.gone.insert(table.clone()) {
-                        continue;
-                    }
-                    let name = look::name_of(&*self.session, oid).await?;
-                    return Err(gone(&table, name.as_ref()));
-                }
-            }
-            self.gone.remove(&table);
-            if let Some(now) = now {
-                self.looks.see(table, now);
-            }
-        }
-        self.reread(&due)
-    }
-
-    /// Whether nothing happened to a table of a topic alone but that its key is gone, which changes no row.
-    fn lost_key(&self, table: &TableName, now: Option<&Look>) -> bool {
-        let alone = self.config.tables.iter().any(|t| t.name == *table && t.sinks.is_empty());
-        let (Some(known), Some(now)) = (self.looks.known().get(table), now) else { return false };
-        let kept = Look { key: known.key.clone(), ..now.clone() };
-        alone && now.key.is_empty() && known.difference(&kept).is_none()
-    }
-
-    /// Asks for the tables on behalf of every sink that has them.
-    fn reread(&mut self, due: &[(TableName, String)]) -> Result<()> {
-        for (table, why) in due {
-            tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
-        }
-        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
-        for (sink, tables) in self.state.sinks_of(&tables) {
-            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
-            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
-            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
-            let request = Request { id, kind, sink, tables, asked_by, old_ledger };
-            self.append(Body::Request(request))?;
-        }
-        if !due.is_empty() {
-            // A base soon, so that a reader which dies does not leave the same difference to be found again.
-            self.base_soon = true;
-        }
-        if tables.iter().any(|table| self.loader.remembers(table)) {
-            // What it has read so far is of another table, or under another key.
-            self.cancel_load();
-        }
-        Ok(())
-    }
-
-    /// Begins the load anew. What is loaded so far nobody watches from here on.
-    fn cancel_load(&mut self) {
-        // Also what the ledger does not say yet: chunks that are on their way.
-        self.again.extend(self.loader.tables().iter().cloned());
-        self.loader.cancel();
-        self.joins_seen = None;
-        self.again.extend(begun(&self.state).flat_map(tables_of));
-    }
-
     /// A relation version, told to the ledger before the first checkpoint that needs it.
     async fn version(&mut self, shaped: Shaped) -> Result<Arc<Version>> {
         let known = self.emitter.known(shaped.rows.fingerprint);
@@ -764,7 +675,7 @@ impl Core {
                 // The sinks forget their ranges with the request that this look leads to.
                 let tables = vec![table];
                 let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
-                self.look(tables, found).await?;
+                self.look(tables.into_iter().zip(found).collect()).await?;
                 self.cancel_load();
             }
             Answer::Failed(asked, error) => {
@@ -773,10 +684,16 @@ impl Core {
                 self.loader.failed(asked);
             }
             Answer::Halted(error) => return Err(error),
-            Answer::Watched { current, retained, looks, published } => {
+            Answer::Watched(watched) => {
+                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
-                self.look(self.routed(), looks).await?;
+                self.note_left_out(left_out);
+                if rerouted.is_some() {
+                    self.rerouted = rerouted;
+                    return Ok(());
+                }
+                self.look(looks).await?;
                 // A table that is gone for a moment may be made again.
                 if self.gone.is_empty() {
                     published?;
@@ -853,6 +770,9 @@ impl Core {
             self.base_if_due()?;
         }
         self.note_again();
+        if !flush {
+            self.let_go()?;
+        }
         let now = self.now();
         if !self.is_writing_base()
             && (flush || !self.is_base_due())
@@ -1028,7 +948,9 @@ impl Core {
     }
 
     fn write_base(&mut self) -> Result<()> {
-        let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone());
+        let mut tables = self.routed();
+        tables.retain(|table| !self.departures.is_over(table));
+        let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone(), tables);
         self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
         self.base_tells = std::mem::take(&mut self.base_soon);
         Ok(())
@@ -1060,7 +982,7 @@ impl Core {
             let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
             joins.all(|join| join.request.kind == RequestKind::Resync)
         };
-        let tables = self.config.tables.iter().map(|table| {
+        let tables = self.config.tables.iter().filter(|table| !self.departures.is_over(&table.name)).map(|table| {
             let phase = match &loading {
                 Some(name) if *name == table.name && again(name) => Phase::Reread,
                 Some(name) if *name == table.name => Phase::Snapshot,
@@ -1083,6 +1005,7 @@ impl Core {
                 join.request.sink, join.offset
             )
         });
+        let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
             if !busy {
@@ -1144,25 +1067,4 @@ fn now_ns() -> i64 {
 fn out_of_place() -> Error {
     let message = "the source's stream names a table, a column or a transaction that it did not announce";
     Error::halt(Code::SourceProtocol, message, "SELECT plugin, two_phase FROM pg_replication_slots")
-}
-
-fn gone(table: &TableName, renamed: Option<&TableName>) -> Error {
-    match renamed {
-        Some(name) => Error::halt(
-            Code::RelationChanged,
-            format!("table {table} was renamed to {name}"),
-            format!(
-                "ALTER TABLE {} RENAME TO {}, or write table = '{name}' into its connector",
-                name.quoted(),
-                quote_identifier(&table.table)
-            ),
-        )
-        .fact("its rows are followed by either way: those in between are not lost"),
-        None => Error::halt(
-            Code::TableMissing,
-            format!("table {table} was dropped"),
-            format!("make it again, or delete the connector of {table}"),
-        )
-        .fact("no sink was touched: each holds the rows that it had"),
-    }
 }

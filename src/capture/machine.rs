@@ -446,6 +446,11 @@ impl Machine {
             && self.intervals[0].closed == self.appended_closed
     }
 
+    /// Everything up to the transaction that the stream is in is in a checkpoint that was read back.
+    pub fn is_drained_but_for_open(&self) -> bool {
+        self.open.is_some() && self.appending.is_none() && self.unread.is_empty() && self.intervals.len() == 1
+    }
+
     /// Offset of the oldest append that was not read back yet, for telling how long it takes.
     pub fn oldest_unread(&self) -> Option<i64> {
         self.unread.front().map(|(offset, _)| *offset)

@@ -6,10 +6,12 @@ pub mod machine;
 
 pub mod answerable;
 pub mod chunks;
+mod departures;
 pub mod driver;
 pub mod emit;
 pub mod looks;
 mod requests;
+pub mod routing;
 mod schemas;
 pub mod shape;
 pub mod snapshot;

@@ -15,8 +15,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::capture::shape;
-use crate::config::Config;
+use crate::capture::departures::Departures;
+use crate::capture::{routing, shape};
+use crate::config::{Config, LeftOut};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
 use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
@@ -48,6 +49,12 @@ const FOREIGN_HOLDER_WAIT: Duration = Duration::from_secs(15);
 
 /// A reader that holds the slot and whose claim was read back.
 pub struct Started {
+    /// With every table by its name, also those that are leaving.
+    pub config: Arc<Config>,
+    /// Tables that patterns match and that can't be followed yet.
+    pub left_out: Vec<LeftOut>,
+    /// Tables that an earlier reader had and that are gone.
+    pub departures: Departures,
     pub session: Session,
     pub stream: Stream,
     pub appender: Appender,
@@ -62,8 +69,8 @@ pub struct Started {
     pub order: Vec<TableName>,
     /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
     pub estimates: HashMap<TableName, u64>,
-    /// The tables as the catalog has them, in the order of the configuration.
-    pub looks: Vec<Option<Look>>,
+    /// The tables as the catalog has them, but for those that are leaving.
+    pub looks: Vec<(TableName, Option<Look>)>,
     /// The marks of tables whose filter is the connector's.
     pub marks: HashMap<TableName, String>,
 }
@@ -71,6 +78,8 @@ pub struct Started {
 /// Starts a reader, or says why it can't be.
 pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &CancellationToken) -> Result<Started> {
     let session = session::connect(&config.source.database, &application_name(config)).await?;
+    let resolved = routing::resolve(&session, config).await?;
+    let (given, config) = (config, &resolved.config);
     let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let publication = publication::publication_facts(&*session, &config.source.publication).await?;
     let insert_only = shape::insert_only(config, publication.as_ref());
@@ -85,7 +94,8 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
     first_of(shape::findings(&session, version, config, &facts).await?)?;
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
-    let order = preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
+    let order: Vec<TableName> =
+        preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
     // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
@@ -95,7 +105,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         Some(error) => return Err(error),
         None => None,
     };
-    let (ledger, told) = read_ledger(config, found.as_ref()).await?;
+    let (ledger, told) = read_ledger(given, found.as_ref()).await?;
     let restart = told.asked.clone();
     if let (Some(error), None) = (lost, &restart) {
         return Err(error);
@@ -114,9 +124,13 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let mut filters = shape::filters(config, &state.catalog);
     filters.ensure(&*session, &config.source.publication, config.create).await?;
     if !published.is_empty() {
-        let filtered = config.filtered();
-        publication::check_published(&*session, &config.source.publication, &names, &filtered, &published).await?;
+        let (publication, filtered) = (&config.source.publication, config.filtered());
+        let checked = publication::check_published(&*session, publication, &names, &filtered, &published).await;
+        checked.map_err(|error| routing::with_left_out(error, &resolved.left_out))?;
     }
+    let routing::Resolved { config, left_out, .. } = routing::publish(&session, resolved).await?;
+    let config = &Arc::new(config);
+    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
     let topics = ensure_topics(config, ledger, &state).await?;
     let mut appender = Appender::open(&config.kafka)?;
     appender.base = state.base;
@@ -127,9 +141,11 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         Some(_) => renew_slot(config, slot, replication, &told, &mut appender, &mut filters).await?,
         None => ensure_slot(config, slot, replication, &state, &mut appender, &mut filters).await?,
     };
-    publish(config, &session, &mut filters).await?;
+    let ensured = publish(config, &session, &mut filters).await;
+    ensured.map_err(|error| routing::with_left_out(error, &left_out))?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
+    check_routes(config, &session).await?;
     // Whoever had the slot meanwhile may have gone on, on another timeline than the one that we are on now: what the ledger
     // says by now counts, and once the claim stands nobody can tell any more.
     if restart.is_none() {
@@ -162,7 +178,13 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let closed = check_confirmed(config, &session, &state).await?;
     // The slot is ours, so what is compared with this was seen before.
     let looks = look::looks(&*session, &config.source.publication, &names).await?;
+    let looks = names.into_iter().zip(looks).collect();
+    let (config, departures) = departures(config, &session, &state).await?;
+    let order = order.into_iter().filter(|table| config.table(table).is_some()).collect();
     Ok(Started {
+        config,
+        left_out,
+        departures,
         session,
         stream,
         appender,
@@ -177,6 +199,32 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         looks,
         marks: filters.marks,
     })
+}
+
+/// While we waited for the slot its holder may have taken in tables that patterns match. It is ours now, and rows that we have
+/// no table for would be passed over.
+async fn check_routes(config: &Config, session: &Session) -> Result<()> {
+    let now = routing::resolve(session, config).await?.published();
+    match routing::difference(&routing::by_pattern(config), &now) {
+        Some(why) => Err(Error::retry_plain(why)),
+        None => Ok(()),
+    }
+}
+
+/// Tables of patterns that the reader before had and that are gone: their last changes may be still to come. They stay routed
+/// until then.
+async fn departures(config: &Arc<Config>, session: &Session, state: &State) -> Result<(Arc<Config>, Departures)> {
+    let had = state.routed.iter().flat_map(|routed| &routed.tables);
+    let leaving: Vec<TableName> =
+        had.filter(|table| config.table(table).is_none() && config.is_by_pattern(table)).cloned().collect();
+    if leaving.is_empty() {
+        return Ok((config.clone(), Departures::default()));
+    }
+    let now: Vec<TableName> = routing::by_pattern(config).into_iter().collect();
+    let (config, _) = config.resolve(now.iter().chain(&leaving));
+    let leaving = leaving.into_iter().filter(|table| config.table(table).is_some());
+    let departures = Departures::of(leaving, slot::insert_lsn(&**session).await?);
+    Ok((Arc::new(config), departures))
 }
 
 pub fn application_name(config: &Config) -> String {

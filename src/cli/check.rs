@@ -13,9 +13,8 @@ use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::driver::check_progress;
-use crate::capture::shape;
-use crate::capture::start;
-use crate::config::{Config, Sink, Table};
+use crate::capture::{routing, shape, start};
+use crate::config::{Config, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
@@ -61,13 +60,28 @@ pub fn run(dir: &Path) -> Result<u8, Failure> {
 }
 
 async fn check(config: &Arc<Config>) -> Vec<Part> {
-    let ((source, relations), kafka) = tokio::join!(check_source_part(config), check_kafka(config));
+    // A source that can't be reached is said by its own part.
+    let (config, left_out) = resolve(config).await.unwrap_or_else(|_| (config.clone(), Vec::new()));
+    let config = &config;
+    let ((mut source, relations), kafka) = tokio::join!(check_source_part(config), check_kafka(config));
+    source.findings.extend(left_out.iter().map(|table| Finding::Warning(table.to_string())));
     let (ledger, told) = check_ledger_part(config).await;
     let mut parts = vec![source, kafka, ledger];
     for sink in &config.sinks {
         parts.push(check_sink(config, sink, &relations, told.as_ref()).await);
     }
     parts
+}
+
+/// What patterns come to at the source.
+async fn resolve(config: &Arc<Config>) -> Result<(Arc<Config>, Vec<LeftOut>)> {
+    if config.routes.is_empty() {
+        return Ok((config.clone(), Vec::new()));
+    }
+    let session = session::connect(&config.source.database, &format!("lockstep:{}:check", config.name)).await?;
+    let found = routing::resolve(&session, config).await?;
+    session.close().await;
+    Ok((Arc::new(found.config), found.left_out))
 }
 
 /// What the ledger's own topic is and says, where there is one to go by.

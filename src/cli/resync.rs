@@ -37,8 +37,11 @@ pub struct ResyncArgs {
 
 pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
     let config = super::load(&args.config.config)?;
-    let requests = requests(&config, args)?;
-    let base = Reading::open(&config.kafka)?.fold_all()?.base;
+    let state = Reading::open(&config.kafka)?.fold_all()?;
+    let base = state.base;
+    // What patterns come to is the reader's to say.
+    let routed = state.routed.map(|routed| routed.tables).unwrap_or_default();
+    let requests = requests(&config.resolve(&routed).0, args)?;
     super::block_on(async {
         let mut appender = Appender::open(&config.kafka)?;
         appender.base = base;

@@ -1,6 +1,9 @@
-//! One file of `connectors/`: one table, its topic and which sinks take what of it.
+//! One file of `connectors/`: a table, its topic and which sinks take what of it.
 //!
 //! What a file leaves out (the topic, a sink's table) follows from others, so this module only reads; resolving is `load`'s.
+//!
+//! A file may also name several tables, by a list or by patterns ([`super::pattern`]); then what their topics and the tables at
+//! sinks are called must tell them apart.
 //!
 //! A table is named as in SQL, `schema.table`, with double quotes around what isn't plain. One difference: SQL folds `Products`
 //! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
@@ -9,6 +12,7 @@
 use super::findings::At;
 use super::names;
 use super::outbox::outbox;
+use super::pattern::{Named, Placeholder, TablePattern, TableTemplate, Template, parse_named};
 use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
 use super::records::Places;
@@ -22,10 +26,13 @@ const PARTITIONS_MAX: u32 = 1_000;
 /// Schemas of the server and of ours: nothing of a service is in them.
 const SCHEMAS_RESERVED: [&str; 3] = ["information_schema", "lockstep", "pg_catalog"];
 
-/// What a connector file says. `table` is `None` where a finding says why.
+/// What a connector file says. What is wrong has its finding and is left out here.
 pub(super) struct Connector {
-    pub table: Option<(TableName, At)>,
-    pub topic: Option<Text>,
+    /// Tables by name.
+    pub tables: Vec<(TableName, At)>,
+    pub patterns: Vec<(TablePattern, At)>,
+    pub exclude: Vec<TablePattern>,
+    pub topic: Option<(Template, At)>,
     pub partitions: i32,
     pub insert_only: bool,
     pub shape: ShapeText,
@@ -43,17 +50,16 @@ pub(super) struct Connector {
 pub(super) struct ConnectorSink {
     pub name: Text,
     /// The table there, if it has another name, and where that stands.
-    pub table: Option<(TableName, At)>,
+    pub table: Option<(TableTemplate, At)>,
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
 }
 
 /// `wire` is what lockstep.toml says for every table.
 pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
-    let table = top.required("table", "table = \"public.products\"");
-    let table = table.and_then(|table| table_name(top, "table", table));
-    let topic = top.text("topic");
-    names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
+    let (tables, patterns) = self::tables(top);
+    let exclude = excluded(top, patterns.is_empty());
+    let topic = topic(top);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
     let (mut wire, mut places, format_at) = top.section("wire", |section| {
         let wire = table_wire(section, wire);
@@ -62,13 +68,16 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let shape = shape(top);
     let sinks = top.each("sinks", sink);
     shape.check_sinks(&sinks, top.report());
+    told_apart(top, &tables, &patterns, topic.as_ref(), &sinks);
     let outbox = top.section("outbox", outbox);
     if let Some((outbox, at)) = outbox {
         wire.modes.outbox = Some(outbox);
         places.add("outbox", at);
     }
     Connector {
-        table,
+        tables,
+        patterns,
+        exclude,
         topic,
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         insert_only: top.boolean("insert_only", false),
@@ -81,8 +90,72 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     }
 }
 
+/// The tables that the file names, one by one and by pattern, and where each stands.
+type Names = (Vec<(TableName, At)>, Vec<(TablePattern, At)>);
+
+fn tables(top: &mut Section<'_>) -> Names {
+    let (mut tables, mut patterns) = (Vec::new(), Vec::new());
+    for text in top.one_or_more("table", "table = \"public.products\"") {
+        let at = text.at.clone();
+        match named(top, "table", text) {
+            Some(Named::Table(name)) => tables.push((name, at)),
+            Some(Named::Pattern(pattern)) => patterns.push((pattern, at)),
+            None => {}
+        }
+    }
+    (tables, patterns)
+}
+
+/// What the patterns do not mean.
+fn excluded(top: &mut Section<'_>, by_name: bool) -> Vec<TablePattern> {
+    let Some((at, texts)) = top.texts("exclude", "[\"public.tmp_*\"]") else { return Vec::new() };
+    if by_name && !texts.is_empty() {
+        let message = "exclude has no effect: table is no pattern";
+        top.report().add(&at, message, "delete the line, or write table = \"public.*\"");
+    }
+    let pattern = |text: Text| match named(top, "exclude", text)? {
+        Named::Table(name) => Some(TablePattern::exactly(&name)),
+        Named::Pattern(pattern) => Some(pattern),
+    };
+    texts.into_iter().filter_map(pattern).collect()
+}
+
+fn topic(top: &mut Section<'_>) -> Option<(Template, At)> {
+    let text = top.text("topic")?;
+    names::check_pattern(top.report(), "topic", Some(&text), &["prefix", "schema", "table"]);
+    Some((Template::parse_topic(&text.value).ok()?, text.at))
+}
+
+/// Where a file names several tables, their topics and the tables at sinks must have several names too: rows of two tables with
+/// one key would take each other's place.
+fn told_apart(
+    top: &Section<'_>,
+    tables: &[(TableName, At)],
+    patterns: &[(TablePattern, At)],
+    topic: Option<&(Template, At)>,
+    sinks: &[ConnectorSink],
+) {
+    let exact = tables.iter().map(|(name, _)| TablePattern::exactly(name));
+    let all: Vec<TablePattern> = exact.chain(patterns.iter().map(|(pattern, _)| pattern.clone())).collect();
+    for part in [Placeholder::Schema, Placeholder::Table] {
+        let several = all.iter().any(|name| name.is_open(part) || name.part(part) != all[0].part(part));
+        let word = part.as_str();
+        let lacks = format!("lacks {word}: tables that differ in it would share");
+        if let Some((_, at)) = topic.filter(|(topic, _)| several && !topic.has(part)) {
+            let hint = format!("write topic = \"….{word}\", or delete the line");
+            top.report().add(at, format!("topic {lacks} one topic"), hint);
+        }
+        for sink in sinks {
+            if let Some((_, at)) = sink.table.as_ref().filter(|(table, _)| several && !table.has(part)) {
+                let hint = format!("write table = 'shared.{word}', or delete the line for the same name");
+                top.report().add(at, format!("table {lacks} one table of sink {:?}", sink.name.value), hint);
+            }
+        }
+    }
+}
+
 fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
-    let table = section.text("table").and_then(|table| table_name(section, "table", table));
+    let table = section.text("table").and_then(|table| target(section, table));
     let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
     let evolve = section.choice("evolve", &words).unwrap_or_default();
     let columns = shape::names(section, "columns", "[\"id\", \"name\"]");
@@ -90,16 +163,47 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     ConnectorSink { name, table, columns, evolve }
 }
 
-fn table_name(section: &Section<'_>, key: &str, text: Text) -> Option<(TableName, At)> {
-    match parse_table(&text.value) {
-        Ok(name) if SCHEMAS_RESERVED.contains(&name.schema.as_str()) => {
-            let message = format!("schema {} is not for tables of a service", name.schema);
+/// A message and a spelling that may be meant.
+pub(super) type Refused = (String, Option<String>);
+
+fn named(section: &Section<'_>, key: &str, text: Text) -> Option<Named> {
+    let parsed = parse_named(&text.value).map(|named| {
+        let schema = match &named {
+            Named::Table(name) => Some(name.schema.clone()),
+            Named::Pattern(pattern) => pattern.only_schema().map(str::to_owned),
+        };
+        (named, schema)
+    });
+    checked(section, key, text, "public.products", parsed)
+}
+
+/// The table at a sink.
+fn target(section: &Section<'_>, text: Text) -> Option<(TableTemplate, At)> {
+    let at = text.at.clone();
+    let parsed = TableTemplate::parse(&text.value).map(|table| {
+        let schema = table.only_schema();
+        (table, schema)
+    });
+    checked(section, "table", text, "public.products", parsed).map(|table| (table, at))
+}
+
+/// A finding for what is no name, or one of a schema that no service has tables in.
+fn checked<T>(
+    section: &Section<'_>,
+    key: &str,
+    text: Text,
+    example: &str,
+    parsed: Result<(T, Option<String>), Refused>,
+) -> Option<T> {
+    match parsed {
+        Ok((_, Some(schema))) if SCHEMAS_RESERVED.contains(&schema.as_str()) => {
+            let message = format!("schema {schema} is not for tables of a service");
             section.report().add(&text.at, message, format!("write {key} = 'public.…'"));
             None
         }
-        Ok(name) => Some((name, text.at)),
+        Ok((name, _)) => Some(name),
         Err((message, near)) => {
-            let near = near.unwrap_or_else(|| "public.products".into());
+            let near = near.unwrap_or_else(|| example.to_owned());
             section.report().add(&text.at, format!("{key}: {message}"), format!("write {key} = '{near}'"));
             None
         }
@@ -107,7 +211,7 @@ fn table_name(section: &Section<'_>, key: &str, text: Text) -> Option<(TableName
 }
 
 /// `table`, `schema.table`, each part plain or in double quotes. The error is a message and a spelling that may be meant.
-pub(super) fn parse_table(text: &str) -> Result<TableName, (String, Option<String>)> {
+pub(super) fn parse_table(text: &str) -> Result<TableName, Refused> {
     let parts = parts(text)?;
     let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
     let spelled = |spell: fn(&Part) -> String| parts.iter().map(spell).collect::<Vec<_>>().join(".");
@@ -138,9 +242,9 @@ pub(super) fn parse_table(text: &str) -> Result<TableName, (String, Option<Strin
 }
 
 /// One part of a name as written.
-struct Part {
-    name: String,
-    quoted: bool,
+pub(super) struct Part {
+    pub name: String,
+    pub quoted: bool,
 }
 
 impl Part {
@@ -158,12 +262,12 @@ impl Part {
 }
 
 /// What Postgres reads as an identifier without quotes; letters beyond ASCII count (scan.l, `ident_start`).
-fn is_plain(name: &str) -> bool {
+pub(super) fn is_plain(name: &str) -> bool {
     name.starts_with(|c: char| c.is_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '$')
 }
 
-fn parts(text: &str) -> Result<Vec<Part>, (String, Option<String>)> {
+pub(super) fn parts(text: &str) -> Result<Vec<Part>, Refused> {
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
         let (part, after) = match rest.strip_prefix('"') {
@@ -183,7 +287,7 @@ fn parts(text: &str) -> Result<Vec<Part>, (String, Option<String>)> {
 }
 
 /// Up to the closing quote, `""` standing for one; and what follows it.
-fn quoted_part(inside: &str) -> Option<(Part, &str)> {
+pub(super) fn quoted_part(inside: &str) -> Option<(Part, &str)> {
     let (mut name, mut rest) = (String::new(), inside);
     loop {
         let (before, after) = rest.split_once('"')?;

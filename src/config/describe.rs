@@ -6,11 +6,12 @@
 use std::fmt::Write;
 
 use super::outbox;
+use super::pattern::TableTemplate;
 use super::records;
 use super::shape;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
-use super::{Compression, Config, Database, Registry, RegistryAuth, Sink, Table, TableWire, Tls};
+use super::{Compression, Config, Database, Registry, RegistryAuth, Route, Sink, Table, TablePattern, TableWire, Tls};
 
 /// Every value as it is in force, without secrets.
 pub fn describe(config: &Config) -> String {
@@ -28,8 +29,11 @@ pub fn describe(config: &Config) -> String {
     for each in &config.sinks {
         sink(&mut out, each);
     }
-    for each in &config.tables {
+    for each in config.tables.iter().filter(|table| !table.by_pattern) {
         table(&mut out, each);
+    }
+    for each in &config.routes {
+        route(&mut out, each);
     }
     out
 }
@@ -190,6 +194,27 @@ fn table(out: &mut String, table: &Table) {
     out.push_str("\n[[connectors]]\n");
     pair(out, "table", text(&table.name.quoted()));
     pair(out, "topic", text(&table.topic));
+    let targets: Vec<String> = table.sinks.iter().map(|sink| sink.table.quoted()).collect();
+    alike(out, table, &targets);
+}
+
+fn route(out: &mut String, route: &Route) {
+    out.push_str("\n[[connectors]]\n");
+    let list = |patterns: &[TablePattern]| {
+        toml::Value::from(patterns.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
+    };
+    pair(out, "table", list(&route.include));
+    pair(out, "exclude", list(&route.exclude));
+    if let Some(topic) = &route.topic {
+        pair(out, "topic", text(&topic.to_string()));
+    }
+    let named = |target: &Option<_>| target.as_ref().map_or_else(|| "{schema}.{table}".to_owned(), ToString::to_string);
+    let targets: Vec<String> = route.targets.iter().map(|target: &Option<TableTemplate>| named(target)).collect();
+    alike(out, &route.like, &targets);
+}
+
+/// What a table has besides its name and its topic; `targets` are its sinks' tables.
+fn alike(out: &mut String, table: &Table, targets: &[String]) {
     pair(out, "partitions", table.partitions.to_string());
     pair(out, "insert_only", table.insert_only.to_string());
     shape::describe(out, table);
@@ -201,9 +226,9 @@ fn table(out: &mut String, table: &Table) {
             pair(out, key, value.to_string());
         }
     }
-    for sink in &table.sinks {
+    for (sink, target) in table.sinks.iter().zip(targets) {
         let _ = writeln!(out, "\n[connectors.sinks.{}]", sink.sink);
-        pair(out, "table", text(&sink.table.quoted()));
+        pair(out, "table", text(target));
         if let Some(columns) = &sink.columns {
             pair(out, "columns", toml::Value::from(columns.clone()).to_string());
         }

@@ -13,14 +13,13 @@ use std::rc::Rc;
 use super::connector::{Connector, ConnectorSink, connector};
 use super::files;
 use super::findings::{At, File, Findings, Report};
-use super::names;
 use super::outbox;
 use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::records::{self as forms, Places};
-use super::{Config, Database, Sink, SinkTable, Table, Wire};
-use crate::relation::names::{topic_collision as collision, topic_name};
-use crate::relation::{Delimiter, Format, TableName};
+use super::{Config, Database, Route, Sink, SinkTable, Table, Wire};
+use crate::relation::names::topic_collision as collision;
+use crate::relation::{Format, TableName};
 
 /// The process's own file in the configuration's folder.
 pub const FILE: &str = "lockstep.toml";
@@ -164,26 +163,31 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     unknown_sinks(&names, &list, report);
     // Topics are only comparable when their prefix is known; tables always are.
     let prefix = kafka.as_ref().map_or("prefix", |kafka| kafka.topic_prefix.as_str());
-    let delimiter = kafka.as_ref().map(|kafka| kafka.topic_delimiter.clone()).unwrap_or_default();
     for connector in list.iter().filter(|connector| registry.is_none() && connector.wire.format == Format::Avro) {
         // What lockstep.toml says for all has its finding.
         if let Some(at) = &connector.format_at {
             without_registry(report, at);
         }
     }
-    let routed = list.into_iter().filter_map(|connector| route(connector, prefix, &delimiter)).collect();
+    let (mut routed, mut routes) = (Vec::new(), Vec::new());
+    for (by_name, by_pattern) in list.into_iter().map(|connector| route(connector, prefix)) {
+        routed.extend(by_name);
+        routes.extend(by_pattern);
+    }
     let mut routed = without_twins(routed, report);
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
     }
-    for Routed { table, at, places, .. } in &routed {
+    for Routed { table, at, places, .. } in routed.iter().chain(routes.iter().map(|(like, _)| like)) {
         forms::check(table, at, places, report);
     }
-    outbox::compare(
-        routed.iter().map(|Routed { table, at, places, .. }| (table, places.get("outbox").unwrap_or(at))),
-        report,
-    );
+    let outbox_at = |Routed { at, places, .. }: &Routed| places.get("outbox").unwrap_or(at).clone();
+    for (like, _) in &routes {
+        by_name_alone(like, &outbox_at(like), report);
+    }
+    let outboxes: Vec<(&Table, At)> = routed.iter().map(|routed| (&routed.table, outbox_at(routed))).collect();
+    outbox::compare(outboxes.iter().map(|(table, at)| (*table, at)), report);
     let resolved: Vec<&Sink> = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).collect();
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
@@ -198,38 +202,78 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         wire,
         sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
         tables: routed.into_iter().map(|routed| routed.table).collect(),
+        routes: routes.into_iter().map(|(_, route)| route).collect(),
     })
 }
 
-fn route(connector: Connector, prefix: &str, delimiter: &Delimiter) -> Option<Routed> {
+/// The tables that a connector names one by one, and its patterns with what every table of them is like.
+fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Route)>) {
     let Connector {
-        table,
+        tables,
+        patterns,
+        exclude,
         topic,
         partitions,
         insert_only,
         shape,
         skip_unchanged,
-        mut wire,
+        wire,
         places,
         format_at: _,
         sinks,
     } = connector;
-    let (name, at) = table?;
-    let (topic, topic_at) = match topic {
-        Some(topic) => (names::table_topic(&topic, prefix, &name), topic.at),
-        None => (topic_name(prefix, delimiter, &name), at.clone()),
+    let Some(first) = tables.iter().map(|(_, at)| at).chain(patterns.iter().map(|(_, at)| at)).next().cloned() else {
+        return (Vec::new(), None);
     };
-    if let Some(outbox) = &mut wire.modes.outbox {
-        outbox.topic = names::outbox_topic(&outbox.topic, prefix, &name);
+    let (topic, topic_at) = topic.unzip();
+    let (mut targets, mut sinks_at) = (Vec::new(), Vec::new());
+    let like_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
+        let (target, at) = table.unzip();
+        targets.push(target);
+        sinks_at.push(at.unwrap_or(sink.at));
+        SinkTable { sink: sink.value, table: nameless(), columns, evolve }
+    };
+    let sinks = sinks.into_iter().map(like_sink).collect();
+    let (name, shape, topic_of_none) = (nameless(), shape.shape, String::new());
+    let like = Table {
+        name,
+        by_pattern: true,
+        topic: topic_of_none,
+        partitions,
+        insert_only,
+        shape,
+        skip_unchanged,
+        wire,
+        sinks,
+    };
+    let file = first.file.path.clone();
+    let include = patterns.into_iter().map(|(pattern, _)| pattern).collect();
+    let route = Route { file, include, exclude, topic, targets, like };
+    let routed = |table: Table, at: At| {
+        let (topic_at, sinks_at) = (topic_at.clone().unwrap_or_else(|| at.clone()), sinks_at.clone());
+        Routed { table, at, topic_at, sinks_at, places: places.clone() }
+    };
+    let by_name = |(name, at): (TableName, At)| routed(Table { by_pattern: false, ..route.table(&name, prefix) }, at);
+    let tables = tables.into_iter().map(by_name).collect();
+    let like = routed(route.like.clone(), first);
+    (tables, (!route.include.is_empty()).then_some((like, route)))
+}
+
+/// What a table has only in a connector that names it.
+fn by_name_alone(like: &Routed, outbox_at: &At, report: &Report) {
+    let hint = "name the table in a connector of its own";
+    if like.table.wire.modes.outbox.is_some() {
+        report.add(outbox_at, "an outbox is one table, and table is a pattern", hint);
     }
-    let resolve_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
-        let (table, at) = table.unwrap_or_else(|| (name.clone(), sink.at.clone()));
-        (SinkTable { sink: sink.value, table, columns, evolve }, at)
-    };
-    let (sinks, sinks_at) = sinks.into_iter().map(resolve_sink).unzip();
-    let shape = shape.shape;
-    let table = Table { topic, partitions, insert_only, shape, skip_unchanged, wire, sinks, name };
-    Some(Routed { table, at, topic_at, sinks_at, places })
+    if like.table.shape.filter.is_some() {
+        let message = "where is published with its table, and tables that a pattern matches are published as they come";
+        report.add(&like.at, message, hint);
+    }
+}
+
+/// Filled in once it is known.
+fn nameless() -> TableName {
+    TableName::new("", "")
 }
 
 fn unused_sinks(sinks: &[(Text, Option<Sink>)], connectors: &[Connector], complete: bool, report: &Report) {
@@ -274,7 +318,7 @@ fn without_twins(routed: Vec<Routed>, report: &Report) -> Vec<Routed> {
 }
 
 /// Topics of records that belong to no table, and what they are of.
-fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
+pub(super) fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
     let transactions = wire.transaction_topic.as_deref().map(|topic| ("transaction metadata", topic));
     let messages = wire.messages.as_ref().map(|messages| ("logical messages", messages.topic.as_str()));
     let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| ("heartbeats", heartbeat.topic.as_str()));
@@ -290,14 +334,14 @@ fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Rep
             let message = format!("topic {topic:?} has {} bytes, Kafka takes {TOPIC_BYTES_MAX}", topic.len());
             report.add(at, message, "write topic = \"…\" with a shorter name into this file");
         }
-        if collision(topic) == collision(ledger) {
+        if collides(topic, ledger) {
             report.add(
                 at,
                 format!("topic {topic:?} is the ledger's, {ledger:?}, or Kafka can't tell them apart"),
                 hint,
             );
         }
-        for (what, other) in events.iter().filter(|(_, other)| collision(other) == collision(topic)) {
+        for (what, other) in events.iter().filter(|(_, other)| collides(other, topic)) {
             let message = format!("topic {topic:?} is that of {what}, {other:?}, or Kafka can't tell them apart");
             report.add(at, message, hint);
         }
@@ -316,8 +360,13 @@ fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Rep
     }
 }
 
+/// Whether Kafka can't tell two topics apart.
+pub(super) fn collides(a: &str, b: &str) -> bool {
+    collision(a) == collision(b)
+}
+
 /// Whether two addresses are the same database, as far as text says.
-fn same_database(a: &Database, b: &Database) -> bool {
+pub(super) fn same_database(a: &Database, b: &Database) -> bool {
     (&a.host, a.port, &a.dbname) == (&b.host, b.port, &b.dbname)
 }
 

@@ -4,7 +4,7 @@
 //!
 //! The way from text to these types: `reader` walks a file and types its values, `process`, `connector` and `wire` know the keys of the
 //! two kinds of files, `url` knows a database's address and the TLS rule, `files` fetches passwords and certificates, `load`
-//! compares files with each other. Whatever is wrong on the way becomes a [`Finding`]; nothing stops at the first.
+//! compares files with each other, `pattern` and `routes` know tables that are named by pattern. Whatever is wrong on the way becomes a [`Finding`]; nothing stops at the first.
 //!
 //! Invariant: no secret is ever shown, neither by `Debug` of these types nor by a finding.
 
@@ -15,10 +15,12 @@ mod findings;
 mod load;
 mod names;
 mod outbox;
+mod pattern;
 mod process;
 mod reader;
 mod records;
 mod registry;
+mod routes;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -29,8 +31,12 @@ mod wire;
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
 pub use load::{FILE, load};
+pub use pattern::TablePattern;
 pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
+pub use routes::{LeftOut, Route};
+#[cfg(test)]
+pub(crate) use tests::example;
 pub use url::UrlRefused;
 
 use std::path::PathBuf;
@@ -56,8 +62,10 @@ pub struct Config {
     pub wire: Wire,
     /// In order of name.
     pub sinks: Vec<Sink>,
-    /// In order of table name.
+    /// In order of table name. Those of patterns are among them once they are known: [`Config::resolve`].
     pub tables: Vec<Table>,
+    /// Connectors that name tables by pattern.
+    pub routes: Vec<Route>,
 }
 
 impl Config {
@@ -255,6 +263,8 @@ impl Default for TableWire {
 #[derive(Debug, Clone)]
 pub struct Table {
     pub name: TableName,
+    /// A pattern matched it; it may come and go while a process runs.
+    pub by_pattern: bool,
     pub topic: String,
     pub partitions: i32,
     /// The application only inserts and truncates, so no replica identity is needed.

@@ -8,9 +8,6 @@ use super::reader::{Section, Text};
 use crate::relation::names::{fill_topic, is_topic_char, legal_topic};
 use crate::relation::{Delimiter, TableName};
 
-/// Placeholders of a table's topic.
-pub(super) const TABLE: [&str; 3] = ["prefix", "schema", "table"];
-
 /// `topic_delimiter`.
 pub(super) fn delimiter(section: &mut Section<'_>) -> Delimiter {
     let text = section.text("topic_delimiter");
@@ -52,15 +49,4 @@ pub(super) fn check_pattern(report: &Report, what: &str, text: Option<&Text>, pl
 pub(super) fn outbox_topic(pattern: &str, prefix: &str, table: &TableName) -> String {
     let parts = [("{prefix}", prefix), ("{schema}", &table.schema), ("{table}", &table.table)];
     parts.iter().fold(pattern.to_owned(), |pattern, (name, value)| pattern.replace(name, &legal_topic(value)))
-}
-
-/// A connector's `topic` for its table. What is wrong with it has its finding.
-pub(super) fn table_topic(topic: &Text, prefix: &str, table: &TableName) -> String {
-    let value = |name: &str| match name {
-        "prefix" => Some(prefix),
-        "schema" => Some(table.schema.as_str()),
-        "table" => Some(table.table.as_str()),
-        _ => None,
-    };
-    fill_topic(&topic.value, value).unwrap_or_else(|_| topic.value.clone())
 }

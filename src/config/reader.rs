@@ -248,6 +248,21 @@ impl<'a> Section<'a> {
         self.text(key)
     }
 
+    /// A string or a list of them, which must be there; `example` is the line to write.
+    pub fn one_or_more(&mut self, key: &'static str, example: &str) -> Vec<Text> {
+        match self.get(key) {
+            Some((_, value)) if value.get_ref().is_array() => {
+                let example = format!("[{}]", example.trim_start_matches(key).trim_start_matches([' ', '=']));
+                let (at, texts) = self.texts(key, &example).unwrap_or_else(|| (self.at.clone(), Vec::new()));
+                if value.get_ref().as_array().is_some_and(|items| items.is_empty()) {
+                    self.report().add(&at, format!("{key} is empty"), format!("write {key} = {example}"));
+                }
+                texts
+            }
+            _ => self.required(key, example).into_iter().collect(),
+        }
+    }
+
     fn expanded(&self, key: &str, value: &Spanned<DeValue<'_>>, hint: impl Fn(&DeValue<'_>) -> String) -> Option<Text> {
         let at = self.document.at(value.span());
         let Some(raw) = value.get_ref().as_str() else {

@@ -98,6 +98,7 @@ fn added(section: &mut Section<'_>, key: &'static str) -> Option<Vec<String>> {
 const DECISIVE: [&str; 4] = ["tombstones", "skipped_operations", "records", "format"];
 
 /// Where a connector says them.
+#[derive(Clone)]
 pub(super) struct Places(Vec<(&'static str, At)>);
 
 impl Places {

@@ -54,6 +54,17 @@ impl Folder {
     }
 }
 
+/// A configuration with these connectors, file names and texts, and the sink that they name.
+pub(crate) fn example(connectors: &[(&str, &str)]) -> Config {
+    let unused = "[sinks.orders]\nurl = \"postgres://u@127.0.0.1/orders\"\n";
+    let named = connectors.iter().any(|(_, text)| text.contains("[sinks.orders]"));
+    let main = if named { MAIN.to_owned() } else { MAIN.replace(unused, "") };
+    let files: Vec<(String, &str)> =
+        connectors.iter().map(|(name, text)| (format!("connectors/{name}"), *text)).collect();
+    let files = files.iter().map(|(name, text)| (name.as_str(), *text));
+    Folder::with(&[("lockstep.toml", main.as_str())].into_iter().chain(files).collect::<Vec<_>>()).config()
+}
+
 fn variables(name: &str) -> Option<String> {
     match name {
         "HOST" => Some("db.internal".into()),
@@ -471,4 +482,179 @@ fn a_sink_takes_every_record_of_its_tables() {
         let said = Folder::with(&[("lockstep.toml", MAIN), ("connectors/products.toml", &products)]).said();
         assert!(said.contains(found) && said.contains("leaves records out"), "{said}");
     }
+}
+
+// ---- Tables by list and by pattern ----
+
+/// The text of one connector, resolved for tables with these names: names, topics and sinks' tables, and what is left out.
+fn resolved(connectors: &[(&str, &str)], names: &[&str]) -> (Vec<String>, Vec<String>) {
+    let files: Vec<(&str, &str)> = [("lockstep.toml", MAIN)].into_iter().chain(connectors.iter().copied()).collect();
+    let config = Folder::with(&files).config();
+    let names: Vec<TableName> = names.iter().map(|name| connector::parse_table(name).unwrap()).collect();
+    let (config, left_out) = config.resolve(&names);
+    let again = config.resolve(&names).0;
+    assert_eq!(format!("{:?}", again.tables), format!("{:?}", config.tables), "what is resolved stays so");
+    let shown = |table: &Table| {
+        let sinks: Vec<String> =
+            table.sinks.iter().map(|sink| format!("{} of {}", sink.table.quoted(), sink.sink)).collect();
+        format!("{} -> {} -> {}", table.name, table.topic, sinks.join(", "))
+    };
+    (config.tables.iter().map(shown).collect(), left_out.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn a_list_is_as_many_tables() {
+    let list = "table = [\"products\", 'shop.\"Odd name\"']\ntopic = \"x.{schema}-{table}\"\n[sinks.orders]\ntable = 'copy.{schema}_{table}'\n";
+    let (tables, left_out) = resolved(&[("connectors/a.toml", list)], &[]);
+    insta::assert_debug_snapshot!((tables, left_out), @r#"
+    (
+        [
+            "public.products -> x.public-products -> \"copy\".\"public_products\" of orders",
+            "shop.Odd name -> x.shop-Odd_name -> \"copy\".\"shop_Odd name\" of orders",
+        ],
+        [],
+    )
+    "#);
+}
+
+#[test]
+fn patterns_become_tables_once_names_are_known() {
+    let pattern = "table = [\"tenant_*.orders\", \"tenant_*.\\\"Cafés\\\"\"]\nexclude = [\"tenant_0.*\"]\n[sinks.orders]\n\
+                   table = '\"All tenants\".{schema}_{table}'\n";
+    let own = "table = \"tenant_9.orders\"\n[sinks.orders]\n";
+    let names = ["tenant_1.orders", "tenant_2.\"Cafés\"", "tenant_0.orders", "tenant_9.orders", "public.orders"];
+    let (tables, left_out) = resolved(&[("connectors/a.toml", pattern), ("connectors/b.toml", own)], &names);
+    insta::assert_debug_snapshot!((tables, left_out), @r#"
+    (
+        [
+            "tenant_1.orders -> shop.tenant_1.orders -> \"All tenants\".\"tenant_1_orders\" of orders",
+            "tenant_2.Cafés -> shop.tenant_2.Caf_s -> \"All tenants\".\"tenant_2_Cafés\" of orders",
+            "tenant_9.orders -> shop.tenant_9.orders -> \"tenant_9\".\"orders\" of orders",
+        ],
+        [],
+    )
+    "#);
+}
+
+#[test]
+fn what_can_t_stand_beside_the_others_is_left_out_by_name() {
+    let a = "table = \"a*\"\n[sinks.orders]\ntable = 'copy.xx{table}'\n";
+    let b = "table = \"*b\"\n[sinks.orders]\ntable = 'copy.{table}'\n";
+    let other = "table = \"other.*\"\n[sinks.orders]\ntable = 'copy.xx{table}'\n";
+    let long = format!("\"a {}\"", "ü".repeat(30));
+    let names = ["ab", "a_x", "\"a x\"", "other.a_x", "pg_x.a", "other.y", &long];
+    let (tables, left_out) =
+        resolved(&[("connectors/a.toml", a), ("connectors/b.toml", b), ("connectors/c.toml", other)], &names);
+    assert_eq!(tables.len(), 2, "{tables:?}");
+    let said = left_out.join("\n");
+    for (table, why) in [
+        ("public.ab", "b.toml both match it (help: write exclude = ['\"public\".\"ab\"'] into one of them)"),
+        ("public.a x", "its topic \"shop.public.a_x\" is that of table public.a_x"),
+        ("other.a_x", "table public.a_x goes into copy.xxa_x of sink \"orders\" too"),
+        (&format!("public.{}", &long[1..long.len() - 1]), "has 64 bytes, Postgres keeps 63"),
+    ] {
+        let line = said.lines().find(|line| line.contains(&format!("table {table} matches"))).unwrap_or(&said);
+        assert!(line.contains(why), "{why}: {line}");
+    }
+    assert_eq!(left_out.len(), 4, "{said}");
+}
+
+#[test]
+fn findings_of_lists_and_patterns() {
+    let main = MAIN.replace("postgres://u@127.0.0.1/orders", "postgres://u@127.0.0.1/elsewhere");
+    let folder = Folder::with(&[
+        ("lockstep.toml", &main),
+        ("connectors/a.toml", "table = [\"t_*\", \"x\"]\ntopic = \"one\"\n[sinks.orders]\ntable = \"one\"\n"),
+        ("connectors/b.toml", "table = []\nexclude = [\"y\"]\n[sinks.orders]\n"),
+        ("connectors/c.toml", "table = \"T_*\"\ntopic = \"{tabel}\"\n[sinks.orders]\ntable = \"a.{x}\"\n"),
+        ("connectors/e.toml", "table = \"e*\"\nwhere = \"a > 1\"\n[outbox]\n"),
+        ("connectors/d.toml", "table = [\"d*\", \"pg_catalog.*\", 5]\n[wire]\ntombstones = false\n[sinks.orders]\n"),
+    ]);
+    insta::assert_snapshot!(folder.said(), @r#"
+    error[CONFIG]: topic lacks {table}: tables that differ in it would share one topic
+      --> DIR/connectors/a.toml:2:9
+      |
+    2 | topic = "one"
+      |         ^^^^^
+      help: write topic = "….{table}", or delete the line
+
+    error[CONFIG]: table lacks {table}: tables that differ in it would share one table of sink "orders"
+      --> DIR/connectors/a.toml:4:9
+      |
+    4 | table = "one"
+      |         ^^^^^
+      help: write table = 'shared.{table}', or delete the line for the same name
+
+    error[CONFIG]: table is empty
+      --> DIR/connectors/b.toml:1:9
+      |
+    1 | table = []
+      |         ^^
+      help: write table = ["public.products"]
+
+    error[CONFIG]: exclude has no effect: table is no pattern
+      --> DIR/connectors/b.toml:2:11
+      |
+    2 | exclude = ["y"]
+      |           ^^^^^
+      help: delete the line, or write table = "public.*"
+
+    error[CONFIG]: table: "T_*" has capitals without quotes, which Postgres reads as small letters
+      --> DIR/connectors/c.toml:1:9
+      |
+    1 | table = "T_*"
+      |         ^^^^^
+      help: write table = 't_*' or '"T_"*'
+
+    error[CONFIG]: topic has no placeholder {tabel}
+      --> DIR/connectors/c.toml:2:9
+      |
+    2 | topic = "{tabel}"
+      |         ^^^^^^^^^
+      help: write one of {prefix}, {schema}, {table}
+
+    error[CONFIG]: table: "{x}" is no placeholder; there are {schema} and {table}, and {{x}} for the text
+      --> DIR/connectors/c.toml:4:9
+      |
+    4 | table = "a.{x}"
+      |         ^^^^^^^
+      help: write table = 'shared.{schema}_{table}'
+
+    error[CONFIG]: schema pg_catalog is not for tables of a service
+      --> DIR/connectors/d.toml:1:16
+      |
+    1 | table = ["d*", "pg_catalog.*", 5]
+      |                ^^^^^^^^^^^^^^
+      help: write table = 'public.…'
+
+    error[CONFIG]: each of table must be a string, found an integer
+      --> DIR/connectors/d.toml:1:32
+      |
+    1 | table = ["d*", "pg_catalog.*", 5]
+      |                                ^
+      help: write table = ["public.products"]
+
+    error[CONFIG]: tombstones = false leaves records out, but sink "orders" takes this table
+      --> DIR/connectors/d.toml:3:14
+      |
+    3 | tombstones = false
+      |              ^^^^^
+      help: write records = "envelope", tombstones = true and skipped_operations = [] into [wire] of this connector, or give consumers a pipeline of their own without sinks
+
+    error[CONFIG]: where is published with its table, and tables that a pattern matches are published as they come
+      --> DIR/connectors/e.toml:1:9
+      |
+    1 | table = "e*"
+      |         ^^^^
+      help: name the table in a connector of its own
+
+    error[CONFIG]: an outbox is one table, and table is a pattern
+      --> DIR/connectors/e.toml:3:2
+      |
+    3 | [outbox]
+      |  ^^^^^^
+      help: name the table in a connector of its own
+
+    12 findings in 5 files; nothing was started
+    "#);
 }

@@ -49,6 +49,16 @@ pub struct State {
     pub next: Option<SourceIdentity>,
     /// The last restart.
     pub restarted: Option<Restarted>,
+    /// The tables that the reader has, as the newest valid base says that says so.
+    pub routed: Option<Routed>,
+}
+
+/// The tables of a reader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routed {
+    /// Of the base.
+    pub offset: i64,
+    pub tables: Vec<TableName>,
 }
 
 /// What an entry meant where it stood.
@@ -169,6 +179,7 @@ impl State {
         self.joins.clear();
         self.again.clear();
         self.catalog.clear();
+        self.routed = None;
         // A sink may have been away since the restart before.
         let before = self.restarted.take().and_then(|restarted| restarted.old_ledger);
         let Restart { epoch, new, old_ledger, .. } = restart;
@@ -187,6 +198,7 @@ impl State {
             }
             self.topics = base.topics;
             self.catalog = base.catalog.into_iter().collect();
+            self.route(offset, base.tables);
             return Event::Base;
         }
         self.base = Some(offset);
@@ -199,11 +211,18 @@ impl State {
         self.again = base.again;
         self.catalog = base.catalog.into_iter().collect();
         self.restarted = base.restarted;
+        self.route(offset, base.tables);
         for relation in base.relations {
             self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
         Event::Base
+    }
+
+    fn route(&mut self, offset: i64, tables: Option<Vec<TableName>>) {
+        if let Some(tables) = tables {
+            self.routed = Some(Routed { offset, tables });
+        }
     }
 
     /// Whether a start at this base would know what is known here.
@@ -226,12 +245,13 @@ impl State {
         }
     }
 
-    /// This state as a base entry of the epoch in force.
+    /// This state as a base entry of the epoch in force; `tables` are those that its writer has.
     pub fn as_base(
         &self,
         epoch: Epoch,
         topics: BTreeMap<String, TopicIdentity>,
         catalog: BTreeMap<TableName, Look>,
+        tables: Vec<TableName>,
     ) -> Base {
         let mut relations: Vec<Relation> = self.relations.values().map(|r| Relation::clone(r)).collect();
         relations.sort_by_key(|relation| relation.fingerprint);
@@ -247,6 +267,7 @@ impl State {
             catalog: catalog.into_iter().collect(),
             timeline,
             restarted: self.restarted.clone(),
+            tables: Some(tables),
         }
     }
 
@@ -420,7 +441,7 @@ mod tests {
         let Body::Checkpoint(plain) = checkpoint(a, 10, vec![]) else { unreachable!("just made") };
         let torn = Checkpoint { again: vec![TableName::new("public", "t")], ..plain };
         let (full, _) = fold(&[source, claim(5), Body::Checkpoint(torn)]);
-        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new(), BTreeMap::new()))));
+        let base = Entry::new(None, Body::Base(Box::new(full.as_base(a, BTreeMap::new(), BTreeMap::new(), vec![]))));
         let bytes = base.encode(a, 0).remove(0);
         let crate::ledger::entry::Piece::Whole(base) = Entry::decode(3, &bytes).unwrap() else { panic!("one part") };
         let mut short = State::default();

@@ -104,6 +104,25 @@ pub fn findings(
     found
 }
 
+/// Why a table that is not in the publication can't be taken into it and followed; the first reason of several.
+pub fn refusal(
+    source: &SourceFacts,
+    wanted: Wanted<'_>,
+    publication: Option<&PublicationFacts>,
+    table: &TableFacts,
+) -> Option<Halt> {
+    let mut found = Vec::new();
+    table_findings(source, table, wanted.insert_only, &mut found);
+    if found.is_empty() && wanted.create && !source.superuser {
+        publication_findings(source, wanted.publication, publication, &[table], &mut found);
+    }
+    if found.is_empty() && !wanted.create {
+        let message = format!("it is not in publication {:?}, and create = false", wanted.publication);
+        found.push(halt(Code::CreateOff, message, publication::add_tables_sql(wanted.publication, wanted.tables)));
+    }
+    found.into_iter().next()
+}
+
 fn halt(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Halt {
     Halt { code, message: message.into(), facts: Vec::new(), hint: hint.into() }
 }

@@ -18,6 +18,9 @@ use crate::relation::{TableName, quote_identifier};
 /// What to do about something that is missing and not ours to make.
 pub const CREATE_OFF_HINT: &str = "type the command above at the source, or set create = true";
 
+/// How long a table's lock is waited for beside a stream that flows.
+const ADD_LOCK_TIMEOUT: &str = "1s";
+
 const OPERATIONS: &str = "insert, update, delete, truncate";
 
 /// A publication as the catalog has it.
@@ -192,6 +195,30 @@ pub async fn ensure_publication(
         Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => Err(Error::retry("making the publication", e)),
         Err(e) => Err(failed("making the publication", e)),
     }
+}
+
+/// Adds a table to the publication, unless somebody holds it locked for longer than a moment: whoever waits here keeps every
+/// other table waiting. The inner error is why it is not in, in words.
+pub async fn add_table(
+    client: &(impl GenericClient + Sync),
+    name: &str,
+    table: &TableName,
+) -> Result<std::result::Result<(), String>> {
+    let sql = add_tables_sql(name, std::slice::from_ref(table));
+    let sql = format!("BEGIN; SET LOCAL lock_timeout = '{ADD_LOCK_TIMEOUT}'; {sql}; COMMIT");
+    let error = match client.batch_execute(&sql).await {
+        Ok(()) => return Ok(Ok(())),
+        Err(error) => error,
+    };
+    let Some(db) = error.as_db_error() else { return Err(failed("adding a table to the publication", error)) };
+    let why = match *db.code() {
+        // Another instance was quicker.
+        SqlState::DUPLICATE_OBJECT => Ok(()),
+        SqlState::LOCK_NOT_AVAILABLE => Err("somebody holds it locked, so it can't be published yet".to_owned()),
+        _ => Err(format!("it can't be published: {}", db.message())),
+    };
+    client.batch_execute("ROLLBACK").await.map_err(|e| failed("adding a table to the publication", e))?;
+    Ok(why)
 }
 
 async fn any_partitioned(client: &(impl GenericClient + Sync), tables: &[TableName]) -> Result<bool> {

@@ -334,6 +334,13 @@ pub async fn current_lsn(client: &(impl GenericClient + Sync)) -> Result<Lsn> {
     text.parse().map_err(|e| unreadable("LSN", e))
 }
 
+/// Where the next record of the source's log will stand: everything that is committed now stands before it, also what is not
+/// written to disk yet.
+pub async fn insert_lsn(client: &(impl GenericClient + Sync)) -> Result<Lsn> {
+    let text = one_text(client, "SELECT pg_current_wal_insert_lsn()::text", "reading the end of the log").await?;
+    text.parse().map_err(|e| unreadable("LSN", e))
+}
+
 async fn one_text(client: &(impl GenericClient + Sync), sql: &str, doing: &str) -> Result<String> {
     let row = client.query_one(sql, &[]).await.map_err(|e| failed(doing, e))?;
     row.try_get(0).map_err(|e| unreadable("answer", e))

@@ -319,6 +319,56 @@ pub fn differences(recorded: &Topics, ours: &Topics) -> Vec<Difference> {
     found
 }
 
+/// The rows that records leave behind, by key.
+pub fn rows_left(records: &[Record]) -> BTreeMap<String, String> {
+    let mut rows = BTreeMap::new();
+    for record in records {
+        let (key, value) = (payload(&record.key).to_string(), payload(&record.value));
+        match value.get("op").and_then(Json::text) {
+            Some("d") => drop(rows.remove(&key)),
+            Some("t") => rows.clear(),
+            Some(_) => drop(rows.insert(key, value.get("after").map_or_else(String::new, Json::to_string))),
+            None => {}
+        }
+    }
+    rows
+}
+
+/// In which rows two topics differ.
+pub fn row_differences(
+    topic: &str,
+    theirs: &BTreeMap<String, String>,
+    mine: &BTreeMap<String, String>,
+) -> Vec<Difference> {
+    let keys: std::collections::BTreeSet<&String> = theirs.keys().chain(mine.keys()).collect();
+    let shown =
+        |rows: &BTreeMap<String, String>, key: &String| rows.get(key).map_or("absent", String::as_str).to_owned();
+    let differing = keys.into_iter().filter(|key| theirs.get(*key) != mine.get(*key));
+    let difference = |key: &String| Difference {
+        topic: topic.to_owned(),
+        path: vec!["rows".to_owned(), key.clone()],
+        recorded: shown(theirs, key),
+        ours: shown(mine, key),
+    };
+    differing.map(difference).collect()
+}
+
+/// Takes out of ours what was read beyond the rows that a recorded topic begins with; gives how many records those were.
+pub fn take_out_rereads(recorded: &Topics, ours: &mut Topics) -> usize {
+    let is_read = |record: &Record| payload(&record.value).get("op").and_then(Json::text) == Some("r");
+    let mut taken = 0;
+    for (topic, records) in ours {
+        let kept = recorded.get(topic).map_or(0, |records| records.iter().take_while(|r| is_read(r)).count());
+        let (mut reads, before) = (0, records.len());
+        records.retain(|record| {
+            reads += usize::from(is_read(record));
+            !is_read(record) || reads <= kept
+        });
+        taken += before - records.len();
+    }
+    taken
+}
+
 struct Compare<'a> {
     topic: &'a str,
     path: Vec<String>,
