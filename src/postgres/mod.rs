@@ -9,6 +9,7 @@ pub mod failure;
 pub mod filter;
 pub mod frame;
 pub mod look;
+pub mod named_key;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;
