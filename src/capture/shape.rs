@@ -13,6 +13,7 @@ use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::postgres::catalog::{self, RelationShape, TableFacts};
 use crate::postgres::filter::{self, Filters};
+use crate::postgres::named_key;
 use crate::postgres::publication::PublicationFacts;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
@@ -79,7 +80,7 @@ pub fn shaped(table: &Table, rows: Relation, facts: Option<&TableFacts>, prefix:
     let shaped = records(table, rows, facts)?;
     let key = &table.shape.key;
     let for_sinks = !table.sinks.is_empty();
-    let blind = |facts| catalog::named_key_finding(facts, key, for_sinks, false).is_some();
+    let blind = |facts| named_key::finding(facts, key, for_sinks, false).is_some();
     let inserts_alone = table.insert_only && !key.is_empty() && facts.is_some_and(blind);
     let relation = avro::complete(shaped.relation, prefix)?;
     Ok(Shaped { relation, rows: version, transformer: shaped.transformer, inserts_alone })
@@ -95,7 +96,7 @@ fn records(table: &Table, rows: Relation, facts: Option<&TableFacts>) -> Result<
     let names: Option<Vec<&str>> = facts.map(|facts| facts.columns.iter().map(|c| c.name.as_str()).collect());
     // Names first: what is said of a column that is not there is no finding of its own.
     let shaped = table.shape.compile(rows, names.as_deref(), for_sinks)?;
-    let finding = |facts| catalog::named_key_finding(facts, &table.shape.key, for_sinks, table.insert_only);
+    let finding = |facts| named_key::finding(facts, &table.shape.key, for_sinks, table.insert_only);
     let keyed = facts.filter(|_| !table.shape.key.is_empty()).and_then(finding);
     let filtered = facts.filter(|_| table.shape.filter.is_some()).and_then(filter::identity_finding);
     match keyed.or(filtered) {

@@ -511,52 +511,6 @@ fn key_missing(table: &TableName, column: &str) -> Error {
     Error::halt(Code::ConnectorColumns, found, "write other columns into key, or delete key from the connector")
 }
 
-/// Why a key that the connector names can't be that of its records: an old row would come without it. `for_sinks`: rows are
-/// found by it, so each has its own.
-pub fn named_key_finding(table: &TableFacts, key: &[String], for_sinks: bool, insert_only: bool) -> Option<Halt> {
-    let (name, listed) = (table.name.quoted(), quoted_list(key.iter().map(String::as_str)));
-    let halt = |code, message: String, hint: String| Some(Halt { code, message, facts: vec![], hint });
-    if !insert_only && let Some(column) = key.iter().find(|column| !is_carried(table, column)) {
-        let message =
-            format!("the old row of an UPDATE or DELETE of table {} lacks column {column:?} of its key", table.name);
-        let finding = halt(Code::ReplicaIdentity, message, format!("ALTER TABLE {name} REPLICA IDENTITY FULL"));
-        return finding.map(|halt| Halt { facts: vec![INSERT_ONLY.into()], ..halt });
-    }
-    if !for_sinks {
-        return None;
-    }
-    let nullable = |column: &&String| table.columns.iter().any(|c| c.name == **column && !c.not_null);
-    if let Some(column) = key.iter().find(nullable) {
-        let message = format!(
-            "column {column:?} of the key of table {} may be NULL, so a sink can't find rows by it",
-            table.name
-        );
-        return halt(
-            Code::TableWithoutKey,
-            message,
-            format!("ALTER TABLE {name} ALTER COLUMN {} SET NOT NULL", quote_identifier(column)),
-        );
-    }
-    if !table.unique_keys.iter().any(|unique| unique.iter().all(|column| key.contains(column))) {
-        let message =
-            format!("the key ({listed}) of table {} is not unique, so a sink can't find rows by it", table.name);
-        return halt(Code::TableWithoutKey, message, format!("ALTER TABLE {name} ADD UNIQUE ({listed})"));
-    }
-    None
-}
-
-/// Whether the stream's old rows hold the column: those of the table, and of every partition, which has its own identity.
-fn is_carried(table: &TableFacts, column: &String) -> bool {
-    let holds = |index: &Option<KeyIndex>| index.as_ref().is_some_and(|index| index.columns.contains(column));
-    let carried = |identity: Identity| match identity {
-        Identity::Full => true,
-        Identity::Nothing => false,
-        Identity::Default => holds(&table.primary_key),
-        Identity::Index => holds(&table.identity_index),
-    };
-    carried(table.identity) && table.leaves.iter().all(|leaf| carried(leaf.identity))
-}
-
 /// Why the application could not change rows of the table any more, once it is published: the stream carries the old row
 /// only as the replica identity says, and Postgres refuses an UPDATE or DELETE that it can't tell of. A table that is only
 /// ever inserted into may be published all the same.
@@ -599,7 +553,7 @@ fn without_identity(name: &TableName) -> Halt {
 }
 
 const BREAKS_UPDATES: &str = "published like this, the application's own UPDATE and DELETE on it would fail";
-const INSERT_ONLY: &str =
+pub(super) const INSERT_ONLY: &str =
     "or, if nothing but INSERT and TRUNCATE ever happens to it: insert_only = true in its connector";
 
 /// What shapes a relation version besides the table itself.

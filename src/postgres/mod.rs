@@ -10,6 +10,7 @@ pub mod filter;
 pub mod frame;
 pub mod look;
 pub mod named;
+pub mod named_key;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;
