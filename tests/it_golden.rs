@@ -209,7 +209,8 @@ async fn replay(dir: &Path, services: &Services) -> Result<Vec<Difference>> {
             topic.push_str("_2");
             let _ = writeln!(text, "topic = \"{topic}\"");
         }
-        let _ = writeln!(text, "insert_only = {}\n{}", table.insert_only, options.outbox()?);
+        let _ =
+            writeln!(text, "insert_only = {}\n{}\n{}", table.insert_only, options.outbox()?, options.snapshot(table)?);
         pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
     }
     let topics = Leftovers { kafka: services.kafka.clone(), prefix: prefix.clone() };
@@ -270,6 +271,21 @@ impl Options {
             format!("tombstone_on_empty_payload = {}", option("route.tombstone.on.empty.payload").unwrap_or("false")),
             format!("format = \"{}\"", if self.is_string() { "string" } else { "json" }),
         ];
+        Ok(lines.join("\n"))
+    }
+
+    /// The section `[wire]` of a table whose snapshot is said by itself.
+    fn snapshot(&self, table: &CaseTable) -> Result<String> {
+        let name = format!("{}.{}", table.schema, table.table);
+        let mut lines = vec!["[wire]".to_owned()];
+        if self.get("snapshot.include.collection.list").is_some_and(|list| !list.split(',').any(|one| one == name)) {
+            lines.push("snapshot = \"no_data\"".to_owned());
+        }
+        if let Some(statement) = self.get(&format!("snapshot.select.statement.overrides.{name}")) {
+            let (_, condition) = statement.split_once(" WHERE ").context("a condition")?;
+            let condition = condition.split(" ORDER BY ").next().unwrap_or(condition);
+            lines.push(format!("snapshot_where = {}", toml::Value::from(condition)));
+        }
         Ok(lines.join("\n"))
     }
 
@@ -351,7 +367,9 @@ impl Options {
             "publish.via.partition.root",
             "schema.name.adjustment.mode",
             "skipped.operations",
+            "snapshot.include.collection.list",
             "snapshot.mode",
+            "snapshot.select.statement.overrides",
             "time.precision.mode",
             "tombstones.on.delete",
             "topic.delimiter",
@@ -371,7 +389,8 @@ impl Options {
             "value.converter.replace.null.with.default",
             "value.converter.schemas.enable",
         ];
-        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        let of_a_table = |name: &str| name.starts_with("snapshot.select.statement.overrides.");
+        match self.0.keys().find(|name| !KNOWN.contains(&name.as_str()) && !of_a_table(name)) {
             Some(name) => bail!("no counterpart of option {name}"),
             None => Ok(()),
         }

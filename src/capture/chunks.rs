@@ -293,6 +293,7 @@ impl Worker {
             key,
             rows: found.rows,
             range: found.range,
+            partial: relation.modes.snapshot_where.is_some(),
         };
         if outbox.send(Answer::Chunk(Box::new((chunk, relation)))).is_err() {
             return Ok(());

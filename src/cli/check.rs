@@ -20,6 +20,7 @@ use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
 use crate::postgres::catalog::{RelationShape, SourceFacts, build_relation, source_facts, table_facts};
+use crate::postgres::chunk::check_condition;
 use crate::postgres::preflight;
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::relation::{Relation, TableName};
@@ -133,6 +134,11 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
         })),
     }
     let facts = table_facts(&*session, &names).await?;
+    for (table, _) in config.tables.iter().zip(&facts).filter(|(_, facts)| facts.is_some()) {
+        if let Some(only) = &table.wire.modes.snapshot_where {
+            findings.extend(check_condition(&*session, &table.name, only).await.err().map(Finding::from));
+        }
+    }
     session.close().await;
     let mut relations = Vec::new();
     for (table, facts) in config.tables.iter().zip(facts) {

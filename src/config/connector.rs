@@ -11,7 +11,7 @@ use super::names;
 use super::outbox::outbox;
 use super::process::{IDENTIFIER_BYTES_MAX, check_identifier};
 use super::reader::{Section, Text};
-use super::records::Places;
+use super::records::{Places, snapshot_where};
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
 use crate::relation::{TableName, quote_identifier};
@@ -53,7 +53,8 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     names::check_pattern(top.report(), "topic", topic.as_ref(), &names::TABLE);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
     let (mut wire, mut places, format_at) = top.section("wire", |section| {
-        let wire = table_wire(section, wire);
+        let mut wire = table_wire(section, wire);
+        wire.modes.snapshot_where = snapshot_where(section);
         (wire, Places::of(section), section.place("format"))
     });
     let outbox = top.section("outbox", outbox);

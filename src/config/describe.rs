@@ -192,6 +192,9 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "insert_only", table.insert_only.to_string());
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
+    if let Some(condition) = &table.wire.modes.snapshot_where {
+        pair(out, "snapshot_where", text(condition));
+    }
     if let Some(each) = &table.wire.modes.outbox {
         out.push_str("\n[connectors.outbox]\n");
         for (key, value) in outbox::shown(each) {

@@ -6,6 +6,7 @@
 //!
 //! Invariants:
 //! - The lock comes before the snapshot. DDL that rewrites a table is not MVCC-safe: an older snapshot finds it empty.
+//! - Where the relation version has a condition, rows that do not meet it are left out; then no sink takes the table.
 //! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
@@ -26,7 +27,7 @@ use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::catalog::{Kind, TableFacts, key_of, quoted_list, table_facts};
 use super::copytext::CopyRows;
-use super::failure::{failed, unreadable};
+use super::failure::{failed, is_not_utf8, unreadable};
 use super::slot::{holder, snapshot_now};
 use super::snapshot::PgSnapshot;
 use crate::error::{Code, Error, Result};
@@ -172,7 +173,8 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let key = key_of(&facts)?;
     let columns = key_columns(&facts, &key);
     same_key(request.relation, &facts, &key)?;
-    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns };
+    let only = request.relation.modes.snapshot_where.as_deref();
+    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, only };
     let (rows, range, full) = match &request.extent {
         _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
         Extent::Range(range) => reader.range(request, range).await?,
@@ -224,6 +226,8 @@ struct Reader<'a> {
     facts: &'a TableFacts,
     key: &'a [usize],
     columns: &'a [KeyColumn],
+    /// Other rows are left out.
+    only: Option<&'a str>,
 }
 
 impl Reader<'_> {
@@ -234,7 +238,7 @@ impl Reader<'_> {
         let full = loop {
             let step = step_rows(rows.len(), bytes, request);
             let before = rows.len();
-            let condition = predicate(self.columns, &rest);
+            let condition = format!("{}{}", predicate(self.columns, &rest), self.and_where());
             self.copy(&self.select(&condition, &order_by(self.columns), step), &mut rows).await?;
             bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
             if rows.len() - before < step {
@@ -303,9 +307,16 @@ impl Reader<'_> {
         quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()))
     }
 
+    fn and_where(&self) -> String {
+        self.only.map(|only| format!(" AND (\n{only}\n)")).unwrap_or_default()
+    }
+
     fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
         let (list, table) = (self.list(), holder.quoted());
-        format!("COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)') TO STDOUT")
+        let only = self.and_where();
+        format!(
+            "COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)'{only}) TO STDOUT"
+        )
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
@@ -315,7 +326,10 @@ impl Reader<'_> {
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
-        let failure = |e| failed(format!("reading rows of {}", self.facts.name), e);
+        let failure = |e| {
+            let refused = self.only.and_then(|only| refused_condition(&self.facts.name, only, &e));
+            refused.unwrap_or_else(|| failed(format!("reading rows of {}", self.facts.name), e))
+        };
         let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
         let mut copy = CopyRows::new(self.facts.columns.len());
         while let Some(data) = stream.next().await {
@@ -333,6 +347,27 @@ impl Reader<'_> {
         };
         self.key.iter().map(part).collect()
     }
+}
+
+/// Whether the server understands the condition of `snapshot_where`.
+pub async fn check_condition(client: &impl GenericClient, name: &TableName, only: &str) -> Result<()> {
+    let sql = format!("EXPLAIN SELECT FROM {} WHERE (\n{only}\n)", name.quoted());
+    client.batch_execute(&sql).await.map_err(|e| {
+        refused_condition(name, only, &e).unwrap_or_else(|| failed(format!("checking snapshot_where of {name}"), e))
+    })
+}
+
+/// The server's refusal of the condition: it does not parse, names what is not there, or fails on a row.
+fn refused_condition(name: &TableName, only: &str, error: &tokio_postgres::Error) -> Option<Error> {
+    let refusal = error.as_db_error()?;
+    let state = refusal.code();
+    let text = is_not_utf8(state.code()) || *state == SqlState::INSUFFICIENT_PRIVILEGE;
+    let ours = (state.code().starts_with("42") || state.code().starts_with("22")) && !text;
+    ours.then(|| {
+        let message = format!("snapshot_where of table {name} can't be evaluated: {}", refusal.message());
+        let hint = format!("write another snapshot_where into [wire] of the connector of {name}, or delete it");
+        Error::halt(Code::Config, message, hint).fact(format!("the condition: {only}"))
+    })
 }
 
 /// Prefix of the logical message that marks H; its content is the nonce.
