@@ -349,7 +349,7 @@ pub struct AvroSchemas {
     /// `None`: the null key of a table without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Of the envelope.
+    /// Of the envelope, or of the flat record.
     pub value: String,
 }
 

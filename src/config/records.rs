@@ -7,7 +7,6 @@ use super::outbox;
 use super::reader::Section;
 use super::wire::word;
 use super::{Table, TableWire};
-use crate::relation::Format;
 use crate::relation::flat::{Added, DeleteMode, Fact, Flat};
 
 const RECORDS: [(&str, bool); 2] = [("envelope", false), ("flat", true)];
@@ -154,14 +153,6 @@ pub(super) fn check(table: &Table, at: &At, places: &Places, report: &Report) {
         let message = "a TRUNCATE has no flat record, and it may not be passed over in silence";
         let hint = "write skipped_operations = [\"t\"] beside records = \"flat\"";
         report.add(places.get("skipped_operations").or(places.get("records")).unwrap_or(at), message, hint);
-    }
-    if wire.records.flat && wire.format == Format::Avro {
-        let hint = "write format = \"json\" beside records = \"flat\", with schemas = true where consumers need types";
-        report.add(
-            places.get("format").or(places.get("records")).unwrap_or(at),
-            "flat records are written in JSON only",
-            hint,
-        );
     }
 }
 

@@ -56,8 +56,6 @@ fn what_flat_records_do_not_go_with_is_said() {
             ("connectors/t.toml", &format!("table = \"t\"\n{flat}[sinks.orders]\n")),
         ])
         .said(),
-        table("[registry]\nurl = \"http://r\"\n", &format!("{flat}format = \"avro\"\nskipped_operations = [\"t\"]\n"))
-            .said(),
         table(
             "",
             &format!("{flat}skipped_operations = [\"t\"]\nadd_fields = [\"befor\", \"op\", \"source.ts_ms:op\"]\n"),
