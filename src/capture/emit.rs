@@ -50,6 +50,8 @@ pub struct Version {
     encoder: Encoder,
     /// Of a table whose rows are events.
     outbox: Option<Box<OutboxEncoder>>,
+    /// Its records have headers beside ours and Debezium's.
+    has_headers: bool,
     route: Route,
     records: metrics::Counter,
 }
@@ -67,7 +69,7 @@ impl Version {
 
     /// Further headers of the record that was just written.
     fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
-        if self.relation.modes.has_headers() { &record.headers } else { NO_HEADERS }
+        if self.has_headers { &record.headers } else { NO_HEADERS }
     }
 
     /// Nobody is told that an event of an outbox was changed, and it may not pass in silence.
@@ -199,12 +201,23 @@ impl Emitter {
             None => Encoder::new(relation.clone(), prefix, database),
         };
         let outbox = OutboxEncoder::new(&relation, prefix, database).map(Box::new);
+        let has_headers = relation.modes.has_headers();
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
         let collection = relation.name.to_string();
-        let version =
-            Arc::new(Version { relation, key, key_orders, wire, collection, encoder, outbox, route, records });
+        let version = Arc::new(Version {
+            relation,
+            key,
+            key_orders,
+            wire,
+            collection,
+            encoder,
+            outbox,
+            has_headers,
+            route,
+            records,
+        });
         self.versions.insert(fingerprint, version.clone());
         Ok(version)
     }
