@@ -139,6 +139,9 @@ pub struct Modes {
     /// Rows are events with topics of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbox: Option<Outbox>,
+    /// An SQL condition: rows that do not meet it are not among the existing rows that are copied to the topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_where: Option<String>,
 }
 
 impl Default for Modes {
@@ -160,14 +163,15 @@ impl Default for Modes {
             delimiter: Delimiter::default(),
             flat: None,
             outbox: None,
+            snapshot_where: None,
         }
     }
 }
 
 impl Modes {
-    /// Records say all of a change, so that a sink can be made of them.
+    /// Records say all of a change, and chunks hold all rows of their ranges, so that a sink can be made of them.
     pub fn is_whole(&self) -> bool {
-        self.flat.is_none() && self.outbox.is_none()
+        self.flat.is_none() && self.outbox.is_none() && self.snapshot_where.is_none()
     }
 
     /// Records have headers beside ours and Debezium's.
@@ -351,7 +355,7 @@ pub struct AvroSchemas {
     /// `None`: the null key of a table without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Of the envelope.
+    /// Of the envelope, or of the flat record.
     pub value: String,
 }
 

@@ -242,6 +242,7 @@ async fn replay(dir: &Path, services: &Services) -> Result<(Topics, Topics)> {
         text.push_str(&shaping.keys);
         text.push_str(&shaping.masks);
         text.push_str(&options.outbox()?);
+        text.push_str(&options.snapshot(table)?);
         if !text.is_empty() {
             pipeline = pipeline.connector_file(&format!("table_{i}"), &table.quoted, &text);
         }
@@ -310,7 +311,22 @@ impl Options {
             format!("tombstone_on_empty_payload = {}", option("route.tombstone.on.empty.payload").unwrap_or("false")),
             format!("format = \"{}\"", if self.is_string() { "string" } else { "json" }),
         ];
-        Ok(lines.join("\n"))
+        Ok(lines.join("\n") + "\n")
+    }
+
+    /// The section `[wire]` of a table whose snapshot is said by itself.
+    fn snapshot(&self, table: &CaseTable) -> Result<String> {
+        let name = format!("{}.{}", table.schema, table.table);
+        let mut lines = Vec::new();
+        if self.get("snapshot.include.collection.list").is_some_and(|list| !list.split(',').any(|one| one == name)) {
+            lines.push("snapshot = \"no_data\"".to_owned());
+        }
+        if let Some(statement) = self.get(&format!("snapshot.select.statement.overrides.{name}")) {
+            let (_, condition) = statement.split_once(" WHERE ").context("a condition")?;
+            let condition = condition.split(" ORDER BY ").next().unwrap_or(condition);
+            lines.push(format!("snapshot_where = {}", toml::Value::from(condition)));
+        }
+        Ok(if lines.is_empty() { String::new() } else { format!("[wire]\n{}\n", lines.join("\n")) })
     }
 
     /// The lines of `[wire]` that mean the same; Debezium's own defaults where it says nothing.
@@ -395,7 +411,9 @@ impl Options {
             "publish.via.partition.root",
             "schema.name.adjustment.mode",
             "skipped.operations",
+            "snapshot.include.collection.list",
             "snapshot.mode",
+            "snapshot.select.statement.overrides",
             "time.precision.mode",
             "tombstones.on.delete",
             "topic.delimiter",
@@ -417,7 +435,8 @@ impl Options {
         ];
         // In Avro names are always adjusted.
         let adjusts = |name: &str| self.is_avro() && name.ends_with(".name.adjustment.mode");
-        let known = |name: &str| KNOWN.contains(&name) || adjusts(name) || shaping::is_known(name);
+        let of_a_table = |name: &str| name.starts_with("snapshot.select.statement.overrides.");
+        let known = |name: &str| KNOWN.contains(&name) || adjusts(name) || of_a_table(name) || shaping::is_known(name);
         match self.0.keys().find(|name| !known(name)) {
             Some(name) => bail!("no counterpart of option {name}"),
             None => Ok(()),

@@ -59,6 +59,11 @@ async fn events_go_into_topics_that_the_ledger_knows() {
     let mut process = scene.spawn(&["source"]);
     scene.sql("INSERT INTO outbox VALUES (4, 'Order', 'c', '{}'), (5, 'a.b', 'd', '{}')").await;
     caught_up(&scene, &mut process).await;
+    // A stop takes along what was read, also into a topic that is new.
+    scene.sql("INSERT INTO outbox VALUES (6, 'late', 'e', '{}')").await;
+    process.terminate(PATIENCE).await.unwrap();
+    let mut process = scene.spawn(&["source"]);
+    caught_up(&scene, &mut process).await;
     assert_eq!(keys("Order").last().unwrap(), "\"c\"");
     assert_eq!((keys("Customer"), keys("a.b")), (vec!["\"b\"".to_owned()], vec!["\"d\"".to_owned()]));
 
@@ -74,10 +79,10 @@ async fn events_go_into_topics_that_the_ledger_knows() {
             *counted.entry(name).or_insert(0) += span["count"].as_u64().unwrap();
         }
     }
-    let records = ["Order", "Customer", "a.b"].map(|route| (topic(route), keys(route).len() as u64));
+    let records = ["Order", "Customer", "a.b", "late"].map(|route| (topic(route), keys(route).len() as u64));
     assert_eq!(counted, BTreeMap::from(records));
 
-    scene.sql("INSERT INTO outbox VALUES (6, 'a_b', 'd', '{}')").await;
+    scene.sql("INSERT INTO outbox VALUES (7, 'a_b', 'd', '{}')").await;
     refused(process, &scene, "TOPIC_REFUSED").await;
 
     support::pipeline::delete_topics(&scene.services.kafka, &topic("Customer")).await.unwrap();

@@ -685,6 +685,41 @@ async fn read_all(
 }
 
 #[tokio::test]
+async fn chunks_hold_only_rows_that_meet_a_condition() {
+    with_database(async |db| {
+        db.sql(
+            "CREATE TABLE public.t (id int PRIMARY KEY, v int); INSERT INTO public.t SELECT i, i % 3 FROM generate_series(1, 30) i;
+             CREATE TABLE public.keyless (v int); ALTER TABLE public.keyless REPLICA IDENTITY FULL;
+             INSERT INTO public.keyless VALUES (0), (1), (2), (1)",
+        )
+        .await;
+        let mut client = connect("lockstep", &db.name).await;
+        let only = async |table: &str, condition: &str, range: KeyRange, client: &mut Client| {
+            let mut relation = db.relation(table).await;
+            relation.modes.snapshot_where = Some(condition.to_owned());
+            let request = request(&relation, Extent::Range(range), 4);
+            chunk::read_chunk(client, &request).await.map(|chunk| (texts(&chunk).len(), chunk.range))
+        };
+        // The limit counts rows that meet it; the range ends at the last of them.
+        let (rows, range) = only("t", "v = 1 OR v = 2 -- no end", KeyRange::ALL, &mut client).await.unwrap();
+        assert_eq!((rows, range.through), (4, Some(vec!["5".to_owned()])));
+        let rest = KeyRange { after: Some(vec!["27".to_owned()]), through: None };
+        let (rows, range) = only("t", "v = 0", rest.clone(), &mut client).await.unwrap();
+        assert_eq!((rows, range), (1, rest));
+        assert_eq!(only("keyless", "v = 1", KeyRange::ALL, &mut client).await.unwrap().0, 2);
+        for wrong in ["nothing = 1", "v =", "1 / (v - v) = 1"] {
+            let error = only("t", wrong, KeyRange::ALL, &mut client).await.unwrap_err();
+            assert_eq!(error.code(), Some(Code::Config), "{wrong}: {error}");
+            let judged = chunk::check_condition(&client, &public("t"), wrong).await;
+            // A plan divides by nothing.
+            assert_eq!(judged.is_err(), !wrong.starts_with('1'), "{wrong}");
+        }
+        assert!(chunk::check_condition(&client, &public("t"), "v > 0").await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn chunks_neither_skip_nor_repeat_rows() {
     with_database(async |db| {
         db.sql(

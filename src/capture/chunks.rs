@@ -299,6 +299,7 @@ impl Worker {
             key,
             rows: found.rows,
             range: found.range,
+            partial: table.wire.modes.snapshot_where.is_some(),
         };
         if outbox.send(Answer::Chunk(Box::new((chunk, shaped)))).is_err() {
             return Ok(());

@@ -162,7 +162,7 @@ struct Core {
     /// When a broker was up last.
     reached: Instant,
     entries_since_base: u64,
-    /// Something happened that the next base is to tell of, and that it does at once.
+    /// Something happened that a base is to tell of before the next checkpoint.
     base_soon: bool,
     /// The base on its way tells of it.
     base_tells: bool,
@@ -766,7 +766,7 @@ impl Core {
             }
         }
         self.note_topics();
-        if !flush {
+        if !flush || self.base_soon {
             self.base_if_due()?;
         }
         self.note_again();
@@ -775,7 +775,7 @@ impl Core {
         }
         let now = self.now();
         if !self.is_writing_base()
-            && (flush || !self.is_base_due())
+            && (!self.is_base_due() || (flush && !self.base_soon))
             && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &self.again, flush)
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
@@ -894,7 +894,7 @@ impl Core {
         self.loader.start(job);
     }
 
-    /// Topics that rows have named stand in a base before a checkpoint counts their records; only a stop does not wait for it.
+    /// Topics that rows have named stand in a base before a checkpoint counts their records.
     fn note_topics(&mut self) {
         let opened = self.emitter.take_routed();
         self.base_soon |= !opened.is_empty();

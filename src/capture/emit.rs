@@ -55,6 +55,8 @@ pub struct Version {
     encoder: Encoder,
     /// Of a table whose rows are events.
     outbox: Option<Box<OutboxEncoder>>,
+    /// Its records have headers beside ours and Debezium's.
+    has_headers: bool,
     route: Route,
     records: metrics::Counter,
 }
@@ -81,7 +83,7 @@ impl Version {
 
     /// Further headers of the record that was just written.
     fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
-        if self.relation.modes.has_headers() { &record.headers } else { NO_HEADERS }
+        if self.has_headers { &record.headers } else { NO_HEADERS }
     }
 
     /// Nobody is told that an event of an outbox was changed, and it may not pass in silence.
@@ -245,6 +247,7 @@ impl Emitter {
             None => Encoder::new(relation.clone(), prefix, database),
         };
         let outbox = OutboxEncoder::new(&relation, prefix, database).map(Box::new);
+        let has_headers = relation.modes.has_headers();
         let records = self.metrics.records(&relation.name);
         let table = self.config.tables.iter().find(|table| table.name == relation.name);
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
@@ -261,6 +264,7 @@ impl Emitter {
             collection,
             encoder,
             outbox,
+            has_headers,
             route,
             records,
         });

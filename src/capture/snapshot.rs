@@ -104,6 +104,8 @@ pub struct ChunkRead<V> {
     pub rows: Vec<RowBuf>,
     /// What was read of the range asked for.
     pub range: KeyRange,
+    /// Some of the range's rows were left out: nobody makes a table of such chunks.
+    pub partial: bool,
 }
 
 /// A chunk whose place in the stream has come.
@@ -341,7 +343,8 @@ impl<V: Visibility> Loader<V> {
             self.remembered.iter().filter(|r| r.table == table && !chunk.snapshot.sees(r.xid)).collect();
         let same_version = remembered.iter().all(|r| r.relation == chunk.relation);
         let Some(rows) = (if same_version {
-            overlay(chunk.rows, &remembered, &chunk.range, &chunk.key_columns, &chunk.key_orders)?
+            let place = Place { range: &chunk.range, key: &chunk.key_columns, orders: &chunk.key_orders };
+            overlay(chunk.rows, &remembered, place, chunk.partial)?
         } else {
             None
         }) else {
@@ -431,19 +434,28 @@ fn key_incomplete() -> Error {
     Error::halt(Code::SourceProtocol, message, "check the table's replica identity: lockstep check")
 }
 
+/// A range and what its borders speak of.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    range: &'a KeyRange,
+    key: &'a [usize],
+    orders: &'a [KeyOrder],
+}
+
 /// The chunk with every change laid over it that its snapshot did not see. `None`: a column has no base here, read again.
+///
+/// Where the chunk is partial, a row that is not in it was left out: its changes stand in the stream by themselves.
 fn overlay(
     rows: Vec<RowBuf>,
     changes: &[&Remembered],
-    range: &KeyRange,
-    key_columns: &[usize],
-    orders: &[KeyOrder],
+    Place { range, key: key_columns, orders }: Place<'_>,
+    partial: bool,
 ) -> Result<Option<Vec<RowBuf>>> {
     if changes.is_empty() {
         return Ok(Some(rows));
     }
     if key_columns.is_empty() {
-        return Ok(overlay_keyless(rows, changes));
+        return Ok(overlay_keyless(rows, changes, partial));
     }
     let key = |row: &RowBuf| Key::of(row.row(), key_columns).ok_or_else(key_incomplete);
     let inside = |row: &RowBuf| contains(range, orders, &key_texts(row, key_columns)?);
@@ -463,8 +475,11 @@ fn overlay(
             }
             Op::Update(new) => {
                 if inside(new)? {
-                    let Some(row) = held.get_mut(&key(new)?) else { return Ok(None) };
-                    *row = row.merged(new.row());
+                    match held.get_mut(&key(new)?) {
+                        Some(row) => *row = row.merged(new.row()),
+                        None if partial => {}
+                        None => return Ok(None),
+                    }
                 }
             }
             Op::Delete(old) => {
@@ -475,6 +490,7 @@ fn overlay(
                 if inside(new)? {
                     let row = match base {
                         Some(base) => base.merged(new.row()),
+                        None if partial => continue,
                         None if new.row().has_absent() => return Ok(None),
                         None => new.clone(),
                     };
@@ -489,7 +505,7 @@ fn overlay(
 
 /// The same for a table without a key, where a change names its row by all that the row held. Every row that such a change
 /// touched is in the snapshot as it was before: whoever changed it before was seen, or is among the changes.
-fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered]) -> Option<Vec<RowBuf>> {
+fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered], partial: bool) -> Option<Vec<RowBuf>> {
     let image = |row: &RowBuf| Key::whole(row.row(), &(0..row.row().len()).collect::<Vec<_>>());
     let mut held: HashMap<Key, Vec<RowBuf>> = HashMap::with_capacity(rows.len());
     for row in rows {
@@ -497,7 +513,12 @@ fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered]) -> Option<Vec<Row
     }
     for change in changes {
         if let Op::Delete(old) | Op::Rekey { old, .. } = &change.op {
-            held.get_mut(&image(old)?)?.pop()?;
+            let was_held = held.get_mut(&image(old)?).and_then(Vec::pop).is_some();
+            match (was_held, partial) {
+                (true, _) => {}
+                (false, true) => continue,
+                (false, false) => return None,
+            }
         }
         match &change.op {
             Op::Insert(new) | Op::Rekey { new, .. } => held.entry(image(new)?).or_default().push(new.clone()),
@@ -524,6 +545,7 @@ mod tests {
     }
 
     const VERSION: Fingerprint = Fingerprint(1);
+    const ALL_KEYLESS: Place<'_> = Place { range: &KeyRange::ALL, key: &[], orders: &[] };
 
     fn table() -> TableName {
         TableName::new("public", "t")
@@ -589,6 +611,7 @@ mod tests {
             key: vec![("id".to_owned(), KeyOrder::Integer)],
             rows: rows.to_vec(),
             range,
+            partial: false,
         };
         loader.chunk(chunk);
         loader.mark(read.nonce, |_| Some(VERSION)).unwrap()
@@ -636,7 +659,7 @@ mod tests {
             change(Op::Insert(row(&["2", "c"]))),
         ];
         let held = |changes: &[&Remembered]| {
-            let rows = overlay(rows.to_vec(), changes, &KeyRange::ALL, &[], &[]).unwrap();
+            let rows = overlay(rows.to_vec(), changes, ALL_KEYLESS, false).unwrap();
             sorted(rows.map(|rows| Ready {
                 table: table(),
                 relation: VERSION,
@@ -652,7 +675,7 @@ mod tests {
         assert_eq!(held(&[&truncate, changes[2]]), ["2,c"]);
         // A row that is not there: the chunk is read again.
         let gone = change(Op::Delete(row(&["9", "a"])));
-        assert_eq!(overlay(rows.to_vec(), &[&gone], &KeyRange::ALL, &[], &[]).unwrap(), None);
+        assert_eq!(overlay(rows.to_vec(), &[&gone], ALL_KEYLESS, false).unwrap(), None);
     }
 
     #[test]
@@ -773,6 +796,7 @@ mod tests {
             key: vec![("id".to_owned(), KeyOrder::Integer)],
             rows,
             range: read.range,
+            partial: false,
         };
         loader.chunk(chunk);
         for _ in 0..=REMEMBERED_BYTES_MAX >> 20 {
@@ -795,5 +819,37 @@ mod tests {
         assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
         loader.fenced(name);
         assert!(read(&mut loader).rows_max < first.rows_max);
+    }
+
+    fn partial(key: &[usize], rows: &[RowBuf], ops: Vec<Op>) -> Option<Vec<String>> {
+        let op = |op| Remembered { xid: 9, table: table(), relation: VERSION, op, bytes: 0 };
+        let remembered: Vec<Remembered> = ops.into_iter().map(op).collect();
+        let place = Place { range: &KeyRange::ALL, key, orders: &[KeyOrder::Integer][..key.len()] };
+        let rows = overlay(rows.to_vec(), &remembered.iter().collect::<Vec<_>>(), place, true).unwrap()?;
+        let text = |cell: Cell<'_>| String::from_utf8_lossy(cell.text().unwrap_or(b"~")).into_owned();
+        let mut rows: Vec<String> =
+            rows.iter().map(|row| row.row().iter().map(text).collect::<Vec<_>>().join(",")).collect();
+        rows.sort_unstable();
+        Some(rows)
+    }
+
+    #[test]
+    fn changes_of_rows_that_were_left_out_stand_in_the_stream_alone() {
+        let ops = || {
+            vec![
+                Op::Update(row(&["2", "left out"])),
+                Op::Update(row(&["1", "b"])),
+                Op::Delete(row(&["3", "~"])),
+                Op::Rekey { old: row(&["4", "~"]), new: row(&["5", "~"]) },
+                Op::Insert(row(&["6", "new"])),
+            ]
+        };
+        assert_eq!(partial(&[0], &[row(&["1", "a"])], ops()).unwrap(), ["1,b", "6,new"]);
+        let whole = vec![
+            Op::Delete(row(&["3", "c"])),
+            Op::Rekey { old: row(&["4", "d"]), new: row(&["4", "e"]) },
+            Op::Rekey { old: row(&["1", "a"]), new: row(&["1", "b"]) },
+        ];
+        assert_eq!(partial(&[], &[row(&["1", "a"])], whole).unwrap(), ["1,b"]);
     }
 }

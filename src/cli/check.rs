@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
 use crate::postgres::catalog::{SourceFacts, source_facts, table_facts};
+use crate::postgres::chunk::check_condition;
 use crate::postgres::preflight;
 use crate::postgres::publication::publication_facts;
 use crate::postgres::slot::{check_slot, slot_facts};
@@ -149,6 +150,11 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
         })),
     }
     let facts = table_facts(&*session, &names).await?;
+    for (table, _) in config.tables.iter().zip(&facts).filter(|(_, facts)| facts.is_some()) {
+        if let Some(only) = &table.wire.modes.snapshot_where {
+            findings.extend(check_condition(&*session, &table.name, only).await.err().map(Finding::from));
+        }
+    }
     // What keeps a relation from being built is among the findings already.
     let relation = |(table, facts): (&Table, &Option<_>)| shape::relation_of(table, facts.as_ref()?).ok();
     let relations = config.tables.iter().zip(&facts).filter_map(relation).collect();

@@ -5,7 +5,6 @@
 use super::{avro, mapping};
 use crate::error::{Code, Error, Result};
 use crate::relation::Relation;
-use crate::relation::flat::DELETED;
 
 /// The relation with what its format needs besides, sealed again. `prefix` is the topic prefix.
 pub fn complete(relation: Relation, prefix: &str) -> Result<Relation> {
@@ -41,11 +40,9 @@ fn distinct_fields(relation: &Relation) -> Result<()> {
 /// What flat records have beside the columns has names of its own.
 fn added_fields(relation: &Relation) -> Result<()> {
     let Some(flat) = &relation.modes.flat else { return Ok(()) };
-    let deleted = flat.deletes.rewrites().then_some(DELETED);
-    let mut added = deleted.into_iter().chain(flat.fields.iter().map(|field| field.name.as_str()));
     let mode = relation.modes.field_names;
     let taken = |name: &&str| relation.columns.iter().any(|column| mode.field(&column.name) == *name);
-    let Some(name) = added.find(taken) else { return Ok(()) };
+    let Some(name) = flat.added().find(taken) else { return Ok(()) };
     let message =
         format!("table {}: {name:?} is a column and a field that is added to its flat records", relation.name);
     let hint = format!(

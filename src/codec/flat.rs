@@ -1,11 +1,12 @@
-//! Flat records in JSON: the row with what was asked for of the envelope behind it.
+//! Flat records: the row with what was asked for of the envelope behind it.
 //!
-//! The row itself is written by the JSON encoder, so that a column looks the same in either kind of record. Nobody decodes
+//! The row itself is written by the format's encoder, so that a column looks the same in either kind of record. Nobody decodes
 //! these: [`super::Decoder::of`] refuses a relation version with flat records.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::avro::{self, SchemaIds};
 use super::events::head;
 use super::json_encode::{Encoder as JsonEncoder, push_integer, push_str};
 use super::schema::{self, Field, RelationSchemas, Schema, Type};
@@ -18,11 +19,17 @@ use crate::value::Row;
 
 /// Writes the flat records of one relation version.
 pub struct FlatEncoder {
-    json: JsonEncoder,
+    row: RowEncoder,
     flat: Flat,
     facts: Facts,
     /// `{"schema":…,"payload":` where values carry their schema, else nothing.
     head: Vec<u8>,
+}
+
+/// What writes keys and the columns of a row.
+enum RowEncoder {
+    Json(Box<JsonEncoder>),
+    Avro(Box<avro::Encoder>),
 }
 
 /// What of an envelope is the same in all records of a table.
@@ -34,27 +41,42 @@ pub(super) struct Facts {
 
 /// A fact's value.
 #[derive(PartialEq, Debug)]
-pub(super) enum Value<'a> {
+pub(in crate::codec) enum Value<'a> {
     Null,
     Integer(i64),
     Text(Cow<'a, str>),
 }
 
 impl FlatEncoder {
-    /// `prefix` is the topic prefix, `db` the source's database. The relation's records are flat.
+    /// In Avro. The relation is complete.
+    pub fn avro(relation: Arc<Relation>, ids: SchemaIds, prefix: &str, db: &str) -> Result<FlatEncoder> {
+        let flat = relation.modes.flat.clone().expect("records of this relation are flat");
+        let facts = Facts::new(prefix, db, &relation.name);
+        let row = RowEncoder::Avro(Box::new(avro::Encoder::new(relation, ids, prefix, db)?));
+        Ok(FlatEncoder { row, flat, facts, head: Vec::new() })
+    }
+
+    /// In JSON. `prefix` is the topic prefix, `db` the source's database. The relation's records are flat.
     pub fn new(relation: Arc<Relation>, prefix: &str, db: &str) -> FlatEncoder {
         let flat = relation.modes.flat.clone().expect("records of this relation are flat");
         let head = if relation.modes.schemas { head(&schema(&relation, &flat, prefix)) } else { Vec::new() };
         let facts = Facts::new(prefix, db, &relation.name);
-        FlatEncoder { json: JsonEncoder::new(relation, prefix, db), flat, facts, head }
+        let row = RowEncoder::Json(Box::new(JsonEncoder::new(relation, prefix, db)));
+        FlatEncoder { row, flat, facts, head }
     }
 
     pub fn key(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
-        self.json.key(row, out)
+        match &self.row {
+            RowEncoder::Json(json) => json.key(row, out),
+            RowEncoder::Avro(avro) => avro.key(row, out),
+        }
     }
 
     pub fn key_json(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
-        self.json.key_json(row, out)
+        match &self.row {
+            RowEncoder::Json(json) => json.key_json(row, out),
+            RowEncoder::Avro(avro) => avro.key_json(row, out),
+        }
     }
 
     /// Of a deleted row `before` is written, of any other `after`.
@@ -67,23 +89,35 @@ impl FlatEncoder {
         out: &mut RecordBuf,
     ) -> Result<()> {
         let (side, row) = if op == Op::Delete { (Side::Before, before) } else { (Side::After, after) };
-        out.value.clear();
-        out.value.extend_from_slice(&self.head);
-        self.json.side(side, row, out)?;
+        let row = row.expect("a TRUNCATE has no flat record, and the configuration leaves it out");
+        let deleted = self.flat.deletes.rewrites().then(|| Value::Text((op == Op::Delete).to_string().into()));
+        let facts = self.flat.fields.iter().map(|added| self.facts.value(added.of, op, event));
+        let values = deleted.into_iter().chain(facts);
+        match &self.row {
+            RowEncoder::Json(json) => self.json(json, side, row, values, out)?,
+            RowEncoder::Avro(avro) => avro.flat(side, row, values, out)?,
+        }
         // It is for our sinks, and they do not read this.
         out.text.clear();
-        self.fields(op, event, &mut out.value);
-        if !self.head.is_empty() {
-            out.value.push(b'}');
-        }
         self.headers(op, event, &mut out.headers);
         Ok(())
     }
 
     /// Opens the row's object again and puts what is added behind its columns.
-    fn fields(&self, op: Op, event: &Event, out: &mut Vec<u8>) {
+    fn json<'v>(
+        &self,
+        json: &JsonEncoder,
+        side: Side,
+        row: Row<'_>,
+        added: impl Iterator<Item = Value<'v>>,
+        out: &mut RecordBuf,
+    ) -> Result<()> {
+        out.value.clear();
+        out.value.extend_from_slice(&self.head);
+        json.side(side, Some(row), out)?;
+        let out = &mut out.value;
         assert_eq!(out.pop(), Some(b'}'), "a row is an object");
-        let mut field = |name: &str, value: Value<'_>| {
+        for (name, value) in self.flat.added().zip(added) {
             if out.last() != Some(&b'{') {
                 out.push(b',');
             }
@@ -94,14 +128,12 @@ impl FlatEncoder {
                 Value::Integer(number) => push_integer(out, number),
                 Value::Text(text) => push_str(out, &text),
             }
-        };
-        if self.flat.deletes.rewrites() {
-            field(DELETED, Value::Text((op == Op::Delete).to_string().into()));
-        }
-        for Added { of, name } in &self.flat.fields {
-            field(name, self.facts.value(*of, op, event));
         }
         out.push(b'}');
+        if !self.head.is_empty() {
+            out.push(b'}');
+        }
+        Ok(())
     }
 
     fn headers(&self, op: Op, event: &Event, out: &mut Headers) {

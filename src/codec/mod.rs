@@ -154,7 +154,10 @@ impl Encoder {
 
     /// In Avro, under the ids that the registry gave the relation's schemas.
     pub fn avro(relation: Arc<Relation>, ids: avro::SchemaIds, prefix: &str, db: &str) -> Result<Encoder> {
-        Ok(Encoder::Avro(Box::new(avro::Encoder::new(relation, ids, prefix, db)?)))
+        Ok(match relation.modes.flat {
+            Some(_) => Encoder::Flat(Box::new(FlatEncoder::avro(relation, ids, prefix, db)?)),
+            None => Encoder::Avro(Box::new(avro::Encoder::new(relation, ids, prefix, db)?)),
+        })
     }
 
     /// Writes the row's key into `out.key`, which stays empty for a table without one. A key column that was not

@@ -15,7 +15,7 @@ use super::outbox::outbox;
 use super::pattern::{Named, Placeholder, TablePattern, TableTemplate, Template, parse_named};
 use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
-use super::records::Places;
+use super::records::{Places, snapshot_where};
 use super::shape::{self, ShapeText, shape};
 use super::wire::table_wire;
 use super::{Evolve, TableWire};
@@ -62,7 +62,8 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     let topic = topic(top);
     let partitions = top.count("partitions", 1, 1..=PARTITIONS_MAX);
     let (mut wire, mut places, format_at) = top.section("wire", |section| {
-        let wire = table_wire(section, wire);
+        let mut wire = table_wire(section, wire);
+        wire.modes.snapshot_where = snapshot_where(section);
         (wire, Places::of(section), section.place("format"))
     });
     let shape = shape(top);

@@ -220,6 +220,9 @@ fn alike(out: &mut String, table: &Table, targets: &[String]) {
     shape::describe(out, table);
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
+    if let Some(condition) = &table.wire.modes.snapshot_where {
+        pair(out, "snapshot_where", text(condition));
+    }
     if let Some(each) = &table.wire.modes.outbox {
         out.push_str("\n[connectors.outbox]\n");
         for (key, value) in outbox::shown(each) {

@@ -7,7 +7,6 @@ use super::outbox;
 use super::reader::Section;
 use super::wire::word;
 use super::{Table, TableWire};
-use crate::relation::Format;
 use crate::relation::flat::{Added, DeleteMode, Fact, Flat};
 
 const RECORDS: [(&str, bool); 2] = [("envelope", false), ("flat", true)];
@@ -95,7 +94,7 @@ fn added(section: &mut Section<'_>, key: &'static str) -> Option<Vec<String>> {
 }
 
 /// Keys that decide who can read a table's records.
-const DECISIVE: [&str; 4] = ["tombstones", "skipped_operations", "records", "format"];
+const DECISIVE: [&str; 5] = ["tombstones", "skipped_operations", "records", "format", "snapshot_where"];
 
 /// Where a connector says them.
 #[derive(Clone)]
@@ -119,6 +118,7 @@ impl Places {
 fn partial(wire: &TableWire) -> Option<(&'static str, &'static str)> {
     match wire {
         _ if wire.modes.outbox.is_some() => Some(("outbox", "[outbox] writes events, not rows")),
+        _ if wire.modes.snapshot_where.is_some() => Some(("snapshot_where", "snapshot_where leaves rows out")),
         _ if wire.records.flat => Some(("records", "records = \"flat\" leaves out what was before a change")),
         _ if !wire.tombstones => Some(("tombstones", "tombstones = false leaves records out")),
         _ if !wire.skipped.is_empty() => Some(("skipped_operations", "skipped_operations leaves records out")),
@@ -141,6 +141,7 @@ pub(super) fn check(table: &Table, at: &At, places: &Places, report: &Report) {
         let message = format!("{why}, but sink {:?} takes this table", sink.sink);
         let hint = match key {
             "outbox" => "delete [outbox], or [sinks], from this connector",
+            "snapshot_where" => "delete snapshot_where from [wire] of this connector, or [sinks]",
             _ => {
                 "write records = \"envelope\", tombstones = true and skipped_operations = [] into [wire] of this connector, or \
                  give consumers a pipeline of their own without sinks"
@@ -154,14 +155,41 @@ pub(super) fn check(table: &Table, at: &At, places: &Places, report: &Report) {
         let hint = "write skipped_operations = [\"t\"] beside records = \"flat\"";
         report.add(places.get("skipped_operations").or(places.get("records")).unwrap_or(at), message, hint);
     }
-    if wire.records.flat && wire.format == Format::Avro {
-        let hint = "write format = \"json\" beside records = \"flat\", with schemas = true where consumers need types";
-        report.add(
-            places.get("format").or(places.get("records")).unwrap_or(at),
-            "flat records are written in JSON only",
-            hint,
-        );
+}
+
+/// `snapshot_where` of a connector: a condition that stands in parentheses in statements of ours, so that it must be one.
+pub(super) fn snapshot_where(section: &mut Section<'_>) -> Option<String> {
+    let text = section.text("snapshot_where")?;
+    if !is_one_expression(&text.value) {
+        let message =
+            "snapshot_where must be one SQL condition: quotes and parentheses closed, no comment, no semicolon";
+        section.report().add(&text.at, message, "write snapshot_where = \"created_at > '2024-01-01'\"");
     }
+    Some(text.value)
+}
+
+/// As far as text tells; the server tells the rest.
+fn is_one_expression(sql: &str) -> bool {
+    let (mut depth, mut rest) = (0i32, sql);
+    while let Some(c) = rest.chars().next() {
+        if c == '\'' || c == '"' {
+            // Doubled quotes end one text and begin the next.
+            let Some(end) = rest[1..].find(c) else { return false };
+            rest = &rest[end + 2..];
+            continue;
+        }
+        depth += match c {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        let unsafe_here = [";", "--", "/*", "$$", "\\"].iter().any(|text| rest.starts_with(text));
+        if depth < 0 || unsafe_here {
+            return false;
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    depth == 0 && !sql.trim().is_empty()
 }
 
 /// Keys and values, for showing them.

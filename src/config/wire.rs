@@ -75,6 +75,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         delimiter: modes.delimiter.clone(),
         flat: records.resolved(),
         outbox: None,
+        snapshot_where: None,
     };
     TableWire {
         format: section.choice("format", &FORMATS).unwrap_or(default.format),

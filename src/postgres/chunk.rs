@@ -6,6 +6,7 @@
 //!
 //! Invariants:
 //! - The lock comes before the snapshot. DDL that rewrites a table is not MVCC-safe: an older snapshot finds it empty.
+//! - Where the relation version has a condition, rows that do not meet it are left out; then no sink takes the table.
 //! - Rows, key and catalog facts are of one instant. The select list comes from the facts found inside, so rows never shift
 //!   against their columns; the caller compares the facts with what it expected.
 //! - The range returned holds exactly the rows returned: it ends at the last key read, or where the caller's range ends.
@@ -26,7 +27,7 @@ use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::catalog::{Kind, TableFacts, quoted_list, row_key_of, table_facts};
 use super::copytext::CopyRows;
-use super::failure::{failed, unreadable};
+use super::failure::{failed, is_not_utf8, unreadable};
 use super::filter::{condition, refused};
 use super::slot::{holder, snapshot_now};
 use super::snapshot::PgSnapshot;
@@ -177,8 +178,9 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let key = row_key_of(&facts, request.key)?;
     let columns = key_columns(&facts, &key);
     same_key(request.relation, &facts, &key)?;
+    let only = request.relation.modes.snapshot_where.as_deref();
     let filter = request.filter.map(|sql| format!(" AND {}", condition(sql))).unwrap_or_default();
-    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, filter };
+    let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, filter, only };
     let (rows, range, full) = match &request.extent {
         _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
         Extent::Range(range) => reader.range(request, range).await?,
@@ -230,8 +232,10 @@ struct Reader<'a> {
     facts: &'a TableFacts,
     key: &'a [usize],
     columns: &'a [KeyColumn],
-    /// Behind another condition.
+    /// Of the connector's rows, behind another condition.
     filter: String,
+    /// Other rows are left out.
+    only: Option<&'a str>,
 }
 
 impl Reader<'_> {
@@ -242,8 +246,8 @@ impl Reader<'_> {
         let full = loop {
             let step = step_rows(rows.len(), bytes, request);
             let before = rows.len();
-            let condition = predicate(self.columns, &rest);
-            self.copy(&self.select(&condition, &order_by(self.columns), step), &mut rows).await?;
+            let select = self.select(&predicate(self.columns, &rest), &order_by(self.columns), step);
+            self.copy(&select, &mut rows).await?;
             bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
             if rows.len() - before < step {
                 break false;
@@ -311,15 +315,20 @@ impl Reader<'_> {
         quoted_list(self.facts.columns.iter().map(|c| c.name.as_str()))
     }
 
+    fn and_where(&self) -> String {
+        let only = self.only.map(|only| format!(" AND (\n{only}\n)")).unwrap_or_default();
+        format!("{}{only}", self.filter)
+    }
+
     fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
-        let (list, table, filter) = (self.list(), holder.quoted(), &self.filter);
+        let (list, table, filter) = (self.list(), holder.quoted(), self.and_where());
         format!(
             "COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)'{filter}) TO STDOUT"
         )
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
-        let (list, table, filter) = (self.list(), self.facts.name.quoted(), &self.filter);
+        let (list, table, filter) = (self.list(), self.facts.name.quoted(), self.and_where());
         let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
         format!(
             "COPY (SELECT {list} FROM {only}{table} WHERE ({condition}){filter} ORDER BY {order} LIMIT {rows}) TO STDOUT"
@@ -328,7 +337,10 @@ impl Reader<'_> {
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
         let doing = format!("reading rows of {}", self.facts.name);
-        let failure = |e| if self.filter.is_empty() { failed(&*doing, e) } else { refused(&doing, e) };
+        let failure = |e| {
+            let unfit = self.only.and_then(|only| refused_condition(&self.facts.name, only, &e));
+            unfit.unwrap_or_else(|| if self.filter.is_empty() { failed(&*doing, e) } else { refused(&doing, e) })
+        };
         let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
         let mut copy = CopyRows::new(self.facts.columns.len());
         while let Some(data) = stream.next().await {
@@ -346,6 +358,27 @@ impl Reader<'_> {
         };
         self.key.iter().map(part).collect()
     }
+}
+
+/// Whether the server understands the condition of `snapshot_where`.
+pub async fn check_condition(client: &impl GenericClient, name: &TableName, only: &str) -> Result<()> {
+    let sql = format!("EXPLAIN SELECT FROM {} WHERE (\n{only}\n)", name.quoted());
+    client.batch_execute(&sql).await.map_err(|e| {
+        refused_condition(name, only, &e).unwrap_or_else(|| failed(format!("checking snapshot_where of {name}"), e))
+    })
+}
+
+/// The server's refusal of the condition: it does not parse, names what is not there, or fails on a row.
+fn refused_condition(name: &TableName, only: &str, error: &tokio_postgres::Error) -> Option<Error> {
+    let refusal = error.as_db_error()?;
+    let state = refusal.code();
+    let text = is_not_utf8(state.code()) || *state == SqlState::INSUFFICIENT_PRIVILEGE;
+    let ours = (state.code().starts_with("42") || state.code().starts_with("22")) && !text;
+    ours.then(|| {
+        let message = format!("snapshot_where of table {name} can't be evaluated: {}", refusal.message());
+        let hint = format!("write another snapshot_where into [wire] of the connector of {name}, or delete it");
+        Error::halt(Code::Config, message, hint).fact(format!("the condition: {only}"))
+    })
 }
 
 /// Prefix of the logical message that marks H; its content is the nonce.

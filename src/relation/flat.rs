@@ -16,6 +16,14 @@ pub struct Flat {
     pub headers: Vec<Added>,
 }
 
+impl Flat {
+    /// Names of the fields behind the columns.
+    pub fn added(&self) -> impl Iterator<Item = &str> {
+        let deleted = self.deletes.rewrites().then_some(DELETED);
+        deleted.into_iter().chain(self.fields.iter().map(|field| field.name.as_str()))
+    }
+}
+
 /// `delete.tombstone.handling.mode`: what is written of a deleted row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -43,7 +43,8 @@ impl RoutedTopics {
         let wire = &config.wire;
         let messages = wire.messages.as_ref().map(|messages| &messages.topic);
         let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| &heartbeat.topic);
-        let tables = config.tables.iter().map(|table| &table.topic);
+        // An outbox has no records but events, so that its own topic may be theirs.
+        let tables = config.tables.iter().filter(|table| table.wire.modes.outbox.is_none()).map(|table| &table.topic);
         let others = [Some(&config.kafka.ledger), wire.transaction_topic.as_ref(), messages, heartbeats];
         let by_collision = |name: &String| (topic_collision(name), name.clone());
         let owned: HashMap<String, String> = tables.chain(others.into_iter().flatten()).map(by_collision).collect();

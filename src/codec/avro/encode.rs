@@ -152,6 +152,13 @@ impl Encoder {
         self.json.key_json(row, out)
     }
 
+    /// Begins a value.
+    pub(super) fn begin(&self, out: &mut RecordBuf) {
+        out.value.clear();
+        out.text.clear();
+        out.value.extend_from_slice(&self.value_frame);
+    }
+
     pub(in crate::codec) fn envelope(
         &self,
         op: Op,
@@ -160,9 +167,7 @@ impl Encoder {
         after: Option<Row<'_>>,
         out: &mut RecordBuf,
     ) -> Result<()> {
-        out.value.clear();
-        out.text.clear();
-        out.value.extend_from_slice(&self.value_frame);
+        self.begin(out);
         self.side(Side::Before, before, out)?;
         self.side(Side::After, after, out)?;
         self.source(op, event, out);
@@ -174,8 +179,13 @@ impl Encoder {
             out.value.push(FIRST);
             return Ok(());
         };
-        self.check_width(row)?;
         out.value.push(SECOND);
+        self.row(side, row, out)
+    }
+
+    /// The columns of a row; of a record that is flat, all but what is added.
+    pub(super) fn row(&self, side: Side, row: Row<'_>, out: &mut RecordBuf) -> Result<()> {
+        self.check_width(row)?;
         for (index, (cell, column)) in row.iter().zip(&self.columns).enumerate() {
             if column.key_only {
                 continue;

@@ -18,6 +18,7 @@
 mod decode;
 mod encode;
 mod events;
+mod flat;
 pub mod schema;
 mod shape;
 #[cfg(test)]
@@ -54,6 +55,7 @@ struct Shapes {
     key: Vec<(usize, Option<Shape>)>,
     /// Of each column in a row; `None` where it has no field there.
     columns: Vec<Option<Shape>>,
+    /// Of a value, which is the row alone where records are flat.
     envelope: Shape,
 }
 
@@ -65,7 +67,11 @@ fn shapes(relation: &Relation) -> Result<Shapes> {
 fn read_shapes(relation: &Relation) -> Option<Shapes> {
     let schemas = relation.avro.as_ref()?;
     let envelope = Shape::parse(&schemas.value)?;
-    let row = envelope.fields().iter().find(|field| field.name == "after")?.shape.inner();
+    let flat = relation.modes.flat.as_ref();
+    let row = match flat {
+        Some(_) => &envelope,
+        None => envelope.fields().iter().find(|field| field.name == "after")?.shape.inner(),
+    };
     let mut fields = row.fields().iter();
     let mut columns = Vec::with_capacity(relation.columns.len());
     let skipped = |i: usize| mapping::encoding(&relation.columns[i], &relation.modes) == Encoding::Skipped;
@@ -83,7 +89,8 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
         let shape = if skipped(index) { None } else { Some(key_fields.next()?.shape.clone()) };
         key.push((index, shape));
     }
-    let whole = fields.next().is_none() && key_fields.next().is_none();
+    let added = flat.map_or(0, |flat| flat.added().count());
+    let whole = fields.count() == added && key_fields.next().is_none();
     whole.then_some(Shapes { key, columns, envelope })
 }
 

@@ -4,6 +4,7 @@
 //! the last point; what Connect says besides goes into `connect.*` properties; optional is a union with null, and which of the
 //! two comes first is decided by the default. A record that was written out once is named after that.
 
+use super::super::flat;
 use super::super::schema::{RelationSchemas, Schema, Type, Value};
 use crate::error::{Code, Error, Result};
 use crate::relation::{AvroSchemas, Format, Relation};
@@ -25,7 +26,8 @@ pub fn complete(relation: Relation, prefix: &str) -> Result<Relation> {
 /// The schemas of a relation's records; `prefix` is the topic prefix.
 pub fn schemas(relation: &Relation, prefix: &str) -> Result<AvroSchemas> {
     let schemas = RelationSchemas::new(relation, prefix);
-    let fields = schemas.row.fields();
+    let flat = relation.modes.flat.as_ref().map(|flat| flat::schema(relation, flat, prefix));
+    let fields = flat.as_ref().unwrap_or(&schemas.row).fields();
     for (i, field) in fields.iter().enumerate() {
         let name = adjusted_field(&field.name);
         if let Some(other) = fields[..i].iter().find(|other| adjusted_field(&other.name) == name) {
@@ -37,7 +39,7 @@ pub fn schemas(relation: &Relation, prefix: &str) -> Result<AvroSchemas> {
             return Err(Error::halt(Code::SchemaRefused, message, hint));
         }
     }
-    Ok(AvroSchemas { key: schemas.key.as_ref().map(json), value: json(&schemas.envelope) })
+    Ok(AvroSchemas { key: schemas.key.as_ref().map(json), value: json(flat.as_ref().unwrap_or(&schemas.envelope)) })
 }
 
 /// The Avro schema as JSON.

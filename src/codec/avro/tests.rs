@@ -15,9 +15,10 @@ use crate::codec::tests::{EVENT, column, relation_of};
 use crate::codec::{Block, Decoder, Encoder, Event, Op, RecordBuf, TransactionMark};
 use crate::error::Code;
 use crate::record::{Side, absent_bitmap};
+use crate::relation::flat::{Added, DeleteMode};
 use crate::relation::{
-    AvroSchemas, BinaryMode, ColumnDefault, DecimalMode, Format, IntervalMode, Modes, Relation, TableName, TypeKind,
-    UnknownMode,
+    AvroSchemas, BinaryMode, ColumnDefault, DecimalMode, Flat, Format, IntervalMode, Modes, Relation, TableName,
+    TypeKind, UnknownMode,
 };
 use crate::value::{Cell, Row, RowBuf};
 
@@ -124,6 +125,48 @@ fn what_a_schema_has_no_place_for_rides_beside() {
 }
 
 /// Every cut of a record, and every change of one byte, is read or refused; nothing panics.
+#[test]
+fn flat_records_are_what_the_oracle_reads() {
+    let added = |list: &[&str]| list.iter().map(|text| Added::parse(text, "__").unwrap()).collect();
+    let fields = ["op", "lsn", "source.snapshot", "transaction.id", "transaction.total_order"];
+    let flat = Flat { deletes: DeleteMode::Rewrite, fields: added(&fields), headers: added(&["op"]) };
+    let columns = vec![
+        column("id", oid::INT4, -1, false, Some(0)),
+        column("skipped", 3220, -1, true, None),
+        column("n n", oid::NUMERIC, -1, true, None),
+    ];
+    let modes = Modes { flat: Some(flat), unknown: UnknownMode::Skip, ..Modes::default() };
+    let relation = avro_of(&Relation { modes, ..(*relation_of(columns)).clone() });
+    let schemas = relation.avro.as_ref().unwrap();
+    let encoder = Encoder::avro(relation.clone(), IDS, "p", "db").unwrap();
+    let mut buf = RecordBuf::default();
+    let mut fields = |event: &Event, write: fn(&Encoder, &Event, Row<'_>, &mut RecordBuf), cells: &[Cell<'_>]| {
+        write(&encoder, event, row(cells).row(), &mut buf);
+        oracle(&schemas.value, &buf.value);
+        let parsed = apache_avro::Schema::parse_str(&schemas.value).unwrap();
+        let reader = GenericDatumReader::builder(&parsed).build().unwrap();
+        let value = reader.read_value(&mut &buf.value[FRAME_BYTES..]).unwrap();
+        let json: serde_json::Value = value.try_into().unwrap();
+        (json, buf.headers.clone())
+    };
+    let create: fn(&Encoder, &Event, Row<'_>, &mut RecordBuf) =
+        |encoder, event, row, buf| encoder.create(event, row, buf).unwrap();
+    let event = Event { block: Some(Block { total_order: 3, collection_order: 1 }), ..EVENT };
+    let (json, headers) = fields(&event, create, &[text("1"), text("0/1"), text("1.50")]);
+    let wanted = serde_json::json!({"id": 1, "n_n": "1.50", "__deleted": "false", "__op": "c", "__lsn": 17,
+        "__source_snapshot": null, "__transaction_id": "5:17", "__transaction_total_order": 3});
+    assert_eq!(json, wanted);
+    assert_eq!(headers, [("__op".to_owned(), Some(b"c".to_vec()))]);
+    let (json, _) = fields(
+        &EVENT,
+        |encoder, event, row, buf| encoder.delete(event, row, buf).unwrap(),
+        &[text("1"), Cell::Absent, Cell::Absent],
+    );
+    let wanted = serde_json::json!({"id": 1, "n_n": null, "__deleted": "true", "__op": "d", "__lsn": 17,
+        "__source_snapshot": null, "__transaction_id": null, "__transaction_total_order": null});
+    assert_eq!(json, wanted);
+}
+
 #[test]
 fn damaged_records_are_refused() {
     let columns = vec![

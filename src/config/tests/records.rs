@@ -56,8 +56,6 @@ fn what_flat_records_do_not_go_with_is_said() {
             ("connectors/t.toml", &format!("table = \"t\"\n{flat}[sinks.orders]\n")),
         ])
         .said(),
-        table("[registry]\nurl = \"http://r\"\n", &format!("{flat}format = \"avro\"\nskipped_operations = [\"t\"]\n"))
-            .said(),
         table(
             "",
             &format!("{flat}skipped_operations = [\"t\"]\nadd_fields = [\"befor\", \"op\", \"source.ts_ms:op\"]\n"),
@@ -101,4 +99,18 @@ fn what_an_outbox_does_not_go_with_is_said() {
         twice.said(),
     ];
     insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn a_snapshot_has_a_condition_where_no_sink_is() {
+    let config = table("", "[wire]\nsnapshot_where = \"(a = 1 OR b = 'it''s (') AND \\\"x;y\\\" > 0\"\n").config();
+    let only = config.tables[0].wire.modes.snapshot_where.as_deref();
+    assert_eq!(only, Some("(a = 1 OR b = 'it''s (') AND \"x;y\" > 0"));
+    for wrong in ["a) OR (b", "(a", "a = 'x", "a; DROP", "a -- x", "a /* x", " "] {
+        let said = table("", &format!("[wire]\nsnapshot_where = \"{wrong}\"\n")).said();
+        assert!(said.contains("snapshot_where must be one SQL condition"), "{wrong}: {said}");
+    }
+    let connector = "table = 't'\n[wire]\nsnapshot_where = 'true'\n[sinks.orders]\n";
+    let said = Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", connector)]).said();
+    assert!(said.contains("snapshot_where leaves rows out, but sink \"orders\" takes this table"), "{said}");
 }
