@@ -257,7 +257,8 @@ async fn replay(dir: &Path, services: &Services) -> Result<(Topics, Topics)> {
         started(&mut process, services, &prefix, loads).await?;
         script.run(&read("steps.sql")?).await?;
         if loads {
-            settled(&mut process, &database, services, &prefix).await?;
+            let unread: Vec<&str> = tables.iter().filter(|t| !options.loads(t)).map(|t| t.table.as_str()).collect();
+            settled(&mut process, &database, services, &prefix, &unread).await?;
         }
         caught_up(&mut process, &database).await?;
         let (kafka, registry, from) = (services.kafka.clone(), services.registry.clone(), prefix.clone());
@@ -314,11 +315,17 @@ impl Options {
         Ok(lines.join("\n") + "\n")
     }
 
+    /// Whether the rows of the table that are there at first are read.
+    fn loads(&self, table: &CaseTable) -> bool {
+        let list = self.get("snapshot.include.collection.list");
+        list.is_none_or(|list| list.split(',').any(|one| one == table.name()))
+    }
+
     /// The section `[wire]` of a table whose snapshot is said by itself.
     fn snapshot(&self, table: &CaseTable) -> Result<String> {
-        let name = format!("{}.{}", table.schema, table.table);
+        let name = table.name();
         let mut lines = Vec::new();
-        if self.get("snapshot.include.collection.list").is_some_and(|list| !list.split(',').any(|one| one == name)) {
+        if !self.loads(table) {
             lines.push("snapshot = \"no_data\"".to_owned());
         }
         if let Some(statement) = self.get(&format!("snapshot.select.statement.overrides.{name}")) {
@@ -562,8 +569,15 @@ async fn started(process: &mut Process, services: &Services, prefix: &str, loads
     }
 }
 
-/// Waits until every table that has a key by now was asked for, and everything that was asked for is in its topic.
-async fn settled(process: &mut Process, database: &Database, services: &Services, prefix: &str) -> Result<()> {
+/// Waits until every table that has a key by now was asked for, but for those whose rows are not read, and everything that was
+/// asked for is in its topic.
+async fn settled(
+    process: &mut Process,
+    database: &Database,
+    services: &Services,
+    prefix: &str,
+    unread: &[&str],
+) -> Result<()> {
     let sql = "SELECT c.relname::text FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid";
     let unpublished = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
@@ -582,7 +596,8 @@ async fn settled(process: &mut Process, database: &Database, services: &Services
             of("request").map(|(_, record)| record.value.get("tables").map(Json::to_string).unwrap_or_default());
         let asked: String = asked.collect();
         let names = client.query(sql, &[]).await?;
-        let all_asked = names.iter().all(|row| asked.contains(&format!("{:?}", row.get::<_, &str>(0))));
+        let mut names = names.iter().map(|row| row.get::<_, &str>(0)).filter(|name| !unread.contains(name));
+        let all_asked = names.all(|name| asked.contains(&format!("{name:?}")));
         let unpublished: i64 = client.query_one(unpublished, &[]).await?.get(0);
         let done: Vec<Option<&Json>> = of("done").map(|(_, record)| record.value.get("id")).collect();
         let is_left = |record: &Record| record.value.get("kind").and_then(Json::text) == Some("leave");
