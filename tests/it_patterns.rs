@@ -36,6 +36,7 @@ async fn a_table_made_later_arrives_whole() {
     }
     let pattern = format!("tenant_*.{}*", &ODD.replace("s\"", "\""));
     let scene = scene.configure(|p| p.connector_file("tenants", &pattern, "[sinks.orders]\n").table("public.plain"));
+    let scene = scene.configure(|p| p.connector_file("shaped", "shaped_*", "columns = ['id', 'v']\n"));
     scene.sql(&format!("INSERT INTO tenant_1.{ODD} SELECT i, 'v' || i FROM generate_series(1, 50) i")).await;
     let mut process = scene.start().await;
     converge(&scene, &mut process, &format!("tenant_1.{ODD}")).await;
@@ -75,6 +76,14 @@ async fn a_table_made_later_arrives_whole() {
         ))
         .await;
     converge(&scene, &mut process, &format!("tenant_3.{ODD}")).await;
+    // One that lacks a column which its connector speaks of.
+    scene.sql("CREATE TABLE shaped_1 (id int PRIMARY KEY)").await;
+    let named = |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("public.shaped_1"));
+    process.wait_until("the table is named", PATIENCE, named).await.unwrap();
+    scene.sql("ALTER TABLE shaped_1 ADD COLUMN v text").await;
+    let taken = |s: &Status| !s.0["tables"]["public.shaped_1"].is_null();
+    process.wait_until("the table is taken in", PATIENCE, taken).await.unwrap();
+
     // One that somebody holds locked is waited for by nobody.
     scene.sql(&tenant("hidden")).await;
     let holder = scene.source.connect().await.unwrap();

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use crate::capture::shape;
 use crate::config::{Config, LeftOut};
 use crate::error::{Error, Result};
 use crate::postgres::named::{NamedTable, named_tables};
@@ -115,7 +116,13 @@ async fn judge<'f>(
             insert_only: &insert_only,
             create: config.create,
         };
-        match preflight::refusal(&source, wanted, publication.as_ref(), &facts) {
+        let mut refusal = preflight::refusal(&source, wanted, publication.as_ref(), &facts);
+        if refusal.is_none() {
+            // Its connector may speak of columns that it does not have.
+            let (alone, facts) = (config.resolve([&table.name]).0, std::slice::from_ref(&facts));
+            refusal = shape::findings(session, source.version, &alone, facts).await?.into_iter().next();
+        }
+        match refusal {
             None => fit.push(&table.name),
             Some(halt) => {
                 let (table, why, hint) = (table.name.clone(), halt.message, halt.hint);
