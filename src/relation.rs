@@ -142,6 +142,9 @@ pub struct Modes {
     /// An SQL condition: rows that do not meet it are not among the existing rows that are copied to the topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_where: Option<String>,
+    /// `skipped.operations`, a letter each, in alphabetical order.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub skipped: String,
 }
 
 impl Default for Modes {
@@ -164,6 +167,7 @@ impl Default for Modes {
             flat: None,
             outbox: None,
             snapshot_where: None,
+            skipped: String::new(),
         }
     }
 }
@@ -171,7 +175,7 @@ impl Default for Modes {
 impl Modes {
     /// Records say all of a change, and chunks hold all rows of their ranges, so that a sink can be made of them.
     pub fn is_whole(&self) -> bool {
-        self.flat.is_none() && self.outbox.is_none() && self.snapshot_where.is_none()
+        self.flat.is_none() && self.outbox.is_none() && self.snapshot_where.is_none() && self.skipped.is_empty()
     }
 
     /// Records have headers beside ours and Debezium's.

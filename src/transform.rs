@@ -1,4 +1,5 @@
-//! What a connector makes of its table's rows before records are written of them: columns left out, masks, another key.
+//! What a connector makes of its table's rows before records are written of them: columns left out, masks, another
+//! key, a row filter.
 //!
 //! A [`Shape`] is what the connector says, in names. [`Shape::compile`] lays it over a version of the table's rows, once for each
 //! version: out of it come the relation version of the records and the [`Transformer`] that rows go through. Rows of the
@@ -7,12 +8,11 @@
 //!
 //! Invariants: what hides something is never passed over in silence. A column that is named and not there, a mask on a type that
 //! has none, a mask on a key are errors, because the value would stand in the topic in clear; so is hiding what tells rows apart,
-//! which the ledger's ranges hold. Columns that the catalog has
-//! forgotten (the stream is behind it) can't be told from hidden ones that were renamed since, so a table that hides some leaves
-//! them out.
+//! which the ledger's ranges hold. Columns that the catalog has forgotten (the stream is behind it) can't be told from hidden
+//! ones that were renamed since, so a table that hides some leaves them out.
 //!
-//! Deliberately not here: whether a key names rows and comes with every change (`postgres::catalog`); what is compared at a start to
-//! find that a shape was changed (`look`).
+//! Deliberately not here: whether a key names rows and comes with every change (`postgres::named_key`); what is compared at a
+//! start to find that a shape was changed (`look`); the filter's SQL, which the server judges (`postgres::filter`).
 
 mod mask;
 
@@ -176,7 +176,7 @@ impl Shape {
     }
 
     fn check_names(&self, rows: &Relation, catalog: Option<&[&str]>) -> Result<()> {
-        let Some(catalog) = catalog else { return Ok(()) };
+        let Some(catalog) = catalog else { return self.check_hidden(rows) };
         match self.names().find(|(_, name)| !catalog.contains(&name.as_str())) {
             None => Ok(()),
             Some((word, name)) => {
@@ -184,6 +184,23 @@ impl Shape {
                 let hint = format!("write another name into {word}; its columns are {}", catalog.join(", "));
                 Err(refused(rows, &found, hint)
                     .fact("generated columns are in no record; one that was renamed would show under its new name"))
+            }
+        }
+    }
+
+    /// Of a table that is gone nobody can say what a column was called before: one that is to be hidden must be there by its name.
+    fn check_hidden(&self, rows: &Relation) -> Result<()> {
+        let except: &[String] = if let Columns::Except(names) = &self.columns { names } else { &[] };
+        let hidden = except.iter().map(|name| ("exclude_columns", name));
+        let mut hidden = hidden.chain(self.masks.iter().map(|(name, _)| ("masks", name)));
+        match hidden.find(|(_, name)| rows.columns.iter().all(|column| column.name != **name)) {
+            None => Ok(()),
+            Some((word, name)) => {
+                let found = format!("{word} names column {name:?}, which rows of a table that is gone do not have");
+                let hint = format!("delete {name:?} from {word} if none of these rows' columns is to be hidden");
+                let columns: Vec<&str> = rows.columns.iter().map(|column| column.name.as_str()).collect();
+                Err(refused(rows, &found, hint)
+                    .fact(format!("it may stand in them under another name; they have {}", columns.join(", "))))
             }
         }
     }

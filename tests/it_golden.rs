@@ -1,8 +1,8 @@
 //! Recordings of real Debezium, replayed: the same SQL on a real Postgres, our binary in Debezium's place, the same records.
 //!
-//! tests/golden holds the cases and says in README.md what each file is. A case is data: its connector's options become our
-//! configuration by one translation, its SQL is run as the recorder ran it, and what stands in the topics then is compared with
-//! the recording after masking what that README calls volatile. A new case needs no code here.
+//! tests/golden holds the cases: `connector.json` (options), `setup.sql`, `steps.sql`, `events.jsonl` (the recording). A case is
+//! data: its connector's options become our configuration by one translation, its SQL is run as the recorder ran it, and what
+//! stands in the topics then is compared with the recording after what is volatile is masked. A new case needs no code here.
 //!
 //! tests/golden/verdicts.toml lists the cases that differ on purpose (`better`, with the paths in which they differ), those that
 //! are about Debezium's own mechanics (`not_applicable`) and those whose feature is missing. A case that is not listed must be

@@ -40,7 +40,7 @@ use crate::ledger::state::{Event, State};
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
-use crate::postgres::catalog::{self, Identity, StreamedColumn, StreamedRelation};
+use crate::postgres::catalog::{self, Identity, RelationShape, StreamedColumn, StreamedRelation};
 use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
 use crate::postgres::look;
@@ -588,6 +588,14 @@ impl Core {
         let shaped = match told.clone().find(|known| plain && streamed.is_of(known, rows)) {
             Some(known) => shape::plain(Relation::clone(known)),
             None => {
+                // FULL flags every column, and which of them were the key only the catalog knew.
+                let told_at = |known: &&Arc<Relation>| self.state.relations_at.get(&known.fingerprint).copied();
+                let known = self.state.relations.values().filter(|r| r.oid == body.oid).max_by_key(told_at);
+                let key: Vec<String> = match (&facts, known) {
+                    (None, Some(known)) => known.row_key().into_iter().map(|(name, _)| name).collect(),
+                    _ => Vec::new(),
+                };
+                let rows = if rows.key.is_empty() { RelationShape { key: &key, ..rows } } else { rows };
                 let rows = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, rows)?;
                 let shaped = shape::shaped(table, rows, facts.as_ref(), &config.kafka.topic_prefix)?;
                 match told.find(|known| !plain && shape::resembles(&shaped.relation, known)) {

@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::capture::shape;
 use crate::config::{Config, LeftOut};
-use crate::error::{Error, Result};
+use crate::error::{Error, Halt, Result};
 use crate::postgres::named::{NamedTable, named_tables};
 use crate::postgres::{catalog, preflight, publication};
 use crate::relation::TableName;
@@ -121,6 +121,9 @@ async fn judge<'f>(
             // Its connector may speak of columns that it does not have.
             let (alone, facts) = (config.resolve([&table.name]).0, std::slice::from_ref(&facts));
             refusal = shape::findings(session, source.version, &alone, facts).await?.into_iter().next();
+            if let (None, Some(table), [facts]) = (&refusal, alone.table(&table.name), facts) {
+                refusal = halt_of(shape::check_records(session, table, facts, &config.kafka.topic_prefix).await)?;
+            }
         }
         match refusal {
             None => fit.push(&table.name),
@@ -131,6 +134,14 @@ async fn judge<'f>(
         }
     }
     Ok((fit, left_out))
+}
+
+fn halt_of(checked: Result<()>) -> Result<Option<Halt>> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(Error::Halt(halt)) => Ok(Some(*halt)),
+        Err(error) => Err(error),
+    }
 }
 
 /// A halt over the publication may be about a table that is left out.

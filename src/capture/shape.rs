@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::codec::{avro, mapping};
+use crate::codec::{self, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::postgres::catalog::{self, RelationShape, TableFacts};
+use crate::postgres::chunk;
 use crate::postgres::filter::{self, Filters};
 use crate::postgres::named_key;
 use crate::postgres::publication::PublicationFacts;
@@ -74,7 +75,7 @@ pub fn insert_only(config: &Config, publication: Option<&PublicationFacts>) -> V
 /// Completes a version of the table's rows to one of its records. `facts`: the table as the catalog has it by now.
 pub fn shaped(table: &Table, rows: Relation, facts: Option<&TableFacts>, prefix: &str) -> Result<Shaped> {
     if table.shape.is_plain() {
-        return Ok(plain(avro::complete(rows, prefix)?));
+        return Ok(plain(codec::complete(rows, prefix)?));
     }
     let version = Rows::of(&rows);
     let shaped = records(table, rows, facts)?;
@@ -82,7 +83,7 @@ pub fn shaped(table: &Table, rows: Relation, facts: Option<&TableFacts>, prefix:
     let for_sinks = !table.sinks.is_empty();
     let blind = |facts| named_key::finding(facts, key, for_sinks, false).is_some();
     let inserts_alone = table.insert_only && !key.is_empty() && facts.is_some_and(blind);
-    let relation = avro::complete(shaped.relation, prefix)?;
+    let relation = codec::complete(shaped.relation, prefix)?;
     Ok(Shaped { relation, rows: version, transformer: shaped.transformer, inserts_alone })
 }
 
@@ -121,6 +122,15 @@ pub async fn findings(session: &Session, version: i32, config: &Config, facts: &
         }
     }
     Ok(found)
+}
+
+/// Whether records can be written of the table as it is, and its first rows read.
+pub async fn check_records(session: &Session, table: &Table, facts: &TableFacts, prefix: &str) -> Result<()> {
+    if let Some(only) = &table.wire.modes.snapshot_where {
+        chunk::check_condition(&**session, &table.name, only).await?;
+    }
+    let rows = catalog::build_relation(facts, relation_shape(table))?;
+    shaped(table, rows, Some(facts), prefix).map(|_| ())
 }
 
 /// The row filters that the publication is to have, and the marks of those that the ledger knows to be there.

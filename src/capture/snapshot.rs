@@ -215,6 +215,31 @@ impl<V: Visibility> Loader<V> {
         self.pending = None;
     }
 
+    /// A table is gone: the rest of the job goes on without it.
+    pub fn let_go(&mut self, table: &TableName) {
+        let Some(running) = &mut self.running else { return };
+        let is_other = |(name, _): &(TableName, KeyRange)| name != table;
+        let is_read = running.left.front().is_some_and(|first| !is_other(first));
+        running.job.tables.retain(|name| name != table);
+        running.left.retain(is_other);
+        running.again.retain(is_other);
+        running.emitted.retain(is_other);
+        running.left_out.retain(|(name, _)| name != table);
+        running.torn.remove(table);
+        self.remembered.retain(|r| r.table != *table);
+        self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
+        if is_read {
+            if let Some(again) = running.again.pop_front() {
+                running.left.push_front(again);
+            }
+            if running.fenced || running.left.is_empty() {
+                // What was asked for is for nothing any more; its answer is late.
+                self.pending = None;
+                running.asked = None;
+            }
+        }
+    }
+
     /// Tables of the job.
     pub fn tables(&self) -> &[TableName] {
         self.running.as_ref().map_or(&[], |running| &running.job.tables)
@@ -804,6 +829,34 @@ mod tests {
         }
         remember(&mut loader, 20, Op::Update(row(&["1", "newer"])));
         assert_eq!(sorted(loader.mark(read.nonce, |_| Some(VERSION)).unwrap()), ["1,newer"]);
+    }
+
+    #[test]
+    fn a_table_that_is_gone_leaves_the_job_and_the_rest_goes_on() {
+        let (mut loader, other) = (Loader::new(1000, 1 << 20), TableName::new("public", "u"));
+        let two = Job { tables: vec![table(), other.clone()], ..job(&[]) };
+        loader.start(two);
+        fence(&mut loader);
+        let first = read(&mut loader);
+        remember(&mut loader, 20, Op::Insert(row(&["1", "x"])));
+        loader.let_go(&table());
+        assert!(!loader.remembers(&table()) && loader.remembers(&other));
+        assert_eq!(loader.mark(first.nonce, |_| None).unwrap(), None, "its chunk is late");
+        assert_eq!(read(&mut loader).table, other);
+        loader.let_go(&other);
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])));
+    }
+
+    #[test]
+    fn a_table_that_is_gone_before_the_fence_leaves_it_standing() {
+        let (mut loader, other) = (Loader::<Below>::new(1000, 1 << 20), TableName::new("public", "u"));
+        loader.start(Job { tables: vec![table(), other.clone()], ..job(&[]) });
+        let name = Uuid::new_v4();
+        assert_eq!(loader.next_action(name), Some(Action::Fence(name)));
+        loader.let_go(&table());
+        assert_eq!(loader.next_action(Uuid::new_v4()), None, "it is still asked for");
+        loader.let_go(&other);
+        assert_eq!(loader.next_action(Uuid::new_v4()), Some(Action::Done(vec![Uuid::nil()])), "for nobody");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Failure;
 use crate::apply::driver::check_progress;
 use crate::capture::{routing, shape, start};
+use crate::codec;
 use crate::config::{Config, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
@@ -157,7 +158,13 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     }
     // What keeps a relation from being built is among the findings already.
     let relation = |(table, facts): (&Table, &Option<_>)| shape::relation_of(table, facts.as_ref()?).ok();
-    let relations = config.tables.iter().zip(&facts).filter_map(relation).collect();
+    let mut relations = Vec::new();
+    for relation in config.tables.iter().zip(&facts).filter_map(relation) {
+        match codec::complete(relation, &config.kafka.topic_prefix) {
+            Ok(relation) => relations.push(relation),
+            Err(error) => findings.push(error.into()),
+        }
+    }
     let facts: Vec<_> = facts.into_iter().flatten().collect();
     let version = source_facts(&*session).await?.version;
     findings.extend(shape::findings(&session, version, config, &facts).await?.into_iter().map(Finding::Halt));

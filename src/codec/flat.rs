@@ -309,6 +309,9 @@ mod tests {
 
     #[test]
     fn no_sink_reads_them() {
+        let thin = Modes { skipped: "d".into(), ..Modes::default() };
+        let thin = Relation { modes: thin, ..Relation::clone(&flat(DeleteMode::Drop, &[], &[], false)) };
+        assert!(Decoder::of(Arc::new(thin)).is_err(), "what is left out a sink would never miss");
         let error = Decoder::of(flat(DeleteMode::Drop, &[], &[], false)).err().unwrap();
         assert_eq!(error.code(), Some(Code::RecordInvalid));
     }

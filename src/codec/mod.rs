@@ -10,7 +10,9 @@
 //! Neither direction allocates per value; buffers are the caller's and are reused.
 //!
 //! [`mapping`] says what a column becomes, [`write`] turns a text into that value for any format, [`schema`] has the schemas that
-//! belong to it. Where this differs from Debezium on purpose is listed in docs/debezium-compatibility.md.
+//! belong to it, `complete` refuses by name what a version can't be written as. `flat` and `outbox` write what no sink takes:
+//! there is no way back from them, and [`Decoder::of`] says so. Where this differs from Debezium on purpose is listed in
+//! docs/debezium-compatibility.md.
 //!
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 

@@ -2,9 +2,11 @@
 //!
 //! The types here are the resolved ones: no `Option` means "default". Raw TOML shapes stay private to the room.
 //!
-//! The way from text to these types: `reader` walks a file and types its values, `process`, `connector` and `wire` know the keys of the
-//! two kinds of files, `url` knows a database's address and the TLS rule, `files` fetches passwords and certificates, `load`
-//! compares files with each other, `pattern` and `routes` know tables that are named by pattern. Whatever is wrong on the way becomes a [`Finding`]; nothing stops at the first.
+//! The way from text to these types: `reader` walks a file and types its values, `process` and `connector` know the keys of the
+//! two kinds of files, `wire`, `records`, `shape` and `outbox` those of their sections. `url` knows a database's address and
+//! the TLS rule, `files` fetches passwords and certificates, `names` fills in names of topics, `load` compares files with each
+//! other, `pattern` and `routes` know tables that are named by pattern. `describe` is the way back. Whatever is wrong on the
+//! way becomes a [`Finding`]; nothing stops at the first.
 //!
 //! Invariant: no secret is ever shown, neither by `Debug` of these types nor by a finding.
 

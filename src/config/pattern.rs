@@ -8,7 +8,7 @@
 //! A template says what a table that a pattern matched is called elsewhere: `{schema}` and `{table}` stand for the parts of its
 //! name, `{{` and `}}` for the braces themselves.
 //!
-//! Deliberately not here: which tables there are (`postgres::catalog`), and what a match means (`routes`).
+//! Deliberately not here: which tables there are (`postgres::named`), and what a match means (`routes`).
 
 use std::borrow::Cow;
 

@@ -3,6 +3,7 @@
 //! The names are those of Debezium's options, without what all of them share (`decimal.handling.mode` is `decimal_handling`).
 //! Defaults lose nothing. What a mode loses on the wire still reaches our sinks, which read the exact text beside it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::process::check_topic;
@@ -58,6 +59,8 @@ pub(super) fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], mode: T) ->
 pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> TableWire {
     let modes = &default.modes;
     let records = records(section, &default.records);
+    let skipped = skipped(section).unwrap_or_else(|| default.skipped.clone());
+    let letters: BTreeSet<char> = skipped.iter().copied().collect();
     let modes = Modes {
         decimal: section.choice("decimal_handling", &DECIMALS).unwrap_or(modes.decimal),
         time: section.choice("time_precision", &TIMES).unwrap_or(modes.time),
@@ -76,12 +79,13 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         flat: records.resolved(),
         outbox: None,
         snapshot_where: None,
+        skipped: letters.into_iter().collect(),
     };
     TableWire {
         format: section.choice("format", &FORMATS).unwrap_or(default.format),
         modes,
         tombstones: section.boolean("tombstones", default.tombstones),
-        skipped: skipped(section).unwrap_or_else(|| default.skipped.clone()),
+        skipped,
         snapshot: section.choice("snapshot", &SNAPSHOTS).unwrap_or(default.snapshot),
         records,
     }

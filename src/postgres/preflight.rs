@@ -1,6 +1,6 @@
 //! What stands in the way at the source: every finding at once, each with the command that removes it.
 //!
-//! [`check_source`] asks the catalog; [`findings`] judges, purely, so that `check`, `init` and `run` say the same. Nothing is
+//! [`check_source`] asks the catalog; [`findings`] judges, purely, so that `check` and `run` say the same. Nothing is
 //! changed here. The checks that protect the application come first in importance: a publication over a table without a
 //! usable replica identity makes the application's own UPDATEs fail.
 //!

@@ -4,9 +4,11 @@
 //!
 //! Made before the slot (the other order wedges the slot for good), with `ONLY`, so that the list in the catalog is the list
 //! that was asked for. Missing tables of ours are added and reported: the caller must read those with a snapshot younger than
-//! the ALTER. Anything else that differs was somebody's decision: it halts, with the commands that undo it.
+//! the ALTER. A row filter that is not as the connector has it is written again ([`super::filter`]): the table leaves the
+//! publication and comes back within one transaction. Anything else that differs was somebody's decision: it halts, with the
+//! commands that undo it.
 //!
-//! Deliberately not here: dropping a publication, or a table from one. Nothing that others made is ever removed.
+//! Deliberately not here: dropping a publication, or taking a table out of one for good.
 
 use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;

@@ -341,7 +341,7 @@ impl NewRows<'_> {
             "WITH n AS MATERIALIZED (SELECT {terms}{new_keys} FROM ({rows}) AS x{filter}), \
              w AS MATERIALIZED (SELECT DISTINCT {held} FROM (SELECT {terms}{held_keys} FROM {table} AS t{filter}) AS h \
              JOIN n ON {clash} AND NOT ({same}) WHERE {which})",
-            new_keys = keys(&|k| format!("x.\"lockstep k{k}\"")),
+            new_keys = keys(&|k| format!("x.\"lockstep: k{k}\"")),
             rows = self.written_rows(known),
             held = (0..plan.key.len()).map(|k| format!("h.k{k}")).collect::<Vec<_>>().join(", "),
             held_keys = keys(&|k| format!("t.{}", plan.columns[plan.key[k]].quoted)),
@@ -365,7 +365,7 @@ impl NewRows<'_> {
                 }
             }
         });
-        let keys = (0..plan.key.len()).map(|k| format!("{} AS \"lockstep k{k}\"", self.old_key(k)));
+        let keys = (0..plan.key.len()).map(|k| format!("{} AS \"lockstep: k{k}\"", self.old_key(k)));
         let columns: Vec<String> = columns.chain(keys).collect();
         let generated = known.generated.iter().map(|(name, sql)| format!(", ({sql}) AS {}", quote_identifier(name)));
         let join = match kept {

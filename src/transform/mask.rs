@@ -78,7 +78,10 @@ impl Mask {
             Mask::Fixed { chars } => MaskMark::Fixed { chars: *chars },
             Mask::Truncate { chars } => MaskMark::Truncate { chars: *chars },
             Mask::Hash { algorithm, version, salt } => {
-                let digest = Sha256::new().chain_update("lockstep salt ").chain_update(salt.expose_secret()).finalize();
+                let digest = Sha256::new()
+                    .chain_update("the salt of a mask of lockstep ")
+                    .chain_update(salt.expose_secret())
+                    .finalize();
                 let salt = hex::encode(&digest[..8]);
                 MaskMark::Hash { algorithm: *algorithm, version: *version, salt }
             }

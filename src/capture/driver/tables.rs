@@ -153,9 +153,7 @@ impl Core {
         for table in self.departures.passed(self.machine.read_closed()) {
             tracing::info!(%table, "a table that is gone was followed to its end");
             self.order.retain(|name| *name != table);
-            if self.loader.remembers(&table) {
-                self.cancel_load();
-            }
+            self.loader.let_go(&table);
             if self.state.joined(TOPICS).contains(&table) {
                 let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
                 let (kind, tables) = (RequestKind::Leave, vec![table]);
@@ -177,7 +175,12 @@ impl Core {
 
     /// Asks for the tables on behalf of every sink that has them.
     pub(super) fn reread(&mut self, due: &[(TableName, String)]) -> Result<()> {
-        for (table, why) in due {
+        // Its rows are events, and who was told of them is told again of nothing.
+        let (due, outboxes): (Vec<_>, Vec<_>) = due.iter().cloned().partition(|(table, _)| !self.is_outbox(table));
+        for (table, why) in &outboxes {
+            tracing::info!(%table, why, "an outbox is not read again");
+        }
+        for (table, why) in &due {
             tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
         }
         let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
@@ -197,6 +200,10 @@ impl Core {
             self.cancel_load();
         }
         Ok(())
+    }
+
+    fn is_outbox(&self, table: &TableName) -> bool {
+        self.config.table(table).is_some_and(|table| table.wire.modes.outbox.is_some())
     }
 
     /// Begins the load anew. What is loaded so far nobody watches from here on.
