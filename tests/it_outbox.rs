@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use lockstep::lsn::Lsn;
 use serde_json::Value;
@@ -11,6 +12,7 @@ use support::scene::{PATIENCE, Scene, read_topic, text};
 use support::{Pipeline, Process};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+const POLL: Duration = Duration::from_millis(50);
 const SCHEMA: &str =
     "CREATE TABLE public.outbox (id int PRIMARY KEY, aggregatetype text, aggregateid text, payload jsonb)";
 
@@ -81,6 +83,17 @@ async fn events_go_into_topics_that_the_ledger_knows() {
     }
     let records = ["Order", "Customer", "a.b", "late"].map(|route| (topic(route), keys(route).len() as u64));
     assert_eq!(counted, BTreeMap::from(records));
+
+    // What DDL does to its rows has nobody told of an event again.
+    let told = keys("Order");
+    scene.sql("ALTER TABLE outbox ADD COLUMN more int DEFAULT 1").await;
+    let deadline = Instant::now() + PATIENCE;
+    while !scene.log().contains("an outbox is not read again") {
+        assert!(Instant::now() < deadline, "{}", scene.log());
+        tokio::time::sleep(POLL).await;
+    }
+    caught_up(&scene, &mut process).await;
+    assert_eq!(keys("Order"), told);
 
     scene.sql("INSERT INTO outbox VALUES (7, 'a_b', 'd', '{}')").await;
     refused(process, &scene, "TOPIC_REFUSED").await;
