@@ -81,7 +81,10 @@ async fn events_go_into_topics_that_the_ledger_knows() {
             *counted.entry(name).or_insert(0) += span["count"].as_u64().unwrap();
         }
     }
-    let records = ["Order", "Customer", "a.b", "late"].map(|route| (topic(route), keys(route).len() as u64));
+    // A stop that came between an event and its COMMIT leaves a record that no checkpoint counts; it is written again.
+    assert_eq!(counted.remove(&topic("late")), Some(1));
+    assert!(keys("late").iter().all(|key| key == "\"e\""));
+    let records = ["Order", "Customer", "a.b"].map(|route| (topic(route), keys(route).len() as u64));
     assert_eq!(counted, BTreeMap::from(records));
 
     // What DDL does to its rows has nobody told of an event again.
