@@ -63,30 +63,56 @@ fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     !has(wanted) && earlier.iter().any(has)
 }
 
-/// Columns that only changed their name: in an earlier version that the sink holds whole, the same places hold the
-/// same types, and all other names are the same. It may also be that the last column was dropped and another one of
-/// its type added; the rows are read again either way.
+/// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. Tables
+/// keep the order of their columns and get new ones at the end, so between two columns that have their names still, as many
+/// as there were, of the same types, are the ones that there were; behind the last, new ones may follow. It may also be that one
+/// was dropped and another one of its type added; the rows are read again either way.
 fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTable]) -> Vec<(&'a ColumnFacts, usize)> {
     let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
-    let of = |before: &WantedTable| {
-        let mut found = Vec::new();
-        if before.columns.len() != wanted.columns.len() {
+    let of = |before: &WantedTable| -> Option<Vec<(&'a ColumnFacts, usize)>> {
+        let whole = before.columns.iter().all(|old| there(&old.column.name).is_some());
+        let pairs = if whole { renamed_places(before, wanted)? } else { return None };
+        let pair = |(old, new): (usize, usize)| {
+            let (old, now) = (&before.columns[old].column, &wanted.columns[new].column);
+            let renamed = there(&now.name).is_none() && is_left(&old.name, wanted, earlier);
+            there(&old.name).filter(|_| renamed).map(|from| (from, new))
+        };
+        Some(pairs.into_iter().filter_map(pair).collect())
+    };
+    let found = earlier.iter().filter_map(|before| Some((before.columns.len(), of(before)?)));
+    let best = found.max_by_key(|(columns, renamed)| (*columns, std::cmp::Reverse(renamed.len())));
+    best.map(|(_, renamed)| renamed).unwrap_or_default()
+}
+
+/// Places of columns in two versions of which only the name differs. `None`: the columns that kept their names did not keep
+/// their order, so this is another table.
+fn renamed_places(before: &WantedTable, now: &WantedTable) -> Option<Vec<(usize, usize)>> {
+    let name = |version: &WantedTable, i: usize| version.columns[i].column.name.clone();
+    let kept = |version: &WantedTable, other: &WantedTable, from: usize| {
+        let has = |i: &usize| other.columns.iter().any(|column| column.column.name == name(version, *i));
+        (from..version.columns.len()).find(has).unwrap_or(version.columns.len())
+    };
+    let (mut pairs, mut i, mut j) = (Vec::new(), 0, 0);
+    loop {
+        let (old_end, new_end) = (kept(before, now, i), kept(now, before, j));
+        let (old, new) = (old_end - i, new_end - j);
+        let is_end = old_end == before.columns.len();
+        if is_end != (new_end == now.columns.len()) || (!is_end && name(before, old_end) != name(now, new_end)) {
             return None;
         }
-        for (i, (old, new)) in before.columns.iter().zip(&wanted.columns).enumerate() {
-            let (old, new) = (&old.column, &new.column);
-            let from = there(&old.name)?;
-            if old.name != new.name {
-                let renamed = there(&new.name).is_none() && is_left(&old.name, wanted, earlier);
-                if !renamed || (old.type_oid, old.typmod) != (new.type_oid, new.typmod) {
-                    return None;
-                }
-                found.push((from, i));
-            }
+        let type_of = |version: &WantedTable, i: usize| {
+            let column = &version.columns[i].column;
+            (column.type_oid, column.typmod)
+        };
+        let same = (0..old.min(new)).all(|k| type_of(before, i + k) == type_of(now, j + k));
+        if same && (old == new || (is_end && old < new)) {
+            pairs.extend((0..old).map(|k| (i + k, j + k)));
         }
-        Some(found)
-    };
-    earlier.iter().filter_map(of).min_by_key(Vec::len).unwrap_or_default()
+        if is_end {
+            return Some(pairs);
+        }
+        (i, j) = (old_end + 1, new_end + 1);
+    }
 }
 
 #[cfg(test)]
@@ -168,6 +194,20 @@ mod tests {
         assert_eq!(full(&[("id", "int4"), ("b", "int4")], &own(&[("own", "text")])), [r#"DROP COLUMN "a""#]);
         let renamed = full(&[("id", "int4"), ("x", "text"), ("b", "int4")], &own(&[("own", "text")]));
         assert_eq!(renamed, [r#"RENAME COLUMN "a" TO "x""#]);
+    }
+
+    #[test]
+    fn a_rename_is_one_beside_drops_and_additions_too() {
+        let added = full(&[("id", "int4"), ("x", "text"), ("b", "int4"), ("c", "text")], OLD);
+        assert_eq!(added, [r#"RENAME COLUMN "a" TO "x""#, r#"ADD COLUMN "c" text"#]);
+        let at_the_end = full(&[("id", "int4"), ("a", "text"), ("x", "int4"), ("c", "int4")], OLD);
+        assert_eq!(at_the_end, [r#"RENAME COLUMN "b" TO "x""#, r#"ADD COLUMN "c" int4"#]);
+        let dropped = full(&[("x", "int4"), ("b", "int4")], OLD);
+        assert_eq!(
+            dropped,
+            [r#"ADD COLUMN "x" int4"#, r#"DROP COLUMN "id""#, r#"DROP COLUMN "a""#],
+            "which one is it?"
+        );
     }
 
     #[test]
