@@ -63,10 +63,8 @@ fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     !has(wanted) && earlier.iter().any(has)
 }
 
-/// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. Tables
-/// keep the order of their columns and get new ones at the end, so between two columns that have their names still, as many
-/// as there were, of the same types, are the ones that there were; behind the last, new ones may follow. It may also be that one
-/// was dropped and another one of its type added; the rows are read again either way.
+/// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. It may
+/// also be that one was dropped and another one of its type added; the rows are read again either way.
 fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTable]) -> Vec<(&'a ColumnFacts, usize)> {
     let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
     let of = |before: &WantedTable| -> Option<Vec<(&'a ColumnFacts, usize)>> {
@@ -84,35 +82,41 @@ fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTab
     best.map(|(_, renamed)| renamed).unwrap_or_default()
 }
 
-/// Places of columns in two versions of which only the name differs. `None`: the columns that kept their names did not keep
-/// their order, so this is another table.
+/// Places of columns in two versions of which only the name differs. Tables keep the order of their columns and get new ones at
+/// the end; so, key by key first and then in order between those that are known, a name that came stands for the first of its
+/// type that went. `None`: the columns that kept their names did not keep their order, so this is another table.
 fn renamed_places(before: &WantedTable, now: &WantedTable) -> Option<Vec<(usize, usize)>> {
-    let name = |version: &WantedTable, i: usize| version.columns[i].column.name.clone();
-    let kept = |version: &WantedTable, other: &WantedTable, from: usize| {
-        let has = |i: &usize| other.columns.iter().any(|column| column.column.name == name(version, *i));
-        (from..version.columns.len()).find(has).unwrap_or(version.columns.len())
+    let place = |version: &WantedTable, name: &str| version.columns.iter().position(|c| c.column.name == name);
+    let same_type = |i: usize, j: usize| {
+        let (old, new) = (&before.columns[i].column, &now.columns[j].column);
+        (old.type_oid, old.typmod) == (new.type_oid, new.typmod)
     };
-    let (mut pairs, mut i, mut j) = (Vec::new(), 0, 0);
-    loop {
-        let (old_end, new_end) = (kept(before, now, i), kept(now, before, j));
-        let (old, new) = (old_end - i, new_end - j);
-        let is_end = old_end == before.columns.len();
-        if is_end != (new_end == now.columns.len()) || (!is_end && name(before, old_end) != name(now, new_end)) {
-            return None;
-        }
-        let type_of = |version: &WantedTable, i: usize| {
-            let column = &version.columns[i].column;
-            (column.type_oid, column.typmod)
-        };
-        let same = (0..old.min(new)).all(|k| type_of(before, i + k) == type_of(now, j + k));
-        if same && (old == new || (is_end && old < new)) {
-            pairs.extend((0..old).map(|k| (i + k, j + k)));
-        }
-        if is_end {
-            return Some(pairs);
-        }
-        (i, j) = (old_end + 1, new_end + 1);
+    let kept = before.columns.iter().enumerate().filter_map(|(i, old)| Some((i, place(now, &old.column.name)?)));
+    let mut known: Vec<(usize, usize)> = kept.collect();
+    if !known.is_sorted_by_key(|(_, j)| *j) {
+        return None;
     }
+    let fits = |known: &[(usize, usize)], i: usize, j: usize| {
+        same_type(i, j) && known.iter().all(|(a, b)| i.cmp(a) == j.cmp(b) && i != *a)
+    };
+    let mut renamed = Vec::new();
+    let mut pair = |known: &mut Vec<(usize, usize)>, i, j| {
+        if fits(known, i, j) {
+            known.push((i, j));
+            renamed.push((i, j));
+        }
+    };
+    let key = |version: &WantedTable, ordinal| version.columns.iter().position(|c| c.column.key == Some(ordinal));
+    for ordinal in 0.. {
+        let (Some(i), Some(j)) = (key(before, ordinal), key(now, ordinal)) else { break };
+        pair(&mut known, i, j);
+    }
+    for j in 0..now.columns.len() {
+        for i in 0..before.columns.len() {
+            pair(&mut known, i, j);
+        }
+    }
+    Some(renamed)
 }
 
 #[cfg(test)]
@@ -202,12 +206,10 @@ mod tests {
         assert_eq!(added, [r#"RENAME COLUMN "a" TO "x""#, r#"ADD COLUMN "c" text"#]);
         let at_the_end = full(&[("id", "int4"), ("a", "text"), ("x", "int4"), ("c", "int4")], OLD);
         assert_eq!(at_the_end, [r#"RENAME COLUMN "b" TO "x""#, r#"ADD COLUMN "c" int4"#]);
-        let dropped = full(&[("x", "int4"), ("b", "int4")], OLD);
-        assert_eq!(
-            dropped,
-            [r#"ADD COLUMN "x" int4"#, r#"DROP COLUMN "id""#, r#"DROP COLUMN "a""#],
-            "which one is it?"
-        );
+        let key = full(&[("x", "int4"), ("b", "int4")], OLD);
+        assert_eq!(key, [r#"RENAME COLUMN "id" TO "x""#, r#"DROP COLUMN "a""#]);
+        let dropped = full(&[("id", "int4"), ("x", "int4"), ("c", "jsonb")], OLD);
+        assert_eq!(dropped, [r#"RENAME COLUMN "b" TO "x""#, r#"ADD COLUMN "c" jsonb"#, r#"DROP COLUMN "a""#]);
     }
 
     #[test]
