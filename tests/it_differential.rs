@@ -17,14 +17,12 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 
 use differential::types::SETUP;
-use differential::{Case, Transaction};
+use differential::{Case, DOZEN, Transaction};
 use support::scene::{PATIENCE, Scene};
 use support::{Database, TablePair};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
 
-/// As many seeds as one pipeline follows at a time.
-const DOZEN: u64 = 12;
 /// The first is loaded before it changes, the second while it does.
 const DOZENS: u64 = 2;
 const LONG_DOZENS: u64 = 25;
@@ -113,8 +111,7 @@ async fn run(cases: &[Case]) -> Result<()> {
     });
     try_join_all(cases.iter().map(|case| execute(&scene.source, &case.before))).await?;
     let mut process = scene.pipeline.spawn(&[])?;
-    // Half of the dozens change while their rows are being loaded, half of them while they stream.
-    let settled = (cases[0].seed / DOZEN).is_multiple_of(2);
+    let settled = cases[0].settled;
     let sinks = [("orders", scene.orders())];
     if settled {
         scene.pipeline.wait_caught_up(&mut process, &scene.source, &sinks, PATIENCE).await?;

@@ -54,6 +54,15 @@ const WIRE: &[(&str, &[&str])] = &[
     ("field_name_adjustment", &["\"avro_unicode\""]),
 ];
 
+/// Which changes of shape there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ddl {
+    None,
+    /// Only such that a sink's table is still fit for what it never heard to be another column's name.
+    Unkept,
+    All,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Identity {
     Default,
@@ -91,10 +100,15 @@ struct Table {
     changes_shape: bool,
 }
 
+/// As many seeds as one pipeline follows at a time.
+pub const DOZEN: u64 = 12;
+
 /// One case: what is made on both sides, and what then happens at the source.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
+    /// Its tables are loaded before they change, else while they do.
+    pub settled: bool,
     /// The table's name as a connector names it, and what the connector says.
     pub connectors: Vec<(String, String)>,
     pub source: String,
@@ -129,16 +143,20 @@ impl Case {
         let resync = random.chance(50).then(|| random.pick(&tables)).filter(|table| table.has_stand_ins());
         let resync = resync.map(|table| table.name.clone());
         let mut tables = tables;
-        let mut transactions = |random: &mut Random, count: usize, ddl: bool| {
+        // Half of the dozens.
+        let settled = (seed / DOZEN).is_multiple_of(2);
+        // What the sink's tables are like before the pipeline has seen the source's nobody can follow.
+        let followed = if settled { Ddl::All } else { Ddl::Unkept };
+        let mut transactions = |random: &mut Random, count: usize, ddl: Ddl| {
             (0..count).map(|_| transaction(random, &mut tables, ddl)).collect::<Vec<_>>()
         };
         let count = if random.chance(50) { random.below(12) } else { 0 };
-        let before = transactions(random, count, true);
+        let before = transactions(random, count, Ddl::None);
         let count = 5 + random.below(25);
-        let after = transactions(random, count, true);
+        let after = transactions(random, count, followed);
         let count = if random.chance(50) { random.below(15) } else { 0 };
-        let rival = transactions(random, count, false);
-        Case { seed, connectors, source, sink, before, after, rival, resync }
+        let rival = transactions(random, count, Ddl::None);
+        Case { seed, settled, connectors, source, sink, before, after, rival, resync }
     }
 
     /// How many statements there are to leave out.
@@ -253,14 +271,15 @@ impl Table {
     }
 
     /// Another shape. What was said of the table before stays true of the columns that are left.
-    fn alter(&mut self, random: &mut Random) -> String {
+    fn alter(&mut self, random: &mut Random, ddl: Ddl) -> String {
         let name = self.name.clone();
         // The first may have a generated column that depends on it; another's index or type at the sink is the test's own.
         let is_free = |i: &usize| {
             let column = &self.columns[*i];
             *i > 0 && !self.primary.contains(i) && !self.identity.contains(i) && !column.unique && !column.text_at_sink
         };
-        let free: Vec<usize> = self.live().filter(is_free).collect();
+        let kept = |i: &usize| ddl == Ddl::Unkept && !self.columns[*i].nullable;
+        let free: Vec<usize> = self.live().filter(is_free).filter(|i| !kept(i)).collect();
         let fresh = format!("{}{}", random.pick(&["a", "Ä ", "order"]), self.columns.len() + random.below(1000) * 100);
         let place = (!free.is_empty()).then(|| *random.pick(&free));
         match (random.below(10), place) {
@@ -269,8 +288,8 @@ impl Table {
                 format!("ALTER TABLE {name} DROP COLUMN {}", self.list(&[place]))
             }
             (6 | 7, _) => {
-                let live: Vec<usize> = self.live().collect();
-                let place = *random.pick(&live);
+                let live: Vec<usize> = self.live().filter(|i| !kept(i)).collect();
+                let Some(place) = (!live.is_empty()).then(|| *random.pick(&live)) else { return "SELECT".to_owned() };
                 let old = self.list(&[place]);
                 self.columns[place].name = fresh;
                 format!("ALTER TABLE {name} RENAME COLUMN {old} TO {}", self.list(&[place]))
@@ -466,12 +485,12 @@ fn statement(random: &mut Random, table: &Table) -> String {
     }
 }
 
-/// `ddl`: tables change their shapes too, and are left as the transaction leaves them.
-fn transaction(random: &mut Random, tables: &mut Vec<Table>, ddl: bool) -> Transaction {
+/// Tables may change their shapes, and are left as the transaction leaves them.
+fn transaction(random: &mut Random, tables: &mut Vec<Table>, ddl: Ddl) -> Transaction {
     let found = tables.clone();
     let one = |random: &mut Random, tables: &mut [Table], place: usize| {
-        if ddl && tables[place].changes_shape && random.chance(15) {
-            tables[place].alter(random)
+        if ddl != Ddl::None && tables[place].changes_shape && random.chance(15) {
+            tables[place].alter(random, ddl)
         } else {
             statement(random, &tables[place])
         }
