@@ -2,8 +2,8 @@
 
 mod support;
 
-use support::Process;
-use support::scene::{Scene, read_topic, text, wait_text};
+use support::scene::{PATIENCE, Scene, read_topic, text, wait_text};
+use support::{Process, Status};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
 
@@ -96,11 +96,11 @@ async fn tenants_share_topics_and_tables_of_a_sink() {
 
     // A TRUNCATE of one, and of two at once.
     let c = versions(&scene, "tenant_c").await;
+    scene.sql("TRUNCATE tenant_a.orders; INSERT INTO tenant_a.orders VALUES (1, 'one', 'after')").await;
     scene
         .sql(
-            "TRUNCATE tenant_a.orders; INSERT INTO tenant_a.orders VALUES (1, 'one', 'after'); TRUNCATE tenant_b.events;
-             BEGIN; TRUNCATE tenant_a.orders, tenant_b.orders, tenant_a.events;
-             INSERT INTO tenant_b.orders SELECT i, 't' || i, 'after' FROM generate_series(1, 15) i; COMMIT",
+            "TRUNCATE tenant_a.orders, tenant_b.orders, tenant_a.events, tenant_b.events;
+             INSERT INTO tenant_b.orders SELECT i, 't' || i, 'after' FROM generate_series(1, 15) i",
         )
         .await;
     equal(&scene, &mut process, &abc).await;
@@ -137,13 +137,19 @@ async fn tenants_share_topics_and_tables_of_a_sink() {
     assert_eq!(versions(&scene, "tenant_b").await, b, "rows that were right already");
     assert_eq!(versions(&scene, "tenant_c").await, c, "a table that was not read again");
 
-    // Killed in the middle of a load under changes.
-    scene.pipeline.command(&["resync", "tenant_a.orders"]).unwrap();
+    // Changes under a load, which is killed in the middle; and a tenant that comes meanwhile.
     scene.sql("INSERT INTO tenant_a.orders SELECT i, 'k' || i, 'kill' FROM generate_series(1, 500) i").await;
-    process.kill9().unwrap();
-    scene.sql("UPDATE tenant_c.orders SET note = 'c' WHERE id < 20; UPDATE tenant_a.orders SET note = 'killed' WHERE id % 2 = 0; DELETE FROM tenant_d.orders").await;
+    assert!(scene.pipeline.command(&["resync", "tenant_a.orders"]).unwrap().status.success());
+    for i in 1..80 {
+        scene.sql(&format!("UPDATE tenant_a.orders SET note = 'u{i}' WHERE id % 80 = {i}")).await;
+        if i == 60 {
+            process.kill9().unwrap();
+        }
+    }
+    scene.sql(&tenant("tenant_e")).await;
+    scene.sql("UPDATE tenant_c.orders SET note = 'c' WHERE id < 20; DELETE FROM tenant_d.orders").await;
     let mut process = scene.start().await;
-    equal(&scene, &mut process, &abcd).await;
+    equal(&scene, &mut process, &["tenant_a", "tenant_b", "tenant_c", "tenant_d", "tenant_e"]).await;
 
     // One that goes leaves its rows; made again, it takes their place.
     scene.sql("DROP SCHEMA tenant_d CASCADE").await;
@@ -152,14 +158,33 @@ async fn tenants_share_topics_and_tables_of_a_sink() {
     assert_ne!(text(scene.orders(), "SELECT count(*) FROM shared.orders WHERE tenant = 'tenant_c'").await, "0");
     scene.sql(&format!("{}; DELETE FROM tenant_c.orders WHERE id > 3", tenant("tenant_c"))).await;
     scene.orders().execute("DELETE FROM shared.events WHERE tenant = 'tenant_d'").await.unwrap();
-    equal(&scene, &mut process, &abc).await;
+    equal(&scene, &mut process, &["tenant_a", "tenant_b", "tenant_c", "tenant_e"]).await;
     records(&scene);
+
+    // Other values are other rows, and those under the values before are nobody's.
+    process.terminate(PATIENCE).await.unwrap();
+    let numbered = ORDERS.replace("{schema}", "{schema.1}");
+    let scene = scene.configure(|p| p.connector_file("orders", "tenant_*.orders", &numbered));
+    let mut process = scene.spawn(&[]);
+    let halted = |s: &Status| s.halt_code(Some("orders")) == Some("SINK_TABLE");
+    process.wait_until("rows under earlier values are named", PATIENCE, halted).await.unwrap();
+    let hint = process.status().await.unwrap().0["sinks"]["orders"]["halt"]["hint"].as_str().unwrap().to_owned();
+    assert!(
+        hint.starts_with("DELETE FROM \"shared\".\"orders\" WHERE \"tenant\" OPERATOR(pg_catalog.=) 'tenant_"),
+        "{hint}"
+    );
+    process.terminate(PATIENCE).await.unwrap();
+    scene.orders().execute("DELETE FROM shared.orders WHERE tenant ~ '^tenant_'").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    let held = "SELECT string_agg(tenant || n, ' ' ORDER BY tenant) FROM
+                (SELECT tenant, count(*) AS n FROM shared.orders GROUP BY 1) s";
+    wait_text(scene.orders(), held, "a501 b16 c3 e40 elsewhere2", &mut process).await;
 }
 
 /// What any consumer sees of the topics.
 fn records(scene: &Scene) {
     let (brokers, prefix) = (&scene.services.kafka, &scene.pipeline.name);
-    for (topic, tenants) in [("orders", 4), ("logs", 4)] {
+    for (topic, tenants) in [("orders", 5), ("logs", 5)] {
         let seen = read_topic(brokers, &format!("{prefix}.{topic}"));
         let mut found = std::collections::BTreeSet::new();
         for record in &seen {
