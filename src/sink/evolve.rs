@@ -141,7 +141,12 @@ mod tests {
                 exact: true,
             },
         };
-        WantedTable { source: table.clone(), table, columns: columns.iter().enumerate().map(column).collect() }
+        WantedTable {
+            source: table.clone(),
+            table,
+            columns: columns.iter().enumerate().map(column).collect(),
+            held: vec![],
+        }
     }
 
     fn facts(columns: &[(&str, &str)]) -> TableFacts {
