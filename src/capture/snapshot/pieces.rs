@@ -32,7 +32,7 @@ enum Stage<V> {
         bordered: bool,
     },
     Read {
-        chunk: ChunkRead<V>,
+        chunk: Box<ChunkRead<V>>,
         /// Its message was met in the stream.
         marked: bool,
     },
@@ -146,7 +146,7 @@ impl<V: Visibility + Clone> Pieces<V> {
         );
         assert!(piece.range.through.is_none() || chunk.range.through.is_some(), "a chunk ends where its range does");
         self.cut(place, chunk.range.through.clone());
-        self.0[place].stage = Stage::Read { chunk, marked: false };
+        self.0[place].stage = Stage::Read { chunk: Box::new(chunk), marked: false };
     }
 
     /// A read or its message failed.
@@ -224,9 +224,9 @@ impl<V: Visibility + Clone> Pieces<V> {
         };
         if let Some(rest) = split(&mut chunk, rows_max)? {
             let range = KeyRange { after: rest.range.after.clone(), through: range.through };
-            self.0.push_front(Piece { table, range, stage: Stage::Read { chunk: rest, marked }, mismatch });
+            self.0.push_front(Piece { table, range, stage: Stage::Read { chunk: Box::new(rest), marked }, mismatch });
         }
-        Ok(Some(Taken { chunk, mismatch }))
+        Ok(Some(Taken { chunk: *chunk, mismatch }))
     }
 
     /// What was taken must be read again.
