@@ -35,6 +35,9 @@ const COPYING: &str = "two COPY TO STDOUT";
 const PIPING: &str = "psql COPY | psql COPY";
 const ALONE: &str = "without a load";
 
+/// As the producer takes it.
+type Header<'a> = (&'a str, Option<&'a [u8]>);
+
 #[derive(Default)]
 struct Rounds {
     topic: Vec<f64>,
@@ -95,7 +98,7 @@ async fn topic(services: &Services, source: &Database, rows: i64, into: &mut Rou
 async fn produce(pipeline: &Pipeline, records: &[Raw], rows: i64) -> Result<f64> {
     let config = lockstep::config::load(&pipeline.dir, &|name| std::env::var(name).ok());
     let config = config.map_err(|findings| anyhow::anyhow!("{findings}"))?;
-    let headers: Vec<Vec<(&str, Option<&[u8]>)>> = records
+    let headers: Vec<Vec<Header<'_>>> = records
         .iter()
         .map(|record| record.headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_slice()))).collect())
         .collect();
