@@ -176,6 +176,7 @@ mod tests {
             spans: vec![Span { topic: "shop.public.t".into(), partition: 0, first: 0, last: 2, count: 3 }],
             chunks: vec![],
             again: vec![],
+            forget: None,
             prev: None,
         });
         let mut state = State::default();

@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::key::KeyRange;
 use crate::ledger::entry::{
-    Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
+    Anchor, Base, Body, Checkpoint, Chunk, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
     SourceIdentity, TopicIdentity,
 };
+use crate::ledger::loaded::{Loaded, Relations};
 use crate::look::Look;
 use crate::lsn::Position;
 use crate::record::Epoch;
@@ -30,14 +30,16 @@ pub struct State {
     pub intent: Option<String>,
     pub source: Option<SourceIdentity>,
     pub last: Option<LastCheckpoint>,
-    pub relations: HashMap<Fingerprint, Arc<Relation>>,
+    pub relations: Relations,
     /// Where each relation was told of last, or the base that the fold began at.
     pub relations_at: HashMap<Fingerprint, i64>,
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
     pub joins: Vec<Join>,
-    /// Tables that a new reader reads from their beginning, whatever was loaded of them.
+    /// Tables that an older reader reads from their beginning, whatever was loaded of them.
     pub again: Vec<TableName>,
+    /// What was loaded and no longer counts is told of by itself; `again` counts for nobody who reads this.
+    pub forgets: bool,
     /// The source's tables as the newest valid base knows them.
     pub catalog: BTreeMap<TableName, Look>,
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
@@ -111,7 +113,7 @@ impl State {
             Body::Request(request) => {
                 match request.kind {
                     RequestKind::Join | RequestKind::Resync | RequestKind::Load => {
-                        let join = Join { offset, request: request.clone(), loaded: Vec::new(), done: false };
+                        let join = Join { offset, request: request.clone(), loaded: Loaded::default(), done: false };
                         self.joins.push(join);
                     }
                     RequestKind::Leave => self.leave(&request),
@@ -144,16 +146,17 @@ impl State {
             commit_time: if checkpoint.commit_time == 0 { before } else { checkpoint.commit_time },
         });
         self.again.clone_from(&checkpoint.again);
-        for chunk in &checkpoint.chunks {
-            for join in self.joins.iter_mut().filter(|join| !join.done) {
-                let answers = match chunk.request {
-                    Some(id) => id == join.request.id,
-                    None => chunk.is_for(&join.request.sink),
+        self.forgets = checkpoint.forget.is_some();
+        for join in self.joins.iter_mut().filter(|join| !join.done) {
+            let request = &join.request;
+            let answers = |chunk: &Chunk| {
+                let is_asked = match chunk.request {
+                    Some(id) => id == request.id,
+                    None => chunk.is_for(&request.sink),
                 };
-                if answers && join.request.tables.contains(&chunk.table) {
-                    push_range(&mut join.loaded, &chunk.table, chunk.range.clone());
-                }
-            }
+                is_asked && request.tables.contains(&chunk.table)
+            };
+            join.loaded.checkpoint(&checkpoint, request.id, answers, &self.relations);
         }
         Event::Valid(checkpoint)
     }
@@ -161,7 +164,7 @@ impl State {
     fn leave(&mut self, leave: &Request) {
         for join in self.joins.iter_mut().filter(|join| join.request.sink == leave.sink) {
             join.request.tables.retain(|table| !leave.tables.is_empty() && !leave.tables.contains(table));
-            join.loaded.retain(|(table, _)| join.request.tables.contains(table));
+            join.loaded.retain(|table| join.request.tables.contains(table));
         }
         self.joins.retain(|join| !join.request.tables.is_empty());
     }
@@ -177,7 +180,7 @@ impl State {
         // Topics may be others, and every sink asks for its tables again.
         self.topics.clear();
         self.joins.clear();
-        self.again.clear();
+        (self.again, self.forgets) = (Vec::new(), false);
         self.catalog.clear();
         self.routed = None;
         // A sink may have been away since the restart before.
@@ -208,7 +211,7 @@ impl State {
         self.source = base.source;
         self.topics = base.topics;
         self.joins = base.joins;
-        self.again = base.again;
+        (self.again, self.forgets) = (base.again, base.forgets);
         self.catalog = base.catalog.into_iter().collect();
         self.restarted = base.restarted;
         self.route(offset, base.tables);
@@ -216,6 +219,7 @@ impl State {
             self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
+        self.joins.iter_mut().for_each(|join| join.loaded.put_in_order(&self.relations));
         Event::Base
     }
 
@@ -230,7 +234,7 @@ impl State {
         let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
-            && self.again == base.again
+            && (&self.again, self.forgets) == (&base.again, base.forgets)
             && self.restarted == base.restarted
             // An open restart is told by its own entries: a start must see them.
             && self.asked.is_none()
@@ -241,7 +245,7 @@ impl State {
     pub fn finish(&mut self, request: uuid::Uuid) {
         if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {
             join.done = true;
-            join.loaded = Vec::new();
+            join.loaded = Loaded::default();
         }
     }
 
@@ -264,6 +268,7 @@ impl State {
             topics,
             joins: self.joins.clone(),
             again: self.again.clone(),
+            forgets: self.forgets,
             catalog: catalog.into_iter().collect(),
             timeline,
             restarted: self.restarted.clone(),
@@ -296,40 +301,11 @@ impl State {
     }
 }
 
-/// Adds a range, joined to the one before it where it goes on from there: a load that reads on needs one range, not
-/// thousands.
-pub fn push_range(ranges: &mut Vec<(TableName, KeyRange)>, table: &TableName, range: KeyRange) {
-    match ranges.last_mut() {
-        Some((last, before)) if last == table && before.through.is_some() && before.through == range.after => {
-            before.through = range.through;
-        }
-        _ => ranges.push((table.clone(), range)),
-    }
-}
-
-/// What is still to be read of a table when these ranges are loaded; `None`: nothing. Loads read in rising order, so it is
-/// what lies behind ranges that go on from one another; where several loads began anew, behind those read last.
-pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
-    let mut ends = vec![(0, None)];
-    for next in 0.. {
-        let Some((_, after)) = ends.get(next).cloned() else { break };
-        for (place, (_, range)) in
-            loaded.iter().enumerate().filter(|(_, (name, range))| name == table && range.after == after)
-        {
-            let end = (place + 1, Some(range.through.clone()?));
-            if !ends.contains(&end) {
-                ends.push(end);
-            }
-        }
-    }
-    let (_, after) = ends.into_iter().max_by_key(|(place, _)| *place).expect("at least the beginning");
-    Some(KeyRange { after, through: None })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::{Chunk, Claim, SourceEntry};
+    use crate::key::KeyRange;
+    use crate::ledger::entry::{Claim, SourceEntry};
     use crate::lsn::Lsn;
     use uuid::Uuid;
 
@@ -348,6 +324,7 @@ mod tests {
             spans: vec![],
             chunks,
             again: vec![],
+            forget: None,
             prev: None,
         })
     }
@@ -407,24 +384,9 @@ mod tests {
             checkpoint(a, 2, vec![chunk(None, None)]),
             request(3, "z"),
         ]);
-        let loaded: Vec<usize> = state.joins.iter().map(|join| join.loaded.len()).collect();
-        assert_eq!(loaded, [2, 1, 0]);
-    }
-
-    #[test]
-    fn what_is_unread_lies_behind_ranges_that_go_on_from_one_another() {
-        let table = TableName::new("public", "t");
-        let unread = |ranges: &[(&str, &str)]| {
-            let key = |text: &str| (!text.is_empty()).then(|| vec![text.to_owned()]);
-            let range = |&(after, through): &(&str, &str)| KeyRange { after: key(after), through: key(through) };
-            let loaded: Vec<_> = ranges.iter().map(|r| (table.clone(), range(r))).collect();
-            super::unread(&table, &loaded).map(|range| range.after.map_or(String::new(), |key| key.concat()))
-        };
-        assert_eq!(unread(&[]), Some(String::new()));
-        assert_eq!(unread(&[("", "5"), ("5", "9")]), Some("9".to_owned()));
-        assert_eq!(unread(&[("", "5"), ("7", "9"), ("9", "")]), Some("5".to_owned()));
-        assert_eq!(unread(&[("", "5"), ("", "3"), ("3", "")]), None, "a load that began anew");
-        assert_eq!(unread(&[("", "5"), ("", "3")]), Some("3".to_owned()));
+        let ranges = |join: &Join| join.loaded.table(&table).map_or(0, |table| table.cover.ranges.iter().count());
+        let loaded: Vec<usize> = state.joins.iter().map(ranges).collect();
+        assert_eq!(loaded, [2, 1, 0], "of a version that nobody told of each range stands by itself");
     }
 
     #[test]
