@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
-use crate::ledger::loaded::{LoadedTable, Relations};
+use crate::ledger::loaded::{LoadedTable, Relations, orders};
 use crate::ledger::state::{Event, State};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
@@ -271,6 +271,8 @@ struct Loading {
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
     loaded: LoadedTable,
+    /// Of the key that the ranges speak of, as far as anybody said.
+    orders: Option<Vec<KeyOrder>>,
 }
 
 impl Loads {
@@ -285,6 +287,7 @@ impl Loads {
             loads.joined(join.offset, &join.request);
             for (table, loaded) in join.loaded.tables() {
                 if let Some(loading) = loads.tables.get_mut(table) {
+                    loading.orders = orders_of(loaded, &state.relations);
                     loading.loaded = loaded.clone();
                 }
             }
@@ -300,7 +303,13 @@ impl Loads {
             if newer {
                 let whole = self.tables.get(table).is_none_or(|loading| loading.reread);
                 let reread = whole && request.kind == RequestKind::Resync;
-                let loading = Loading { request: request.id, reread, since: offset, loaded: LoadedTable::default() };
+                let loading = Loading {
+                    request: request.id,
+                    reread,
+                    since: offset,
+                    loaded: LoadedTable::default(),
+                    orders: None,
+                };
                 self.tables.insert(table.clone(), loading);
             }
         }
@@ -318,6 +327,7 @@ impl Loads {
     pub fn chunk(&mut self, chunk: &Chunk, relations: &Relations) {
         if let Some(loading) = self.tables.get_mut(&chunk.table) {
             loading.loaded.insert(chunk, relations);
+            loading.orders = orders_of(&loading.loaded, relations);
         }
     }
 
@@ -363,6 +373,10 @@ impl Loads {
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };
+        if loading.orders.as_ref().is_some_and(|known| known != orders) {
+            // A chunk that was on its way when the key was changed: what it says of other keys nobody knows.
+            return Ok(false);
+        }
         loading.loaded.cover.ranges.contains(orders, key).map_err(|e| {
             Error::halt(
                 Code::RecordInvalid,
@@ -373,10 +387,15 @@ impl Loads {
     }
 }
 
+fn orders_of(loaded: &LoadedTable, relations: &Relations) -> Option<Vec<KeyOrder>> {
+    loaded.relation.and_then(|relation| relations.get(&relation)).map(|relation| orders(relation))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ledger::entry::{Anchor, Body, Claim, Done};
+    use crate::ledger::loaded::tests::version;
 
     const A: Epoch = Epoch { offset: 0, nonce: 5 };
 
@@ -485,6 +504,11 @@ mod tests {
         assert!(loads.wants(5, &chunk));
         loads.chunk(&chunk, &Relations::new());
         assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
+        // The key is a text from here on, and the chunk was read before.
+        let made = crate::relation::Relation { fingerprint: chunk.relation, ..version(&table(), 1, 23) };
+        let relations = Relations::from([(chunk.relation, made.into())]);
+        loads.chunk(&chunk, &relations);
+        assert!(admits(&loads, b"3") && !loads.admits(&table(), &[KeyOrder::Text], &[b"3"]).unwrap());
         loads.loaded(Uuid::from_u128(1));
         assert!(admits(&loads, b"6") && loads.is_empty());
     }
