@@ -123,6 +123,8 @@ struct Core {
     /// The stream's version of each table, by OID, and that of the rows of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
+    /// Versions that this reader writes records by, or did.
+    told: HashSet<Fingerprint>,
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
     looks: Looks,
@@ -251,6 +253,7 @@ impl Reader {
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
+            told: HashSet::new(),
             unrouted: HashSet::new(),
             looks: known,
             marks,
@@ -609,6 +612,7 @@ impl Core {
             }
         };
         let fingerprint = version.relation.fingerprint;
+        self.told.insert(fingerprint);
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
             // One producer, one partition: it stands before every checkpoint that is appended later.

@@ -188,6 +188,10 @@ pub struct Base {
     /// That checkpoint told of what no longer counts by `forget`, which is in `joins`; `again` is for older readers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forgets: bool,
+    /// What its writer had read back: relations that were told of up to here and are not in it nobody needs any more. `None`:
+    /// an older writer, which left none out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<i64>,
     /// The source's tables as the writer last saw them; what differed by then was asked for before this entry.
     #[serde(default)]
     pub catalog: Vec<(TableName, Look)>,

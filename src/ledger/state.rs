@@ -4,7 +4,7 @@
 //! does (a zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
 //! arrives at the same state as one that began at the first entry (models/base.py).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::ledger::entry::{
@@ -16,6 +16,9 @@ use crate::look::Look;
 use crate::lsn::Position;
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
+
+/// Versions of a table that outlive those who write by them. A sink that follows a table's shape compares with the one before.
+const VERSIONS_KEPT: usize = 4;
 
 /// The fold. Cheap to clone but for the relations, which are shared.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +37,7 @@ pub struct State {
     /// Where each relation was told of last, or the base that the fold began at.
     pub relations_at: HashMap<Fingerprint, i64>,
     pub topics: BTreeMap<String, TopicIdentity>,
-    /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
+    /// Joins and resyncs in ledger order, but for those that later ones cover; those of one sink say which tables it has.
     pub joins: Vec<Join>,
     /// Tables that an older reader reads from their beginning, whatever was loaded of them.
     pub again: Vec<TableName>,
@@ -130,6 +133,7 @@ impl State {
                     return Event::Superseded(done.epoch);
                 }
                 self.finish(done.id);
+                self.prune_joins(done.id);
                 Event::Done(done)
             }
         }
@@ -231,14 +235,19 @@ impl State {
 
     /// Whether a start at this base would know what is known here.
     fn is_described_by(&self, base: &Base) -> bool {
-        let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        let known: HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        let is_left_out = |fingerprint| match (self.relations_at.get(fingerprint), base.read) {
+            (Some(at), Some(read)) => *at <= read,
+            _ => false,
+        };
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
             && (&self.again, self.forgets) == (&base.again, base.forgets)
             && self.restarted == base.restarted
             // An open restart is told by its own entries: a start must see them.
             && self.asked.is_none()
-            && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
+            // What its writer had read back and left out nobody needs any more.
+            && self.relations.keys().all(|fingerprint| known.contains(fingerprint) || is_left_out(fingerprint))
     }
 
     /// The request is answered: from here on nobody asks for its ranges.
@@ -247,6 +256,51 @@ impl State {
             join.done = true;
             join.loaded = Loaded::default();
         }
+    }
+
+    /// Forgets requests that later ones cover: each of their tables was loaded for their sink once more. A first load is
+    /// covered by nothing less, for a sink that stands before both has nothing of the table. The one that was answered
+    /// just now stays: its sink is still to see it.
+    fn prune_joins(&mut self, answered: uuid::Uuid) {
+        let is_covered = |place: usize, join: &Join| {
+            let covers = |later: &Join, table: &TableName| {
+                later.done
+                    && later.request.sink == join.request.sink
+                    && later.request.tables.contains(table)
+                    && (later.request.kind != RequestKind::Resync || join.request.kind == RequestKind::Resync)
+            };
+            let later = &self.joins[place + 1..];
+            join.done && join.request.tables.iter().all(|table| later.iter().any(|later| covers(later, table)))
+        };
+        let keep: Vec<bool> = self
+            .joins
+            .iter()
+            .enumerate()
+            .map(|(place, join)| join.request.id == answered || !is_covered(place, join))
+            .collect();
+        let mut keep = keep.into_iter();
+        self.joins.retain(|_| keep.next().expect("one for each"));
+    }
+
+    /// Forgets versions that no record behind the next base is of: the reader's `used` ones stay, those that open loads speak
+    /// of, and the newest of each table that somebody has, by which sinks see what became of a table.
+    pub fn prune_relations(&mut self, used: &HashSet<Fingerprint>, routed: &[TableName]) {
+        let mut tables: HashSet<&TableName> = routed.iter().collect();
+        tables.extend(self.joins.iter().flat_map(|join| &join.request.tables));
+        let mut keep = used.clone();
+        keep.extend(self.open_joins().flat_map(|join| join.loaded.tables()).filter_map(|(_, of)| of.relation));
+        let mut versions: HashMap<&TableName, Vec<(i64, Fingerprint)>> = HashMap::new();
+        for relation in self.relations.values().filter(|relation| tables.contains(&relation.name)) {
+            // One that was told of and not read back yet is the newest.
+            let at = self.relations_at.get(&relation.fingerprint).copied().unwrap_or(i64::MAX);
+            versions.entry(&relation.name).or_default().push((at, relation.fingerprint));
+        }
+        for mut of_table in versions.into_values() {
+            of_table.sort_unstable_by(|a, b| b.cmp(a));
+            keep.extend(of_table.into_iter().take(VERSIONS_KEPT).map(|(_, fingerprint)| fingerprint));
+        }
+        self.relations.retain(|fingerprint, _| keep.contains(fingerprint));
+        self.relations_at.retain(|fingerprint, _| keep.contains(fingerprint));
     }
 
     /// This state as a base entry of the epoch in force; `tables` are those that its writer has.
@@ -269,6 +323,7 @@ impl State {
             joins: self.joins.clone(),
             again: self.again.clone(),
             forgets: self.forgets,
+            read: self.offset,
             catalog: catalog.into_iter().collect(),
             timeline,
             restarted: self.restarted.clone(),
@@ -305,7 +360,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::key::KeyRange;
-    use crate::ledger::entry::{Claim, SourceEntry};
+    use crate::ledger::entry::{Claim, RelationEntry, SourceEntry};
     use crate::lsn::Lsn;
     use uuid::Uuid;
 
@@ -446,6 +501,65 @@ mod tests {
         assert_eq!(left(request(leave, "x", &["a"])), (vec!["b".into()], vec!["a".into()]));
         assert_eq!(left(request(leave, "x", &[])), (vec![], vec!["a".to_owned()]));
         assert_eq!(left(request(leave, "y", &["a", "b"])), (vec!["a".into(), "b".into()], vec![]));
+    }
+
+    fn asked(number: u128, kind: RequestKind, tables: &[&str]) -> Body {
+        let Body::Request(request) = request(kind, "x", tables) else { unreachable!("just made") };
+        Body::Request(Request { id: Uuid::from_u128(number), ..request })
+    }
+
+    fn done(number: u128) -> Body {
+        let epoch = Epoch { offset: 0, nonce: 5 };
+        Body::Done(Done { id: Uuid::from_u128(number), epoch, result: String::new() })
+    }
+
+    #[test]
+    fn a_request_that_later_ones_cover_is_forgotten_and_a_first_load_is_not_for_a_second_reading() {
+        let (join, resync) = (RequestKind::Join, RequestKind::Resync);
+        let kept = |bodies: &[Body]| -> Vec<u128> {
+            let (state, _) = fold(&[&[claim(5)], bodies].concat());
+            state.joins.iter().map(|join| join.request.id.as_u128()).collect()
+        };
+        let first = [asked(1, join, &["a", "b"]), asked(2, resync, &["a"]), asked(3, resync, &["b"])];
+        let again = [asked(4, resync, &["a"]), asked(5, resync, &["a", "b"])];
+        let bodies = [&first[..], &[done(1), done(2), done(3)], &again].concat();
+        assert_eq!(kept(&bodies), [1, 2, 3, 4, 5], "they are not answered");
+        assert_eq!(kept(&[&bodies[..], &[done(4)]].concat()), [1, 3, 4, 5]);
+        assert_eq!(kept(&[&bodies[..], &[done(5)]].concat()), [1, 4, 5], "one that is open is still to be loaded");
+        assert_eq!(kept(&[&bodies[..], &[done(5), done(4)]].concat()), [1, 4, 5], "its sink is still to see it");
+        assert_eq!(kept(&[&bodies[..], &[done(5), done(4), asked(6, join, &["a", "b"]), done(6)]].concat()), [6]);
+    }
+
+    #[test]
+    fn a_base_leaves_out_versions_that_nobody_needs_and_is_named_all_the_same() {
+        let name = |table: &str| TableName::new("public", table);
+        let told = |number: u64, table: &str| {
+            let fingerprint = Fingerprint(number);
+            let relation = Relation { fingerprint, ..crate::ledger::loaded::tests::version(&name(table), 1, 23) };
+            Body::Relation(Box::new(RelationEntry { relation }))
+        };
+        let mut bodies = vec![claim(5), request(RequestKind::Join, "x", &["joined"])];
+        bodies.extend((1..=6).map(|number| told(number, "routed")));
+        bodies.extend([told(7, "joined"), told(8, "gone")]);
+        let (mut reader, _) = fold(&bodies);
+        let (sink, _) = fold(&bodies);
+        reader.prune_relations(&HashSet::from([Fingerprint(1)]), &[name("routed")]);
+        let mut left: Vec<u64> = reader.relations.keys().map(|fingerprint| fingerprint.0).collect();
+        left.sort_unstable();
+        assert_eq!(left, [1, 3, 4, 5, 6, 7]);
+        let (epoch, none) = (Epoch { offset: 0, nonce: 5 }, BTreeMap::new);
+        let base = reader.as_base(epoch, none(), BTreeMap::new(), vec![]);
+        let named = |mut state: State, ahead: Option<Body>, base: Base| {
+            if let Some(body) = ahead {
+                state.apply(20, Entry::new(None, body));
+            }
+            state.apply(21, Entry::new(None, Body::Base(Box::new(base))));
+            (state.base, state.relations.len())
+        };
+        assert_eq!(named(sink.clone(), None, base.clone()), (Some(21), 8), "who still has records of them keeps them");
+        assert_eq!(named(reader, None, base.clone()), (Some(21), 6));
+        assert_eq!(named(sink.clone(), Some(told(9, "routed")), base.clone()).0, None, "that one it does not know");
+        assert_eq!(named(sink, None, Base { read: None, ..base }).0, None, "an older writer leaves none out");
     }
 
     fn source(slot: &str) -> Body {
