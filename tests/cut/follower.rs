@@ -114,7 +114,7 @@ impl Follower {
     async fn where_it_stands(&self) -> String {
         let core = &self.core;
         let sent = "SELECT 'sent ' || string_agg(sent_lsn::text, ' ') || ' of ' || pg_current_wal_lsn()
-            FROM pg_stat_replication WHERE application_name = 'it_cut'";
+            FROM pg_stat_replication";
         let sent: Option<String> = core.session.query_one(sent, &[]).await.unwrap().get(0);
         format!("{sent:?}, received {}, closed {}, {} commits", core.received, core.closed, core.commits)
     }
