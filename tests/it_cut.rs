@@ -36,12 +36,12 @@ use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 
 /// Chunks by all rules that a race reads, if it comes to them in time.
-const CHUNKS: u64 = 600;
+const CHUNKS: u64 = 500;
 const CHUNKS_LONG: u64 = 20_000;
 /// Between two deaths of loaders.
 const DEATHS: Duration = Duration::from_millis(300);
-const RACE_MAX: Duration = Duration::from_secs(5);
-const RACE_MAX_LONG: Duration = Duration::from_secs(600);
+const RACE_MAX: Duration = Duration::from_secs(4);
+const RACE_MAX_LONG: Duration = Duration::from_secs(240);
 
 fn catalog() -> Server {
     Services::from_env().catalog

@@ -2,6 +2,7 @@
 //! reader does.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,10 +114,12 @@ impl Follower {
 
     async fn where_it_stands(&self) -> String {
         let core = &self.core;
-        let sent = "SELECT 'sent ' || string_agg(sent_lsn::text, ' ') || ' of ' || pg_current_wal_lsn()
-            FROM pg_stat_replication";
-        let sent: Option<String> = core.session.query_one(sent, &[]).await.unwrap().get(0);
-        format!("{sent:?}, received {}, closed {}, {} commits", core.received, core.closed, core.commits)
+        let now = slot::current_lsn(&*core.session).await.unwrap();
+        let mut text = format!("{} commits up to {}, received {} of {now}", core.commits, core.closed, core.received);
+        for load in &core.loads {
+            let _ = write!(text, "\n  {}; it waits for {:?}", load.tally, load.waits_for);
+        }
+        text
     }
 
     /// Until the stream has told of everything that is committed by now.

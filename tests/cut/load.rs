@@ -260,7 +260,10 @@ impl Load {
                     partial: chunk.partial,
                 });
             }
-            Answer::Failed(asked, _) => self.loader.failed(asked),
+            Answer::Failed(asked, error) => {
+                self.waits_for = Some(error.to_string());
+                self.loader.failed(asked);
+            }
             Answer::Rekeyed(table) => panic!("{table} has another key"),
             Answer::Halted(error) => panic!("{error}"),
             Answer::Watched(_) => {}
