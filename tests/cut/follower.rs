@@ -51,6 +51,8 @@ pub struct Core {
     session: Session,
     scratch: Scratch,
     transaction: Option<u32>,
+    /// The last RELATION message of each table. They come again with every invalidation, and mostly say nothing new.
+    announced: HashMap<u32, RelationBody>,
     streamed: HashMap<u32, (TableName, Rows)>,
     names: HashMap<TableName, Fingerprint>,
     machine: Machine,
@@ -79,6 +81,7 @@ impl Follower {
             session,
             scratch: Scratch::default(),
             transaction: None,
+            announced: HashMap::new(),
             streamed: HashMap::new(),
             names: HashMap::new(),
             machine: Machine::new(epoch, None, Lsn::ZERO, Duration::ZERO),
@@ -234,6 +237,9 @@ impl Core {
     }
 
     async fn relation(&mut self, body: RelationBody) {
+        if self.announced.insert(body.oid, body.clone()).as_ref() == Some(&body) {
+            return;
+        }
         let name = TableName::new(&*body.schema, &*body.table);
         let config = self.config.clone();
         let table = config.tables.iter().find(|table| table.name == name).expect("only ours are published");
