@@ -12,7 +12,7 @@ pub mod emit;
 pub mod looks;
 mod requests;
 pub mod routing;
-mod schemas;
+pub mod schemas;
 pub mod shape;
 pub mod snapshot;
 pub mod start;
