@@ -4,46 +4,45 @@
 //! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
 //! ends the epoch; the next one starts from the ledger.
 
+mod ledger;
+mod loads;
+mod report;
 mod tables;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::capture::answerable::{TOPICS, is_answerable};
-use crate::capture::chunks::{self, Answer, ChunkReader, Command, Watched};
+use crate::capture::answerable::TOPICS;
+use crate::capture::chunks::{Answer, ChunkReader};
 use crate::capture::departures::Departures;
 use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::looks::Looks;
-use crate::capture::machine::{Admit, Machine, ReadBack};
-use crate::capture::requests::{answerable, begun, loaded, plan, tables_of};
+use crate::capture::machine::{Admit, Machine};
 use crate::capture::schemas;
 use crate::capture::shape::{self, Shaped};
-use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
+use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
-use crate::capture::trim::trim;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Snapshot};
-use crate::config::{Config, LeftOut, Table};
+use crate::config::{Config, LeftOut};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, Chunk, Done, Join, RelationEntry, Request, RequestKind, TopicIdentity};
-use crate::ledger::state::{Event, State};
+use crate::ledger::entry::{Assembler, Body, RelationEntry, TopicIdentity};
+use crate::ledger::state::State;
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
 use crate::postgres::catalog::{self, Identity, RelationShape, StreamedColumn, StreamedRelation};
 use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
-use crate::postgres::look;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
@@ -51,11 +50,8 @@ use crate::postgres::types;
 use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
-use crate::status::{self, Phase, SourceReporter, TableStatus};
+use crate::status::SourceReporter;
 use crate::value::Row;
-
-/// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
-const GATHER_JOINS: Duration = Duration::from_millis(300);
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -420,22 +416,6 @@ impl Core {
         self.began.elapsed()
     }
 
-    /// Tables that no sink takes are loaded for their topics alone, once.
-    fn ask_for_topics(&mut self) -> Result<()> {
-        let known = self.state.joined(TOPICS);
-        let wanted = |table: &&Table| {
-            let asked = known.contains(&table.name) || self.departures.has(&table.name);
-            table.sinks.is_empty() && table.wire.snapshot && !asked
-        };
-        let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
-        if tables.is_empty() {
-            return Ok(());
-        }
-        let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by, old_ledger: None }))?;
-        Ok(())
-    }
-
     /// One pgoutput message.
     async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
         match pgoutput::decode(data, &mut self.scratch)? {
@@ -632,129 +612,6 @@ impl Core {
         Ok(version)
     }
 
-    /// The message of a chunk: the chunk was handed over before it was written.
-    async fn mark(&mut self, start: Lsn, content: &[u8]) -> Result<()> {
-        let Some(nonce) = std::str::from_utf8(content).ok().and_then(|text| Uuid::try_parse(text).ok()) else {
-            return Ok(());
-        };
-        while let Some(answer) = self.chunks.try_recv() {
-            self.answer(answer).await?;
-        }
-        let names = &self.names;
-        let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
-        match ready {
-            Some(ready) => self.emit_chunk(start, ready).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
-        let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
-        let event = self.event(start, None);
-        let at = self.machine.chunk_at();
-        for (i, row) in ready.rows.iter().enumerate() {
-            let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
-            let event = codec::Event { snapshot: mark, ..event };
-            self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
-        }
-        let (sinks, request) = match ready.only {
-            Some((sink, request)) => (Some(vec![sink]), Some(request)),
-            None => (None, None),
-        };
-        let rows = ready.rows.len() as u64;
-        let table = ready.table.clone();
-        let relation = version.relation.fingerprint;
-        self.machine.chunk(Chunk { relation, table, range: ready.range, at, rows, sinks, request });
-        *self.rows_done.entry(ready.table).or_default() += rows;
-        Ok(())
-    }
-
-    async fn answer(&mut self, answer: Answer) -> Result<()> {
-        match answer {
-            Answer::Fenced(asked) => self.loader.fenced(asked),
-            Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
-            Answer::Saw(snapshot) => self.loader.saw(&snapshot),
-            Answer::Chunk(chunk) => {
-                let (chunk, shaped) = *chunk;
-                self.version(shaped).await?;
-                self.loader.chunk(chunk);
-            }
-            Answer::Rekeyed(table) => {
-                // The sinks forget their ranges with the request that this look leads to.
-                let tables = vec![table];
-                let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
-                self.look(tables.into_iter().zip(found).collect()).await?;
-                self.cancel_load();
-            }
-            Answer::Failed(asked, error) => {
-                tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
-                self.reporter.update(|s| s.waiting_for = Some(error.chain()));
-                self.loader.failed(asked);
-            }
-            Answer::Halted(error) => return Err(error),
-            Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
-                self.source_end = current;
-                self.reporter.update(|s| s.slot_retained_bytes = retained);
-                self.note_left_out(left_out);
-                if rerouted.is_some() {
-                    self.rerouted = rerouted;
-                    return Ok(());
-                }
-                self.look(looks).await?;
-                // A table that is gone for a moment may be made again.
-                if self.gone.is_empty() {
-                    published?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A record of the ledger was read back.
-    fn ledger_record(&mut self, record: Record) -> Result<()> {
-        let Some(entry) = start::entry(&mut self.assembler, record.offset, record.value.as_deref())? else {
-            return Ok(());
-        };
-        let event = self.state.apply(record.offset, entry);
-        if matches!(&event, Event::Requested(request) if request.kind == RequestKind::Restart) {
-            return Err(Error::retry_plain(format!("a restart was asked for (ledger entry {})", record.offset)));
-        }
-        self.entries_since_base += 1;
-        if event == Event::Base {
-            // Ours, for it is valid. Something may have landed in front of it; then it is not named, and the next one is due
-            // at once.
-            self.base_number = None;
-            if self.state.base == Some(record.offset) {
-                self.appender.base = self.state.base;
-                self.entries_since_base = 0;
-                self.base_at = Instant::now();
-                self.trim_if_due(record.timestamp_ms);
-            } else {
-                self.base_soon |= self.base_tells;
-            }
-        }
-        match self.machine.read_back(record.offset, &event) {
-            ReadBack::Nothing => {}
-            ReadBack::Confirm(lsn) => {
-                self.confirm = lsn;
-                while let Some((offset, sent)) = self.sent_at.front().copied() {
-                    if offset > record.offset {
-                        break;
-                    }
-                    self.metrics.checkpoint(sent.elapsed());
-                    self.sent_at.pop_front();
-                }
-            }
-            ReadBack::Fenced(epoch) => {
-                return Err(Error::retry_plain(format!(
-                    "another reader claimed the ledger (epoch {epoch}); this one stops"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// Whatever is due: acknowledgements, appends, loads, reports.
     fn pump(&mut self, flush: bool) -> Result<()> {
         let acked = self.emitter.take_acks(&mut self.machine)?;
@@ -816,226 +673,6 @@ impl Core {
             return Err(Error::retry_plain(format!("no broker was there for {grace:?}: {why}")));
         }
         Ok(())
-    }
-
-    /// Starts loads, asks for chunks, tells requests that they are done.
-    fn load(&mut self) -> Result<()> {
-        let appended = self.machine.appended_to();
-        while let Some(index) = self.done.iter().position(|(at, _)| *at <= appended) {
-            for id in self.done.swap_remove(index).1 {
-                let epoch = self.machine.epoch();
-                self.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
-                self.state.finish(id);
-                tracing::info!(request = %id, "existing rows loaded");
-            }
-        }
-        if self.loader.is_idle() && self.done.is_empty() {
-            self.start_load();
-        }
-        match self.loader.next_action(Uuid::new_v4()) {
-            Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
-            Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
-            Some(Action::Done(requests)) => {
-                // Its chunks can be others' too, and nobody watches them from here on.
-                let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
-                self.again.extend(others.flat_map(tables_of));
-                self.joins_seen = None;
-                self.done.push((self.machine.position(), requests));
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn start_load(&mut self) {
-        let open = answerable(|request| self.answers(request), &self.state).count();
-        if open == 0 {
-            self.joins_seen = None;
-            return;
-        }
-        match self.joins_seen {
-            Some((seen, at)) if seen == open && at.elapsed() >= GATHER_JOINS => {}
-            Some((seen, _)) if seen == open => return,
-            _ => {
-                self.joins_seen = Some((open, Instant::now()));
-                return;
-            }
-        }
-        let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
-        // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
-        self.again
-            .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
-        self.start_job(job);
-    }
-
-    fn answers(&self, request: &Request) -> bool {
-        is_answerable(request, &self.config.tables, &self.order)
-    }
-
-    /// Goes on where the reader before this one was, before anything is streamed.
-    fn go_on_loading(&mut self) {
-        self.again.clone_from(&self.state.again);
-        if !answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty()) {
-            return;
-        }
-        let mut job =
-            plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
-        job.loaded = loaded(&job, &self.state);
-        let key =
-            |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
-        job.keys = job.loaded.iter().filter_map(|(table, _)| Some((table.clone(), key(table)?))).collect();
-        // Nobody watches what is loaded for others meanwhile, or of tables that are read from their beginning.
-        let watched = |join: &Join, table: &TableName| {
-            job.requests.contains(&join.request.id) && job.loaded.iter().any(|(loaded, _)| loaded == table)
-        };
-        for join in begun(&self.state) {
-            let tables: BTreeSet<&TableName> = join.loaded.iter().map(|(table, _)| table).collect();
-            self.again.extend(tables.into_iter().filter(|table| !watched(join, table)).cloned());
-        }
-        self.start_job(job);
-    }
-
-    fn start_job(&mut self, job: Job) {
-        let (tables, requests, loaded) = (job.tables.len(), job.requests.len(), job.loaded.len());
-        tracing::info!(tables, requests, loaded, "loading existing rows");
-        self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
-        self.loader.start(job);
-    }
-
-    /// Topics that rows have named stand in a base before a checkpoint counts their records.
-    fn note_topics(&mut self) {
-        let opened = self.emitter.take_routed();
-        self.base_soon |= !opened.is_empty();
-        self.topics.extend(opened);
-    }
-
-    /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
-    fn note_again(&mut self) {
-        self.again.extend(self.loader.again().cloned());
-        if !self.again.is_empty() {
-            self.again.sort();
-            self.again.dedup();
-            let state = &self.state;
-            self.again.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
-        }
-    }
-
-    fn base_if_due(&mut self) -> Result<()> {
-        let due = self.is_base_due();
-        let calm = !self.machine.is_appending() && self.machine.oldest_unread().is_none();
-        if due && calm && !self.is_writing_base() {
-            self.write_base()?;
-        }
-        Ok(())
-    }
-
-    /// Beside the stream: Kafka is asked many questions.
-    fn trim_if_due(&mut self, now_ms: i64) {
-        let interval = self.config.kafka.base_interval;
-        if self.trimming.is_some() || self.trimmed_at.is_some_and(|at| at.elapsed() < interval) {
-            return;
-        }
-        self.trimmed_at = Some(Instant::now());
-        let sinks = self.state.joins.iter().map(|join| join.request.sink.clone());
-        let sinks = sinks.filter(|sink| sink != TOPICS).collect();
-        self.trimming = Some(AbortOnDropHandle::new(tokio::spawn(trim(self.config.clone(), sinks, now_ms))));
-    }
-
-    fn look_at_trimming(&mut self) {
-        let Some(trimming) = self.trimming.take_if(|trimming| trimming.is_finished()) else { return };
-        match trimming.now_or_never() {
-            Some(Ok(Ok(Some(low)))) => tracing::info!(first = low, "the ledger was trimmed"),
-            Some(Ok(Err(error))) => tracing::warn!("trimming the ledger, to be tried again: {}", error.chain()),
-            _ => {}
-        }
-    }
-
-    fn append(&mut self, body: Body) -> Result<u64> {
-        self.metrics.ledger_append();
-        self.appender.append(body)
-    }
-
-    fn write_base(&mut self) -> Result<()> {
-        let mut tables = self.routed();
-        tables.retain(|table| !self.departures.is_over(table));
-        let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone(), tables);
-        self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
-        self.base_tells = std::mem::take(&mut self.base_soon);
-        Ok(())
-    }
-
-    /// While it is due nothing is appended, so that within one round trip nothing is in flight that it could not tell of.
-    fn is_base_due(&self) -> bool {
-        self.base_soon
-            || self.entries_since_base >= self.config.kafka.base_entries
-            || (self.entries_since_base > 1 && self.base_at.elapsed() >= self.config.kafka.base_interval)
-    }
-
-    /// While a base is on its way nothing else is appended that it would have to tell of.
-    fn is_writing_base(&self) -> bool {
-        self.base_number.is_some()
-    }
-
-    fn report(&mut self) {
-        self.reported = Instant::now();
-        self.metrics.received(std::mem::take(&mut self.bytes), self.received);
-        self.metrics.in_flight(self.emitter.in_flight_bytes() as u64);
-        self.metrics.confirmed(self.confirmed);
-        let closed = self.machine.read_closed();
-        let lag = self.source_end.max(self.received).bytes_since(closed);
-        let loading = self.loader.table().cloned();
-        let busy = !self.loader.is_idle();
-        // Asked for by nobody who has yet to get it for the first time.
-        let again = |name: &TableName| {
-            let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
-            joins.all(|join| join.request.kind == RequestKind::Resync)
-        };
-        let tables = self.config.tables.iter().filter(|table| !self.departures.is_over(&table.name)).map(|table| {
-            let phase = match &loading {
-                Some(name) if *name == table.name && again(name) => Phase::Reread,
-                Some(name) if *name == table.name => Phase::Snapshot,
-                _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
-                    Phase::Waiting
-                }
-                _ => Phase::Streaming,
-            };
-            let rows_done = matches!(phase, Phase::Snapshot | Phase::Reread)
-                .then(|| self.rows_done.get(&table.name).copied())
-                .flatten();
-            let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
-        });
-        let tables = tables.collect();
-        let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
-        let unanswered = unanswered.next().map(|join| {
-            format!(
-                "a connector for the tables that sink {} asks for in ledger entry {}, with all that it needs",
-                join.request.sink, join.offset
-            )
-        });
-        let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
-        self.reporter.update(|s| {
-            s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
-            if !busy {
-                s.waiting_for = unanswered;
-            }
-            s.position = Some(closed);
-            s.lag_bytes = Some(lag);
-            s.tables = tables;
-        });
-    }
-}
-
-/// Which part of a snapshot a chunk's row is. Only the row itself can be told from its chunk, so where the last tables are empty
-/// no row is the last.
-fn snapshot_mark(extent: Option<Extent>, first: bool, last: bool) -> Snapshot {
-    let Some(extent) = extent else { return Snapshot::Incremental };
-    match (first, last) {
-        (_, true) if extent.last => Snapshot::Last,
-        (true, _) if extent.first => Snapshot::First,
-        (_, true) if extent.last_of_table => Snapshot::LastInDataCollection,
-        (true, _) if extent.first_of_table => Snapshot::FirstInDataCollection,
-        _ => Snapshot::True,
     }
 }
 

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::{Core, Looked, TOPICS, VISIBLE_TIMEOUT};
 use crate::capture::looks::Finding;
-use crate::capture::requests::{begun, tables_of};
 use crate::capture::{routing, start};
 use crate::config::LeftOut;
 use crate::error::{Code, Error, Result};
@@ -204,15 +203,6 @@ impl Core {
 
     fn is_outbox(&self, table: &TableName) -> bool {
         self.config.table(table).is_some_and(|table| table.wire.modes.outbox.is_some())
-    }
-
-    /// Begins the load anew. What is loaded so far nobody watches from here on.
-    pub(super) fn cancel_load(&mut self) {
-        // Also what the ledger does not say yet: chunks that are on their way.
-        self.again.extend(self.loader.tables().iter().cloned());
-        self.loader.cancel();
-        self.joins_seen = None;
-        self.again.extend(begun(&self.state).flat_map(tables_of));
     }
 }
 

@@ -1,0 +1,240 @@
+//! Existing rows: the requests of the ledger become jobs of the loader, its questions go to the readers of chunks, and chunks
+//! enter the stream at their messages.
+//!
+//! When a chunk is right is decided elsewhere (`snapshot`), as is which requests a job answers (`requests`).
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::Core;
+use crate::capture::answerable::{TOPICS, is_answerable};
+use crate::capture::chunks::{self, Answer, Command, Watched};
+use crate::capture::requests::{answerable, begun, loaded, plan, tables_of};
+use crate::capture::snapshot::{Action, Extent, Job, Ready};
+use crate::capture::start;
+use crate::codec::{self, Snapshot};
+use crate::config::Table;
+use crate::error::Result;
+use crate::ledger::entry::{Body, Chunk, Done, Join, Request, RequestKind};
+use crate::lsn::Lsn;
+use crate::postgres::look;
+use crate::relation::TableName;
+
+/// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
+const GATHER_JOINS: Duration = Duration::from_millis(300);
+
+impl Core {
+    /// Tables that no sink takes are loaded for their topics alone, once.
+    pub(super) fn ask_for_topics(&mut self) -> Result<()> {
+        let known = self.state.joined(TOPICS);
+        let wanted = |table: &&Table| {
+            let asked = known.contains(&table.name) || self.departures.has(&table.name);
+            table.sinks.is_empty() && table.wire.snapshot && !asked
+        };
+        let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
+        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by, old_ledger: None }))?;
+        Ok(())
+    }
+
+    /// Goes on where the reader before this one was, before anything is streamed.
+    pub(super) fn go_on_loading(&mut self) {
+        self.again.clone_from(&self.state.again);
+        if !answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty()) {
+            return;
+        }
+        let mut job =
+            plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
+        job.loaded = loaded(&job, &self.state);
+        let key =
+            |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
+        job.keys = job.loaded.iter().filter_map(|(table, _)| Some((table.clone(), key(table)?))).collect();
+        // Nobody watches what is loaded for others meanwhile, or of tables that are read from their beginning.
+        let watched = |join: &Join, table: &TableName| {
+            job.requests.contains(&join.request.id) && job.loaded.iter().any(|(loaded, _)| loaded == table)
+        };
+        for join in begun(&self.state) {
+            let tables: BTreeSet<&TableName> = join.loaded.iter().map(|(table, _)| table).collect();
+            self.again.extend(tables.into_iter().filter(|table| !watched(join, table)).cloned());
+        }
+        self.start_job(job);
+    }
+
+    /// Starts loads, asks for chunks, tells requests that they are done.
+    pub(super) fn load(&mut self) -> Result<()> {
+        let appended = self.machine.appended_to();
+        while let Some(index) = self.done.iter().position(|(at, _)| *at <= appended) {
+            for id in self.done.swap_remove(index).1 {
+                let epoch = self.machine.epoch();
+                self.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
+                self.state.finish(id);
+                tracing::info!(request = %id, "existing rows loaded");
+            }
+        }
+        if self.loader.is_idle() && self.done.is_empty() {
+            self.start_load();
+        }
+        match self.loader.next_action(Uuid::new_v4()) {
+            Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
+            Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
+            Some(Action::Done(requests)) => {
+                // Its chunks can be others' too, and nobody watches them from here on.
+                let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
+                self.again.extend(others.flat_map(tables_of));
+                self.joins_seen = None;
+                self.done.push((self.machine.position(), requests));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn start_load(&mut self) {
+        let open = answerable(|request| self.answers(request), &self.state).count();
+        if open == 0 {
+            self.joins_seen = None;
+            return;
+        }
+        match self.joins_seen {
+            Some((seen, at)) if seen == open && at.elapsed() >= GATHER_JOINS => {}
+            Some((seen, _)) if seen == open => return,
+            _ => {
+                self.joins_seen = Some((open, Instant::now()));
+                return;
+            }
+        }
+        let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
+        // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
+        self.again
+            .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
+        self.start_job(job);
+    }
+
+    fn start_job(&mut self, job: Job) {
+        let (tables, requests, loaded) = (job.tables.len(), job.requests.len(), job.loaded.len());
+        tracing::info!(tables, requests, loaded, "loading existing rows");
+        self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
+        self.loader.start(job);
+    }
+
+    pub(super) fn answers(&self, request: &Request) -> bool {
+        is_answerable(request, &self.config.tables, &self.order)
+    }
+
+    /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
+    pub(super) fn note_again(&mut self) {
+        self.again.extend(self.loader.again().cloned());
+        if !self.again.is_empty() {
+            self.again.sort();
+            self.again.dedup();
+            let state = &self.state;
+            self.again.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
+        }
+    }
+
+    pub(super) async fn answer(&mut self, answer: Answer) -> Result<()> {
+        match answer {
+            Answer::Fenced(asked) => self.loader.fenced(asked),
+            Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
+            Answer::Saw(snapshot) => self.loader.saw(&snapshot),
+            Answer::Chunk(chunk) => {
+                let (chunk, shaped) = *chunk;
+                self.version(shaped).await?;
+                self.loader.chunk(chunk);
+            }
+            Answer::Rekeyed(table) => {
+                // The sinks forget their ranges with the request that this look leads to.
+                let tables = vec![table];
+                let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
+                self.look(tables.into_iter().zip(found).collect()).await?;
+                self.cancel_load();
+            }
+            Answer::Failed(asked, error) => {
+                tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
+                self.reporter.update(|s| s.waiting_for = Some(error.chain()));
+                self.loader.failed(asked);
+            }
+            Answer::Halted(error) => return Err(error),
+            Answer::Watched(watched) => {
+                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
+                self.source_end = current;
+                self.reporter.update(|s| s.slot_retained_bytes = retained);
+                self.note_left_out(left_out);
+                if rerouted.is_some() {
+                    self.rerouted = rerouted;
+                    return Ok(());
+                }
+                self.look(looks).await?;
+                // A table that is gone for a moment may be made again.
+                if self.gone.is_empty() {
+                    published?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The message of a chunk: the chunk was handed over before it was written.
+    pub(super) async fn mark(&mut self, start: Lsn, content: &[u8]) -> Result<()> {
+        let Some(nonce) = std::str::from_utf8(content).ok().and_then(|text| Uuid::try_parse(text).ok()) else {
+            return Ok(());
+        };
+        while let Some(answer) = self.chunks.try_recv() {
+            self.answer(answer).await?;
+        }
+        let names = &self.names;
+        let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
+        match ready {
+            Some(ready) => self.emit_chunk(start, ready).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
+        let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        let event = self.event(start, None);
+        let at = self.machine.chunk_at();
+        for (i, row) in ready.rows.iter().enumerate() {
+            let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
+            let event = codec::Event { snapshot: mark, ..event };
+            self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
+        }
+        let (sinks, request) = match ready.only {
+            Some((sink, request)) => (Some(vec![sink]), Some(request)),
+            None => (None, None),
+        };
+        let rows = ready.rows.len() as u64;
+        let table = ready.table.clone();
+        let relation = version.relation.fingerprint;
+        self.machine.chunk(Chunk { relation, table, range: ready.range, at, rows, sinks, request });
+        *self.rows_done.entry(ready.table).or_default() += rows;
+        Ok(())
+    }
+
+    /// Begins the load anew. What is loaded so far nobody watches from here on.
+    pub(super) fn cancel_load(&mut self) {
+        // Also what the ledger does not say yet: chunks that are on their way.
+        self.again.extend(self.loader.tables().iter().cloned());
+        self.loader.cancel();
+        self.joins_seen = None;
+        self.again.extend(begun(&self.state).flat_map(tables_of));
+    }
+}
+
+/// Which part of a snapshot a chunk's row is. Only the row itself can be told from its chunk, so where the last tables are empty
+/// no row is the last.
+fn snapshot_mark(extent: Option<Extent>, first: bool, last: bool) -> Snapshot {
+    let Some(extent) = extent else { return Snapshot::Incremental };
+    match (first, last) {
+        (_, true) if extent.last => Snapshot::Last,
+        (true, _) if extent.first => Snapshot::First,
+        (_, true) if extent.last_of_table => Snapshot::LastInDataCollection,
+        (true, _) if extent.first_of_table => Snapshot::FirstInDataCollection,
+        _ => Snapshot::True,
+    }
+}

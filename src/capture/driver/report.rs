@@ -1,0 +1,59 @@
+//! What this reader says of itself: status and gauges.
+
+use std::time::Instant;
+
+use super::Core;
+use crate::ledger::entry::RequestKind;
+use crate::relation::TableName;
+use crate::status::{self, Phase, TableStatus};
+
+impl Core {
+    pub(super) fn report(&mut self) {
+        self.reported = Instant::now();
+        self.metrics.received(std::mem::take(&mut self.bytes), self.received);
+        self.metrics.in_flight(self.emitter.in_flight_bytes() as u64);
+        self.metrics.confirmed(self.confirmed);
+        let closed = self.machine.read_closed();
+        let lag = self.source_end.max(self.received).bytes_since(closed);
+        let loading = self.loader.table().cloned();
+        let busy = !self.loader.is_idle();
+        // Asked for by nobody who has yet to get it for the first time.
+        let again = |name: &TableName| {
+            let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
+            joins.all(|join| join.request.kind == RequestKind::Resync)
+        };
+        let tables = self.config.tables.iter().filter(|table| !self.departures.is_over(&table.name)).map(|table| {
+            let phase = match &loading {
+                Some(name) if *name == table.name && again(name) => Phase::Reread,
+                Some(name) if *name == table.name => Phase::Snapshot,
+                _ if busy && self.loader.remembers(&table.name) && self.rows_done.get(&table.name) == Some(&0) => {
+                    Phase::Waiting
+                }
+                _ => Phase::Streaming,
+            };
+            let rows_done = matches!(phase, Phase::Snapshot | Phase::Reread)
+                .then(|| self.rows_done.get(&table.name).copied())
+                .flatten();
+            let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
+            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
+        });
+        let tables = tables.collect();
+        let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
+        let unanswered = unanswered.next().map(|join| {
+            format!(
+                "a connector for the tables that sink {} asks for in ledger entry {}, with all that it needs",
+                join.request.sink, join.offset
+            )
+        });
+        let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
+        self.reporter.update(|s| {
+            s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
+            if !busy {
+                s.waiting_for = unanswered;
+            }
+            s.position = Some(closed);
+            s.lag_bytes = Some(lag);
+            s.tables = tables;
+        });
+    }
+}
