@@ -351,6 +351,10 @@ fn what_can_not_be_written_without_loss_is_refused_by_name() {
         (oid::INT4, b"secret"),
         (oid::INT4, b"007"),
         (oid::INT4, b""),
+        (oid::INT4, b"-0"),
+        (oid::INT2, b"32768"),
+        (oid::INT4, b"-2147483649"),
+        (oid::INT8, b"9223372036854775808"),
         (oid::FLOAT8, b"1."),
         (oid::FLOAT8, b"nan"),
         (oid::NUMERIC, b"secret"),
@@ -803,6 +807,20 @@ fn null_shown_as_the_default_is_null_at_our_sinks() {
     let modes = Modes { null_as_default: true, ..Modes::default() };
     assert_eq!(in_modes_of_one(modes, of.clone(), &whole), "7");
     assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+}
+
+/// What the schema has no room for, readers of that schema would refuse or cut.
+#[test]
+fn numbers_of_extensions_beyond_their_schema_are_refused() {
+    let srid = |hex: &str| format!("01010000A0{hex}000000000000F03F0000000000000040");
+    for (name, text) in [
+        ("p.geometry", srid("00000080")),
+        ("p.sparsevec", "{1:1}/2147483648".to_owned()),
+        ("p.sparsevec", "{2147483648:1}/5".to_owned()),
+    ] {
+        let relation = relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), extension(name)]);
+        refusal(update(&relation, None, row(&[Cell::Text(b"1"), Cell::Text(text.as_bytes())]).row()));
+    }
 }
 
 proptest! {
