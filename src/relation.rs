@@ -312,7 +312,6 @@ fn comma() -> u8 {
     b','
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_comma(delimiter: &u8) -> bool {
     *delimiter == b','
 }
