@@ -450,7 +450,7 @@ impl Relation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn relation() -> Relation {

@@ -9,6 +9,7 @@ pub mod chunks;
 mod departures;
 pub mod driver;
 pub mod emit;
+pub mod forgets;
 pub mod looks;
 mod requests;
 pub mod routing;
