@@ -681,7 +681,13 @@ fn of(type_oid: u32, typmod: i32) -> Column {
 
 fn array_of(type_oid: u32) -> Column {
     let element = TypeName { oid: type_oid, name: String::new(), typmod: -1, kind: TypeKind::Base };
-    Column { kind: TypeKind::Array { element: Box::new(element) }, ..of(1, -1) }
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter: b',' }, ..of(1, -1) }
+}
+
+/// The one type of Postgres' own whose arrays have no commas between elements.
+fn boxes() -> Column {
+    let element = TypeName { oid: 603, name: "box".into(), typmod: -1, kind: TypeKind::Base };
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter: b';' }, ..of(1, -1) }
 }
 
 fn extension(name: &str) -> Column {
@@ -772,6 +778,7 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
             r#"{"",NULL,"NULL","a,b","c\"d","e\\f","{g}",é}"#,
             r#"["",null,"NULL","a,b","c\"d","e\\f","{g}","é"]"#,
         ),
+        (m(), boxes(), "{(1,1),(0,0);NULL;(2,2),(1,1)}", r#"["(1,1),(0,0)",null,"(2,2),(1,1)"]"#),
         (m(), array_of(oid::INTERVAL), r#"{"1 day",NULL}"#, r#"["P0Y0M1DT0H0M0S",null]"#),
     ] {
         assert_eq!(in_modes(modes, of, text), json, "{text}");
@@ -798,6 +805,16 @@ fn in_modes_of_one(modes: Modes, of: Column, whole: &RowBuf) -> String {
     let record = update(&relation, None, whole.row()).unwrap();
     assert_eq!(record.decode(&Decoder::new(relation), Side::After).unwrap().1, *whole);
     record.field("after", "c0")
+}
+
+/// Consumers with schemas refuse a null in a field that is required.
+#[test]
+fn what_was_not_sent_of_a_required_column_is_shown_as_something() {
+    for name in ["p.geometry", "p.geography", "p.vector", "p.halfvec", "p.sparsevec"] {
+        let of = Column { nullable: false, ..extension(name) };
+        let encoding = mapping::encoding(&of, &Modes::default());
+        assert_ne!(mapping::unsent(&of, &encoding, &Modes::default()), schema::Value::Null, "{name}");
+    }
 }
 
 #[test]

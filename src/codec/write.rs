@@ -168,7 +168,7 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             out.end_array();
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Array(element) => array(element, text, out),
+        Encoding::Array { element, delimiter } => array(element, *delimiter, text, out),
         Encoding::Skipped => Ok(Fidelity::NeedsText),
     }
 }
@@ -759,7 +759,7 @@ fn sparse_vector(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> 
 }
 
 /// An array as array_out prints it. Bounds are in `ls-text` alone.
-fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
+fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
     let body = match text.first() {
         // `[0:2]={…}`
         Some(b'[') => {
@@ -796,9 +796,9 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
                     break;
                 }
             }
-            b',' => at += 1,
+            byte if *byte == delimiter => at += 1,
             _ => {
-                let (value, end) = array_element(body, at)?;
+                let (value, end) = array_element(body, at, delimiter)?;
                 out.element();
                 match value {
                     None => out.null(),
@@ -820,9 +820,9 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
 type Element<'a> = Option<Cow<'a, [u8]>>;
 
 /// The element at `at` and where it ends.
-fn array_element(body: &[u8], at: usize) -> Result<(Element<'_>, usize), Unfit> {
+fn array_element(body: &[u8], at: usize, delimiter: u8) -> Result<(Element<'_>, usize), Unfit> {
     if body[at] != b'"' {
-        let len = body[at..].iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::NotOfItsType)?;
+        let len = body[at..].iter().position(|b| *b == delimiter || *b == b'}').ok_or(Unfit::NotOfItsType)?;
         let text = &body[at..at + len];
         return Ok(((text != b"NULL").then_some(Cow::Borrowed(text)), at + len));
     }
