@@ -113,13 +113,15 @@ impl Shape {
         }
         self.check_names(&rows, catalog)?;
         let key = self.key_of(&rows)?;
-        let mut transforms = Vec::new();
+        let (mut transforms, mut hidden) = (Vec::new(), Vec::new());
         let (mut columns, mut picks) = (Vec::new(), Vec::new());
         for (i, column) in rows.columns.iter().enumerate() {
             let ordinal = key.iter().position(|k| *k == i);
             let known = catalog.is_none_or(|names| names.contains(&column.name.as_str()));
             let kept = self.keeps(&column.name) && (known || ordinal.is_some() || !self.hides());
             if !kept && ordinal.is_none() {
+                // One that the catalog has forgotten is dropped, not hidden.
+                hidden.extend((!self.keeps(&column.name)).then(|| column.name.clone()));
                 continue;
             }
             if !kept && for_sinks {
@@ -145,7 +147,7 @@ impl Shape {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
         }
         transforms.extend(self.filter.iter().map(|sql| Transform::Where { sql: sql.clone() }));
-        let relation = Relation { columns, transforms, ..rows }.sealed();
+        let relation = Relation { columns, transforms, hidden, ..rows }.sealed();
         let transformer = (!self.keeps_rows()).then_some(Transformer { picks });
         Ok(Shaped { relation, transformer })
     }

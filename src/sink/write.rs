@@ -24,11 +24,12 @@ use tokio_postgres::types::ToSql;
 use super::encode::{CopyText, TextArray};
 use super::park::{NewRows, Param};
 use super::postgres::PostgresSink;
-use super::refusal::{Class, classify, copied_column, failure, value_message};
+use super::refusal::{Class, classify, copied_column, failure, value_hint, value_message};
 use super::sql::{Rows, SinkTablePlan, order};
 use super::{Counts, Failure, Outcome};
 use crate::apply::net::NetEffect;
 use crate::change::Key;
+use crate::config::Truncate;
 use crate::error::{Code, Error, Halt};
 use crate::value::{Cell, RowBuf};
 
@@ -226,11 +227,10 @@ impl PostgresSink {
         Ok(counts)
     }
 
-    /// Empties exactly these tables in one statement, never CASCADE.
+    /// Empties exactly these tables, never CASCADE; those that are truncated in one statement.
     pub async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         self.assert_open();
-        let tables: Vec<String> = plans.iter().map(|plan| plan.table.quoted()).collect();
-        let truncate = format!("TRUNCATE {}", tables.join(", "));
+        let truncate = empty(plans);
         // A table with constraint checks pending can't be truncated, so these are made now.
         let sql = match self.written && plans.iter().any(|plan| plan.deferrable) {
             true => format!("SET CONSTRAINTS ALL IMMEDIATE; {truncate}; SET CONSTRAINTS ALL DEFERRED"),
@@ -241,6 +241,8 @@ impl PostgresSink {
             self.fail();
             failure("truncating", plans.first().copied(), error)
         })?;
+        // Deleted rows leave checks behind.
+        self.written |= plans.iter().any(|plan| plan.truncate == Truncate::Delete);
         for plan in plans {
             self.paid_all(plan).await?;
         }
@@ -353,7 +355,8 @@ impl PostgresSink {
                 // Best effort: without the column's name it is still the same halt.
                 let column = self.find_column(step, &code).await.ok().flatten();
                 let message = value_message(&step.plan.table.to_string(), column.as_deref());
-                Halt { message, ..*halt }.into()
+                let hint = value_hint(Some(step.plan), column.as_deref());
+                Halt { message, hint, ..*halt }.into()
             }
             (failure, _) => failure,
         }
@@ -387,6 +390,17 @@ impl PostgresSink {
         }
         Ok(None)
     }
+}
+
+/// What empties the tables: rows that reference others go before those.
+fn empty(plans: &[&SinkTablePlan]) -> String {
+    let (truncated, deleted): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) =
+        plans.iter().partition(|plan| plan.truncate == Truncate::Truncate);
+    let names: Vec<String> = truncated.iter().map(|plan| plan.table.quoted()).collect();
+    let truncate = (!names.is_empty()).then(|| format!("TRUNCATE {}", names.join(", ")));
+    let children_first = order(&deleted).into_iter().rev();
+    let deletes = children_first.map(|i| format!("DELETE FROM {}", deleted[i].table.quoted()));
+    truncate.into_iter().chain(deletes).collect::<Vec<_>>().join("; ")
 }
 
 /// The statements of a batch, in the order of this file's head.
