@@ -7,4 +7,5 @@
 
 pub mod entry;
 pub mod state;
+pub mod taken;
 pub mod topic;
