@@ -28,6 +28,7 @@
 
 pub mod catalog;
 pub mod circles;
+pub mod confine;
 mod encode;
 pub mod evolve;
 pub mod fit;
@@ -127,6 +128,8 @@ pub struct WantedTable {
     /// Columns that the source's table has and this version does not tell of.
     pub hidden: Vec<String>,
     pub truncate: Truncate,
+    /// What is the same in all of its rows, and tells them from those of other tables.
+    pub held: Vec<confine::Held>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,13 +165,10 @@ impl WantedTable {
             ));
         }
         let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
-        Ok(WantedTable {
-            source: relation.name.clone(),
-            table: target.table.clone(),
-            columns: columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect(),
-            hidden: relation.hidden.clone(),
-            truncate: target.truncate,
-        })
+        let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
+        let held = confine::held(relation, &target.table, &columns)?;
+        let (source, table) = (relation.name.clone(), target.table.clone());
+        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
     }
 
     /// Rows are told apart by all they hold.

@@ -227,26 +227,47 @@ impl PostgresSink {
         Ok(counts)
     }
 
-    /// Empties exactly these tables, never CASCADE; those that are truncated in one statement.
+    /// Empties exactly these tables, never CASCADE: by one statement, but for those of which other tables' rows stay, or that are to
+    /// be emptied row by row.
     pub async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         self.assert_open();
-        let truncate = empty(plans);
+        let at_once = |plan: &&&SinkTablePlan| plan.held.is_empty() && plan.truncate == Truncate::Truncate;
+        let (whole, others): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) = plans.iter().partition(at_once);
+        if !whole.is_empty() {
+            self.truncate_whole(&whole).await?;
+        }
+        // Rows that reference others go before those.
+        for plan in order(&others).into_iter().rev().map(|i| others[i]) {
+            self.delete_ours(plan).await?;
+        }
+        for plan in plans {
+            self.paid_all(plan).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_ours(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
+        let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
+        self.written = true;
+        let done = self.client.execute(&format!("DELETE FROM {} AS t{ours}", plan.table.quoted()), &[]).await;
+        done.map(drop).map_err(|error| {
+            self.fail();
+            failure(&format!("emptying {} of the rows of {}", plan.table, plan.source), Some(plan), error)
+        })
+    }
+
+    async fn truncate_whole(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        let tables: Vec<String> = plans.iter().map(|plan| plan.table.quoted()).collect();
+        let truncate = format!("TRUNCATE {}", tables.join(", "));
         // A table with constraint checks pending can't be truncated, so these are made now.
         let sql = match self.written && plans.iter().any(|plan| plan.deferrable) {
             true => format!("SET CONSTRAINTS ALL IMMEDIATE; {truncate}; SET CONSTRAINTS ALL DEFERRED"),
             false => truncate,
         };
-        let done = self.client.batch_execute(&sql).await;
-        done.map_err(|error| {
+        self.client.batch_execute(&sql).await.map_err(|error| {
             self.fail();
             failure("truncating", plans.first().copied(), error)
-        })?;
-        // Deleted rows leave checks behind.
-        self.written |= plans.iter().any(|plan| plan.truncate == Truncate::Delete);
-        for plan in plans {
-            self.paid_all(plan).await?;
-        }
-        Ok(())
+        })
     }
 
     /// A step by itself, behind what gets rows out of its way.
@@ -390,17 +411,6 @@ impl PostgresSink {
         }
         Ok(None)
     }
-}
-
-/// What empties the tables: rows that reference others go before those.
-fn empty(plans: &[&SinkTablePlan]) -> String {
-    let (truncated, deleted): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) =
-        plans.iter().partition(|plan| plan.truncate == Truncate::Truncate);
-    let names: Vec<String> = truncated.iter().map(|plan| plan.table.quoted()).collect();
-    let truncate = (!names.is_empty()).then(|| format!("TRUNCATE {}", names.join(", ")));
-    let children_first = order(&deleted).into_iter().rev();
-    let deletes = children_first.map(|i| format!("DELETE FROM {}", deleted[i].table.quoted()));
-    truncate.into_iter().chain(deletes).collect::<Vec<_>>().join("; ")
 }
 
 /// The statements of a batch, in the order of this file's head.
