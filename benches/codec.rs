@@ -54,6 +54,7 @@ fn relation() -> Arc<Relation> {
         columns: columns.collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     })
 }
 

@@ -20,7 +20,7 @@ use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::relation::{quote_identifier, quote_literal};
+use crate::relation::{quote_identifier, quote_literal, type_names};
 
 /// How the values of one key column are ordered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -351,10 +351,9 @@ fn utf8(text: &str) -> String {
 
 /// A type's name for SQL, from `typname` or `schema.typname`.
 pub fn type_sql(type_name: &str) -> String {
-    match type_name.split_once('.') {
-        Some((schema, name)) => format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
-        None => format!("pg_catalog.{}", quote_identifier(type_name)),
-    }
+    let (schema, name) = type_names::split(type_name);
+    let schema = schema.map_or_else(|| "pg_catalog".to_owned(), |schema| quote_identifier(&schema));
+    format!("{schema}.{}", quote_identifier(&name))
 }
 
 /// How a row's key stands to a given one.

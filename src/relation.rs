@@ -6,6 +6,7 @@
 pub mod flat;
 pub mod names;
 pub mod outbox;
+pub mod type_names;
 
 use std::fmt;
 use std::str::FromStr;
@@ -349,7 +350,7 @@ pub enum ColumnDefault {
 pub struct Column {
     pub name: String,
     pub type_oid: u32,
-    /// `pg_type.typname`, with the schema in front unless it is `pg_catalog`.
+    /// `pg_type.typname`, with the schema in front unless it is `pg_catalog`: see [`type_names`].
     pub type_name: String,
     /// -1 when the type has no modifier.
     pub typmod: i32,
@@ -391,6 +392,9 @@ pub struct Relation {
     pub avro: Option<AvroSchemas>,
     /// What the connector makes of rows before they are written, but for columns that it leaves out: they are not in `columns`.
     pub transforms: Vec<Transform>,
+    /// Columns that the source's table has and the connector leaves out. Written only where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<String>,
 }
 
 impl Relation {
@@ -476,6 +480,7 @@ pub(crate) mod tests {
             columns: vec![column("a", Some(1)), column("b", None), column("c", Some(0))],
             avro: None,
             transforms: vec![],
+            hidden: vec![],
         }
     }
 

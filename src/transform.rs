@@ -145,6 +145,7 @@ impl Shape {
         let in_key = |at: usize| u16::try_from(at).expect("a table has at most 1600 columns");
         let keyed = if key.is_empty() { 0 } else { self.constants.len() };
         let (mut columns, mut picks, mut transforms) = (Vec::new(), Vec::new(), Vec::new());
+        let mut hidden = Vec::new();
         for (i, Constant { column, value }) in self.constants.iter().enumerate() {
             columns.push(constant_column(column, (i < keyed).then(|| in_key(i))));
             picks.push(Pick::Constant(value.clone().into_bytes()));
@@ -155,6 +156,8 @@ impl Shape {
             let known = catalog.is_none_or(|names| names.contains(&column.name.as_str()));
             let kept = self.keeps(&column.name) && (known || ordinal.is_some() || !self.hides());
             if !kept && ordinal.is_none() {
+                // One that the catalog has forgotten is dropped, not hidden.
+                hidden.extend((!self.keeps(&column.name)).then(|| column.name.clone()));
                 continue;
             }
             if !kept && for_sinks {
@@ -183,7 +186,7 @@ impl Shape {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
         }
         transforms.extend(self.filter.iter().map(|sql| Transform::Where { sql: sql.clone() }));
-        let relation = Relation { columns, transforms, ..rows }.sealed();
+        let relation = Relation { columns, transforms, hidden, ..rows }.sealed();
         let transformer = (!self.keeps_rows()).then_some(Transformer { picks });
         Ok(Shaped { relation, transformer })
     }

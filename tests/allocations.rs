@@ -52,6 +52,7 @@ fn relation(format: Format) -> Arc<Relation> {
         columns: columns.collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     };
     Arc::new(avro::complete(relation, "shop").unwrap())
 }

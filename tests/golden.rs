@@ -204,6 +204,7 @@ fn placeholder() -> Arc<Relation> {
         columns: vec![],
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     })
 }
 

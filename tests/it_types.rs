@@ -224,13 +224,15 @@ async fn generated_and_identity_columns() {
 /// The rights that docs/configuration.md asks for, and no others, with settings of the roles' own that must change nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_with_no_more_rights_than_they_need() {
-    let schema = "CREATE TABLE public.t (id int PRIMARY KEY, b bytea, f float8, d timestamptz, i interval, m money)";
+    let schema =
+        "CREATE TABLE public.t (id int PRIMARY KEY, b bytea, f float8, d timestamptz, i interval, m money, a text[])";
     let scene = Scene::new(LOCKSTEP, "least", schema, &[("public.t", &["id"])]).await;
     let (source, sink) = (scene.source.superuser().await.unwrap(), scene.orders().superuser().await.unwrap());
     let role = format!("poor_{}", scene.source.name);
     let odd = "SET bytea_output = escape; ALTER ROLE {role} SET extra_float_digits = -10; ALTER ROLE {role} SET TimeZone = 'Asia/Tokyo';
         ALTER ROLE {role} SET DateStyle = 'German'; ALTER ROLE {role} SET IntervalStyle = iso_8601;
-        ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere";
+        ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere;
+        ALTER ROLE {role} SET array_nulls = off";
     let create =
         format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'; ALTER ROLE {role} {}", odd.replace("{role}", &role));
     let publication = format!("CREATE PUBLICATION {} FOR TABLE ONLY public.t", scene.slot());
@@ -251,7 +253,7 @@ async fn roles_with_no_more_rights_than_they_need() {
     let scene = scene.configure(|p| p.source_url(source_url).sink_url("orders", sink_url));
     let rows = |from: i32| {
         format!("INSERT INTO t SELECT i, decode(md5(i::text), 'hex'), 0.1 * i + 1e-15, timestamptz '2024-01-01 00:00:00.123456+00' + i * interval '1 hour',
-                 i * interval '1 mon -1 day 1.5 sec', i::money * 1234.5 FROM generate_series({from}, {from} + 30) i")
+                 i * interval '1 mon -1 day 1.5 sec', i::money * 1234.5, ARRAY['null', NULL] FROM generate_series({from}, {from} + 30) i")
     };
     scene.sql(&rows(0)).await;
     let mut process = scene.start().await;

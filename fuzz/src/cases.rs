@@ -102,6 +102,7 @@ fn relation((of, modes, key_of_type): (usize, usize, bool)) -> Relation {
         modes,
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     }
 }
 
@@ -206,7 +207,7 @@ fn types() -> impl Iterator<Item = Type> {
             oid: OTHER,
             name: "public._made".to_owned(),
             typmod: -1,
-            kind: TypeKind::Array { element: Box::new(element) },
+            kind: TypeKind::Array { element: Box::new(element), delimiter: b',' },
         }
     };
     plain_types().chain(plain_types().map(array))

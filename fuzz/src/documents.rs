@@ -71,6 +71,7 @@ fn encoder(schemas: bool, beside: bool) -> OutboxEncoder {
         columns: std::iter::once(column("id", oid::INT8)).chain(texts).collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     };
     let relation = Arc::new(complete(relation, "p").expect("a relation that is an outbox"));
     OutboxEncoder::new(&relation, "p", "db").expect("an outbox")

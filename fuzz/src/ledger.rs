@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lockstep::codec::Decoder;
 use lockstep::ledger::entry::{Assembler, Body, Entry, Piece};
-use lockstep::ledger::state::{State, unread};
+use lockstep::ledger::state::State;
 use lockstep::record::{Epoch, Header, read_texts};
 use lockstep::value::RowBuf;
 
@@ -33,7 +33,8 @@ pub fn ledger(data: &[u8]) {
         }
     }
     for join in state.open_joins() {
-        join.request.tables.iter().for_each(|table| drop(unread(table, &join.loaded)));
+        let loaded = join.request.tables.iter().filter_map(|table| join.loaded.table(table));
+        loaded.for_each(|table| drop(table.cover.ranges.missing()));
     }
 }
 

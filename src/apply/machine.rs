@@ -482,6 +482,7 @@ mod tests {
             tables: vec![table()],
             asked_by: String::new(),
             old_ledger: None,
+            taken: vec![],
         };
         let chunk = Chunk {
             relation: crate::relation::Fingerprint(1),
@@ -517,7 +518,15 @@ mod tests {
     fn done_of_another_epoch_is_ignored() {
         let request = |id| {
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, "x".to_owned());
-            Body::Request(Request { id, kind, sink, tables: vec![table()], asked_by: String::new(), old_ledger: None })
+            Body::Request(Request {
+                id,
+                kind,
+                sink,
+                tables: vec![table()],
+                asked_by: String::new(),
+                old_ledger: None,
+                taken: vec![],
+            })
         };
         let done = |epoch| Body::Done(Done { id: Uuid::from_u128(1), epoch, result: "ok".into() });
         let mut m = machine(At::ORIGIN);

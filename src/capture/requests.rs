@@ -128,6 +128,7 @@ mod tests {
             tables,
             asked_by: String::new(),
             old_ledger: None,
+            taken: vec![],
         };
         Join { offset: i64::try_from(number).unwrap(), request, loaded: Loaded::default(), done: false }
     }

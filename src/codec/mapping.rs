@@ -9,7 +9,7 @@ use super::schema::{self, Schema, Type, Value};
 use super::write::{TreeWriter, write};
 use crate::relation::{
     BinaryMode, Column, ColumnDefault, DecimalMode, HstoreMode, IntervalMode, Modes, Relation, TimeMode, TypeKind,
-    TypeName, UnknownMode,
+    TypeName, UnknownMode, type_names,
 };
 
 /// How the values of a column are written.
@@ -232,8 +232,8 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
 
 /// Types of extensions have no fixed OIDs; their names are those that Debezium looks for.
 fn of_extension(name: &str, kind: &TypeKind, modes: &Modes) -> Encoding {
-    let plain = name.rsplit_once('.').filter(|_| kind.is_base()).map_or("", |(_, plain)| plain);
-    match plain {
+    let (schema, plain) = type_names::split(name);
+    match if schema.is_some() && kind.is_base() { &*plain } else { "" } {
         "hstore" => match modes.hstore {
             HstoreMode::Json => Encoding::HstoreJson,
             HstoreMode::Map => Encoding::HstoreMap,

@@ -34,6 +34,7 @@ pub fn relation_of(columns: Vec<Column>) -> Arc<Relation> {
         columns,
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     };
     Arc::new(relation.sealed())
 }

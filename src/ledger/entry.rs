@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
 use crate::ledger::loaded::Loaded;
+use crate::ledger::taken::Taken;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position, decimal};
 use crate::record::Epoch;
@@ -242,6 +243,9 @@ pub struct Request {
     /// For a restart: the ledger that the sinks followed until now, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_ledger: Option<Uuid>,
+    /// How the sink takes these tables; of others nothing is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<Taken>,
 }
 
 /// Kinds of later versions (`wait`) are refused by name.
@@ -442,6 +446,7 @@ mod tests {
             tables: (0..tables).map(|i| TableName::new("public", format!("t{i}é"))).collect(),
             asked_by: "test".into(),
             old_ledger: None,
+            taken: vec![],
         });
         Entry::new(Some(7), body)
     }

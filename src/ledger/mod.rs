@@ -9,4 +9,5 @@ pub mod cover;
 pub mod entry;
 pub mod loaded;
 pub mod state;
+pub mod taken;
 pub mod topic;

@@ -418,7 +418,7 @@ mod tests {
         let request = |id: u128, sink: &str| {
             let tables = vec![table.clone()];
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, sink.to_owned());
-            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None })
+            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None, taken: vec![] })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
             relation: Fingerprint(1),
@@ -475,7 +475,7 @@ mod tests {
         let mut asked = full.clone();
         let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
         let (sink, asked_by) = (String::new(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None };
+        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] };
         asked.apply(4, Entry::new(None, Body::Request(request)));
         assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
@@ -487,7 +487,7 @@ mod tests {
     fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
         let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
         let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
-        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None })
+        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] })
     }
 
     #[test]

@@ -734,6 +734,7 @@ fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShap
         columns,
         avro: None,
         transforms: Vec::new(),
+        hidden: Vec::new(),
     }
     .sealed()
 }

@@ -424,6 +424,7 @@ mod tests {
             columns: vec![],
             avro: None,
             transforms: vec![],
+            hidden: vec![],
         };
         let mut request = ChunkRequest {
             relation: &relation,

@@ -83,7 +83,10 @@ pub async fn are_empty(client: &(impl GenericClient + Sync), oids: &[u32]) -> Re
     const SQL: &str = "SELECT coalesce(sum(pg_relation_size(o)), 0) = 0 FROM unnest($1::oid[]) AS o";
     let doing = "looking at new partitions";
     client.batch_execute("SET lock_timeout = '1s'").await.map_err(|e| failed(doing, e))?;
-    match client.query_one(SQL, &[&oids]).await {
+    let found = client.query_one(SQL, &[&oids]).await;
+    // Whoever uses the session next waits for locks as long as it always did.
+    client.batch_execute("RESET lock_timeout").await.map_err(|e| failed(doing, e))?;
+    match found {
         Ok(row) => row.try_get(0).map_err(|e| unreadable("partitions", e)),
         Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
         Err(e) => Err(failed(doing, e)),

@@ -10,6 +10,7 @@ use tokio_postgres::GenericClient;
 
 use super::failure::{failed, unreadable};
 use crate::error::Result;
+pub use crate::relation::type_names::join as type_name;
 use crate::relation::{ColumnDefault, TypeKind, TypeName};
 
 /// Types that know no dimensions although they have elements: `int2vector` and `oidvector`.
@@ -79,11 +80,6 @@ fn resolve(oid: u32, typmod: i32, found: &HashMap<u32, Found>) -> Option<TypeNam
         Made::Domain(base, typmod) => TypeKind::Domain { base: Box::new(resolve(*base, *typmod, found)?) },
     };
     Some(TypeName { oid, name: name.clone(), typmod, kind })
-}
-
-/// As [`crate::relation::Column::type_name`].
-pub fn type_name(schema: &str, name: &str) -> String {
-    if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") }
 }
 
 /// What `pg_get_expr` prints of a DEFAULT; `None` for one that a schema does not show.

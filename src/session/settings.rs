@@ -6,7 +6,7 @@
 use crate::error::{Code, Error, Result};
 
 /// Name and value as `current_setting` prints it.
-pub const SETTINGS: [(&str, &str); 9] = [
+pub const SETTINGS: [(&str, &str); 10] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
     ("IntervalStyle", "postgres"),
@@ -15,6 +15,8 @@ pub const SETTINGS: [(&str, &str); 9] = [
     ("bytea_output", "hex"),
     ("xmloption", "content"),
     ("lc_monetary", "C"),
+    // Off, an array's NULL is read as the text "NULL".
+    ("array_nulls", "on"),
     ("search_path", "pg_catalog"),
 ];
 

@@ -38,6 +38,7 @@ fn rows(columns: &str) -> Relation {
         columns,
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     }
     .sealed()
 }

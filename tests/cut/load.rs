@@ -1,14 +1,15 @@
 //! One loader with its reader of chunks, what a sink would hold of them, and what is known of every chunk.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use lockstep::capture::chunks::{Answer, ChunkReader, Command};
-use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, RangeKey, Ready, Visibility};
+use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, RangeKey, Ready, Resumed, Visibility};
 use lockstep::change::Op;
 use lockstep::config::Config;
 use lockstep::key::KeyOrder;
+use lockstep::ledger::cover::Cover;
 use lockstep::postgres::snapshot::PgSnapshot;
 use lockstep::relation::{Fingerprint, TableName};
 use lockstep::value::RowBuf;
@@ -97,10 +98,8 @@ pub struct Load {
     reader: ChunkReader,
     /// Chunks as they were read, until their place comes.
     read: HashMap<Uuid, (Vec<RowBuf>, Naming, RangeKey)>,
-    keys: HashMap<TableName, RangeKey>,
+    resumed: HashMap<TableName, Resumed>,
     sink: HashMap<TableName, Partial>,
-    /// Tables that a dead loader wanted to read again.
-    again: BTreeSet<TableName>,
     held_fence: Option<(Uuid, u64)>,
     /// After a job another one begins.
     pub repeat: bool,
@@ -121,9 +120,8 @@ impl Load {
             loader: Loader::new(rows_max, 1 << 20),
             reader: ChunkReader::start(config.clone(), watched).unwrap(),
             read: HashMap::new(),
-            keys: HashMap::new(),
+            resumed: HashMap::new(),
             sink: HashMap::new(),
-            again: BTreeSet::new(),
             held_fence: None,
             repeat: false,
             hold: false,
@@ -139,27 +137,29 @@ impl Load {
     }
 
     fn start(&mut self) {
-        let loaded = |(table, partial): (&TableName, &Partial)| {
-            let ranges = partial.loaded.iter().map(|range| (table.clone(), range.clone())).collect::<Vec<_>>();
-            if self.again.contains(table) { Vec::new() } else { ranges }
-        };
         self.loader.start(Job {
             requests: vec![Uuid::new_v4()],
             only: None,
             tables: self.tables.clone(),
-            keys: self.keys.clone(),
             initial: true,
-            loaded: self.sink.iter().flat_map(loaded).collect(),
+            resumed: self.resumed.clone(),
         });
     }
 
     /// As after a kill of the reader: the next one knows what is loaded, which tables are to be read again, and no change.
     pub fn die(&mut self) {
-        self.again.extend(self.loader.again().cloned());
+        self.tell();
         self.loader = Loader::new(self.rows_max, 1 << 20);
         self.held_fence = None;
         self.tally.deaths += 1;
         self.start();
+    }
+
+    /// What a checkpoint says of keys that are to be read again.
+    fn tell(&mut self) {
+        for (table, key) in self.loader.left_out() {
+            self.resumed.get_mut(&table).expect("something of it is loaded").cover.again.insert(key);
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -174,6 +174,7 @@ impl Load {
     pub fn change(&mut self, xid: u32, table: &TableName, version: Fingerprint, key: &[(usize, KeyOrder)], op: &Op) {
         if self.loader.remembers(table) {
             self.loader.remember(xid, table, version, key, op.clone()).unwrap();
+            self.tell();
         }
         if let Some(partial) = self.sink.get_mut(table) {
             partial.apply(op);
@@ -219,7 +220,7 @@ impl Load {
             self.tally.sink.add(partial.copy.against(model.get(table).unwrap_or(&empty)));
             self.tally.faults += partial.faults;
         }
-        self.again.clear();
+        self.resumed.clear();
         if self.repeat {
             self.sink.clear();
             self.start();
@@ -291,7 +292,10 @@ impl Load {
         let Difference { stale, lost, phantom } = now.against(&Copy::of(naming.clone(), &read));
         self.tally.overlaid += stale + lost + phantom;
         self.tally.chunk.add(now.against(&right));
-        self.keys.insert(ready.table.clone(), key);
+        let orders: Vec<KeyOrder> = key.iter().map(|(_, order)| *order).collect();
+        let resumed =
+            self.resumed.entry(ready.table.clone()).or_insert_with(|| Resumed { key, cover: Cover::default() });
+        resumed.cover.emitted(&orders, &ready.range).unwrap();
         self.sink.entry(ready.table.clone()).or_default().chunk(&naming, &ready.range, &ready.rows);
         Some(ready)
     }

@@ -37,7 +37,15 @@ impl Core {
             return Ok(());
         }
         let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by, old_ledger: None }))?;
+        self.append(Body::Request(Request {
+            id,
+            kind: RequestKind::Load,
+            sink,
+            tables,
+            asked_by,
+            old_ledger: None,
+            taken: vec![],
+        }))?;
         Ok(())
     }
 

@@ -156,7 +156,15 @@ impl Core {
             if self.state.joined(TOPICS).contains(&table) {
                 let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
                 let (kind, tables) = (RequestKind::Leave, vec![table]);
-                self.append(Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None }))?;
+                self.append(Body::Request(Request {
+                    id,
+                    kind,
+                    sink,
+                    tables,
+                    asked_by,
+                    old_ledger: None,
+                    taken: vec![],
+                }))?;
             }
             // The base says so to the sinks.
             self.base_soon = true;
@@ -207,7 +215,7 @@ impl Core {
             let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
             let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
             asked.push((sink.clone(), id));
-            let request = Request { id, kind, sink, tables, asked_by, old_ledger };
+            let request = Request { id, kind, sink, tables, asked_by, old_ledger, taken: vec![] };
             self.append(Body::Request(request))?;
         }
         Ok(asked)
