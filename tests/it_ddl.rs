@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::scene::{PATIENCE, Scene, text, wait_text};
+use support::scene::{PATIENCE, Scene, Seen, read_topic, text, wait_text};
 use support::{Pipeline, Process, Status};
 use tokio::time::sleep;
 
@@ -628,6 +628,14 @@ async fn subtransactions_and_rows_of_another_origin() {
     scene.sql("INSERT INTO items VALUES (402, 'from here', 0)").await;
     let mut process = kill(&scene, process).await;
     scene.equal(&mut process).await;
+    let seen = read_topic(&scene.services.kafka, &format!("{}.public.items", scene.pipeline.name));
+    for (id, name, lsn) in [(401, Some(origin), Some(0xABCD)), (402, None, None)] {
+        let of_row = |seen: &&Seen| seen.value.as_ref().is_some_and(|value| value["after"]["id"] == id);
+        let found = seen.iter().filter(of_row).map(|seen| &seen.value.as_ref().unwrap()["source"]);
+        let wanted = serde_json::json!([name, lsn]);
+        let found: Vec<_> = found.map(|source| serde_json::json!([source["origin"], source["origin_lsn"]])).collect();
+        assert!(!found.is_empty() && found.iter().all(|found| *found == wanted), "{id}: {found:?}");
+    }
     superuser
         .batch_execute(&format!(
             "SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('{origin}')"

@@ -29,7 +29,7 @@ use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
-use crate::codec::{self, Snapshot};
+use crate::codec::{self, Origin, Snapshot};
 use crate::config::{Config, LeftOut};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
@@ -137,6 +137,8 @@ struct Core {
     rerouted: Option<String>,
     scratch: Scratch,
     transaction: Option<Transaction>,
+    /// Where the transaction was before it came to the source.
+    origin: Option<Arc<Origin>>,
     last_commit_end: Option<Lsn>,
     /// When the last burst was read. All its records say so: clocks were up to a twentieth of the reader's time.
     read_ns: i64,
@@ -259,6 +261,7 @@ impl Reader {
             rerouted: None,
             scratch: Scratch::default(),
             transaction: None,
+            origin: None,
             last_commit_end: None,
             read_ns: 0,
             appending: None,
@@ -422,6 +425,7 @@ impl Core {
             Message::Begin { final_lsn, commit_time_us, xid } => {
                 let take = self.machine.begin(final_lsn) == Admit::Take;
                 self.transaction = Some(Transaction { take, xid, commit_time_us });
+                self.origin = None;
             }
             Message::Commit { end_lsn, commit_time_us, .. } => {
                 let transaction = self.transaction.take().ok_or_else(out_of_place)?;
@@ -446,7 +450,11 @@ impl Core {
             Message::Message { transactional, prefix, content, .. } if !is_ours(prefix) => {
                 self.logical_message(start, transactional, prefix, content).await?;
             }
-            Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
+            // Stands behind BEGIN, if at all.
+            Message::Origin { commit_lsn: lsn, name } => {
+                self.origin = Some(Arc::new(Origin { name: name.to_owned(), lsn }))
+            }
+            Message::Message { .. } | Message::Type { .. } => {}
         }
         Ok(())
     }
@@ -487,6 +495,7 @@ impl Core {
             snapshot: if transaction.is_some() { Snapshot::False } else { Snapshot::Incremental },
             now_ns,
             block: None,
+            origin: transaction.and(self.origin.as_ref()).cloned(),
         }
     }
 

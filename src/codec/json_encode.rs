@@ -174,7 +174,7 @@ impl Encoder {
         value.extend_from_slice(lsn);
         value.extend_from_slice(&shell.middle);
         value.extend_from_slice(lsn);
-        value.extend_from_slice(SOURCE_END);
+        value.extend_from_slice(&shell.origin);
         value.extend_from_slice(br#","transaction":"#);
         push_block(event, value);
         value.extend_from_slice(br#","op":""#);
@@ -189,6 +189,7 @@ impl Encoder {
     fn render(&self, event: &Event, shell: &mut Shell) {
         self.source.push_before_lsn(event, &mut shell.head);
         self.source.push_between(event, &mut shell.middle);
+        push_origin(event, &mut shell.origin);
         let tail = &mut shell.tail;
         tail.extend_from_slice(br#"","ts_ms":"#);
         push_integer(tail, event.now_ns.div_euclid(1_000_000));
@@ -281,7 +282,7 @@ impl Source {
         push_integer(out, event.lsn.0);
         self.push_between(event, out);
         push_integer(out, event.lsn.0);
-        out.extend_from_slice(SOURCE_END);
+        push_origin(event, out);
     }
 
     /// Up to where the event's place first stands, within `sequence`.
@@ -317,8 +318,17 @@ impl Source {
     }
 }
 
-/// What stands behind the event's place.
-const SOURCE_END: &[u8] = br#","xmin":null,"origin":null,"origin_lsn":null}"#;
+/// What stands behind the event's place, up to the end of the source block.
+fn push_origin(event: &Event, out: &mut Vec<u8>) {
+    let Some(origin) = &event.origin else {
+        return out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null}"#);
+    };
+    out.extend_from_slice(br#","xmin":null,"origin":"#);
+    out.extend_from_slice(&quoted(&origin.name));
+    out.extend_from_slice(br#","origin_lsn":"#);
+    push_integer(out, origin.lsn.0);
+    out.push(b'}');
+}
 
 /// The transaction block, or null.
 pub(super) fn push_block(event: &Event, out: &mut Vec<u8>) {

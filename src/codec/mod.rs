@@ -55,7 +55,7 @@ pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
 pub const HEADER_OLD_KEY: &str = "__debezium.oldkey";
 
 /// What the envelope says about where and when a change happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
     /// End of the last commit that this reader streamed before the change's transaction; `None` until there was one.
     pub last_commit_lsn: Option<Lsn>,
@@ -70,6 +70,17 @@ pub struct Event {
     pub now_ns: i64,
     /// The record's place in its transaction, where transactions are told of.
     pub block: Option<Block>,
+    /// Where the transaction was first, if it was replicated to the source.
+    pub origin: Option<Arc<Origin>>,
+}
+
+/// Where a transaction comes from: `source.origin` and `source.origin_lsn`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Of the replication origin at the source.
+    pub name: String,
+    /// Its commit there.
+    pub lsn: Lsn,
 }
 
 /// Places counted from 1, as Debezium's `transaction` block has them.

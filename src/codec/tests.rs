@@ -54,7 +54,13 @@ pub const EVENT: Event = Event {
     snapshot: Snapshot::False,
     now_ns: 1_700_000_001_000_000_007,
     block: None,
+    origin: None,
 };
+
+/// Where a transaction was first.
+pub fn foreign(name: &str) -> Option<Arc<Origin>> {
+    Some(Arc::new(Origin { name: name.to_owned(), lsn: Lsn(74_565) }))
+}
 
 fn row(cells: &[Cell<'_>]) -> RowBuf {
     cells.iter().copied().collect()
@@ -100,6 +106,9 @@ fn one_buffer_serves_all_encoders_and_transactions() {
         Event { commit_time_us: 1, ..EVENT },
         Event { snapshot: Snapshot::Incremental, ..EVENT },
         Event { now_ns: 1, ..EVENT },
+        Event { origin: foreign("a"), ..EVENT },
+        Event { origin: foreign("b"), ..EVENT },
+        EVENT,
     ];
     let row = row(&[Cell::Text(b"1"), Cell::Text(b"x")]);
     let mut shared = RecordBuf::default();
@@ -263,6 +272,9 @@ fn the_envelope_is_debeziums() {
         r#""ts_us":1700000001000000,"ts_ns":1700000001000000007}"#
     );
     assert_eq!(String::from_utf8(out.value.clone()).unwrap(), expected.replace("0.1.0", env!("CARGO_PKG_VERSION")));
+    encoder.delete(&Event { origin: foreign("over \"there\""), ..EVENT }, old.row(), &mut out).unwrap();
+    let written = String::from_utf8(out.value.clone()).unwrap();
+    assert!(written.contains(r#","lsn":17,"xmin":null,"origin":"over \"there\"","origin_lsn":74565},"transaction""#));
     encoder.key(old.row(), &mut out).unwrap();
     assert_eq!(out.key(), Some(br#"{"id":1}"#.as_slice()));
     encoder.truncate(&EVENT, &mut out).unwrap();

@@ -201,7 +201,7 @@ impl Core {
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
             let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
-            let event = codec::Event { snapshot: mark, ..event };
+            let event = codec::Event { snapshot: mark, ..event.clone() };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {

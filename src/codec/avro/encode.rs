@@ -251,8 +251,7 @@ impl Encoder {
         });
         value.extend_from_slice(&shell.middle);
         push_some(value, event.lsn.0.cast_signed());
-        // xmin, origin, origin_lsn
-        value.extend_from_slice(&[FIRST; 3]);
+        value.extend_from_slice(&shell.origin);
         push_block(value, event);
         push_bytes(value, &[u8::try_from(op.letter()).expect("an ASCII letter")]);
         value.extend_from_slice(&shell.tail);
@@ -274,6 +273,15 @@ impl Encoder {
         match event.xid {
             None => middle.push(FIRST),
             Some(xid) => push_some(middle, xid.cast_signed()),
+        }
+        // xmin, origin, origin_lsn
+        match &event.origin {
+            None => shell.origin.extend_from_slice(&[FIRST; 3]),
+            Some(origin) => {
+                shell.origin.extend_from_slice(&[FIRST, SECOND]);
+                push_bytes(&mut shell.origin, origin.name.as_bytes());
+                push_some(&mut shell.origin, origin.lsn.0.cast_signed());
+            }
         }
         let tail = &mut shell.tail;
         push_some(tail, event.now_ns.div_euclid(1_000_000));
