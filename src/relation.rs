@@ -296,6 +296,9 @@ pub enum TypeKind {
     },
     Array {
         element: Box<TypeName>,
+        /// What stands between its elements; written only where it is no comma, as it never was in older builds.
+        #[serde(default = "comma", skip_serializing_if = "is_comma")]
+        delimiter: char,
     },
     Domain {
         base: Box<TypeName>,
@@ -303,6 +306,16 @@ pub enum TypeKind {
     Composite,
     Range,
     Multirange,
+}
+
+fn comma() -> char {
+    ','
+}
+
+// The shape that serde asks for.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_comma(delimiter: &char) -> bool {
+    *delimiter == ','
 }
 
 impl TypeKind {

@@ -14,12 +14,12 @@ use super::events::head;
 use super::mapping::{self, Encoding};
 use super::schema::{RelationSchemas, Value};
 use super::shell::{EncoderId, Shell};
-use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
-use super::{Event, Op, RecordBuf, VERSION, no_key, unfit, wrong_width};
+use super::write::{FLOAT_NAMES, Fidelity, Writer, write};
+use super::{Event, Op, RecordBuf, VERSION, may_be_unsaid, no_key, unfit, wrong_width};
 use crate::error::Result;
 use crate::pgtext;
 use crate::record::{Side, push_text};
-use crate::relation::{ConversionFailure, Relation};
+use crate::relation::Relation;
 use crate::value::{Cell, Row};
 
 /// Writes the records of one relation version.
@@ -52,7 +52,7 @@ struct Field {
     /// For `after` and `before` when the value was not sent.
     unavailable: Vec<u8>,
     unsent: Vec<u8>,
-    /// What NULL is shown as where the modes replace it; the header then says that it is NULL.
+    /// What NULL is shown as where the modes or a schema replace it; the header then says that it is NULL.
     null: Option<Vec<u8>>,
     /// The column stands in keys and in no row.
     key_only: bool,
@@ -72,10 +72,13 @@ impl Encoder {
         let fields = relation.columns.iter().enumerate().map(|(i, column)| {
             let encoding = mapping::encoding(column, modes);
             let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
+            let unsent = mapping::unsent(column, &encoding, modes);
+            // The catalog may know of a NOT NULL that is younger than the row, and the schema says what the catalog says.
+            let null = null.or_else(|| (modes.schemas && !column.nullable).then(|| unsent.clone()));
             Field {
                 label: [b",", quoted(&modes.field_names.field(&column.name)).as_slice(), b":"].concat(),
                 unavailable: json_of(&mapping::unavailable(column, &encoding, modes)),
-                unsent: json_of(&mapping::unsent(column, &encoding, modes)),
+                unsent: json_of(&unsent),
                 null: null.map(|default| json_of(&default)),
                 encoding,
                 key_only: relation.is_key_only(i),
@@ -248,7 +251,7 @@ impl Encoder {
         let start = out.len();
         match write(&field.encoding, text, &mut JsonWriter::new(out)) {
             Ok(fidelity) => Ok(fidelity),
-            Err(Unfit::NoForm) if self.relation.modes.conversion_failure == ConversionFailure::Null => {
+            Err(why) if may_be_unsaid(why, &self.relation.modes) => {
                 out.truncate(start);
                 out.extend_from_slice(&field.unsent);
                 Ok(Fidelity::NeedsText)

@@ -44,8 +44,10 @@ pub enum Encoding {
     /// Connect's Decimal with two digits.
     Money,
     Bytes(BinaryMode),
-    /// bit(1).
-    Bit,
+    /// bit(1), and bit varying(1), which can be empty too.
+    Bit {
+        varying: bool,
+    },
     /// Little-endian bytes without trailing zeros; `length` is the column's, in bits.
     Bits {
         length: u32,
@@ -82,7 +84,8 @@ pub enum Encoding {
     SparseVector,
     /// int2vector and oidvector: numbers between spaces.
     NumberVector(Box<Encoding>),
-    Array(Box<Encoding>),
+    /// Its elements and the byte between them.
+    Array(Box<Encoding>, u8),
     /// Bytes of the Postgres text.
     Opaque(BinaryMode),
     /// No field: the value is in `ls-text` alone.
@@ -163,7 +166,7 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
         TypeKind::Enum { labels } => return Encoding::Enum { labels: labels.clone() },
         // A domain's own modifier is its base's; the column has none.
         TypeKind::Domain { base } => return of_type(base.oid, &base.name, base.typmod, &base.kind, modes),
-        TypeKind::Array { element } => return array(element, typmod, modes),
+        TypeKind::Array { element, delimiter } => return array(element, *delimiter, typmod, modes),
         TypeKind::Base | TypeKind::Composite | TypeKind::Range | TypeKind::Multirange => {}
     }
     match type_oid {
@@ -181,7 +184,7 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
         oid::BOOL => Encoding::Bool,
         oid::BYTEA => Encoding::Bytes(modes.binary),
         // bit without a length is bit(1), and its modifier says so.
-        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit,
+        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit { varying: type_oid == oid::VARBIT },
         oid::BIT | oid::VARBIT => Encoding::Bits { length: u32::try_from(typmod).unwrap_or(i32::MAX.unsigned_abs()) },
         oid::DATE => match modes.time {
             TimeMode::Connect => Encoding::ConnectDate,
@@ -250,11 +253,12 @@ fn of_extension(name: &str, kind: &TypeKind, modes: &Modes) -> Encoding {
 }
 
 /// An array's modifier is its elements'.
-fn array(element: &TypeName, typmod: i32, modes: &Modes) -> Encoding {
+fn array(element: &TypeName, delimiter: char, typmod: i32, modes: &Modes) -> Encoding {
     let typmod = if element.typmod == -1 { typmod } else { element.typmod };
     match of_type(element.oid, &element.name, typmod, &element.kind, modes) {
         Encoding::Skipped => Encoding::Skipped,
-        element => Encoding::Array(Box::new(element)),
+        // `pg_type.typdelim` is a byte; of those that could not be one in UTF-8 there are none.
+        element => Encoding::Array(Box::new(element), u8::try_from(delimiter).unwrap_or(b',')),
     }
 }
 
@@ -300,7 +304,7 @@ fn carries_all(encoding: &Encoding) -> bool {
             | Encoding::Enum { .. }
             | Encoding::MoneyText
             | Encoding::Bytes(_)
-            | Encoding::Bit
+            | Encoding::Bit { varying: false }
             | Encoding::Time(_)
             | Encoding::TimestampTz { .. }
     )
@@ -320,7 +324,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
     let decimal =
         |scale: u16| named(Type::Bytes, "org.apache.kafka.connect.data.Decimal").with_parameter("scale", scale);
     Some(match encoding {
-        Encoding::Bool | Encoding::Bit => new(Type::Boolean),
+        Encoding::Bool | Encoding::Bit { .. } => new(Type::Boolean),
         Encoding::Int16 => new(Type::Int16),
         Encoding::Int32 => new(Type::Int32),
         Encoding::Int64 => new(Type::Int64),
@@ -383,7 +387,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
             named(of, "io.debezium.data.SparseDoubleVector").with_doc("Sparse double vector")
         }
         Encoding::NumberVector(number) => new(Type::Array(Box::new(schema_of(number)?))),
-        Encoding::Array(element) => {
+        Encoding::Array(element, _) => {
             let items = schema_of(element)?;
             // Debezium makes the elements of these three required, and drops arrays that hold NULL. Ours say what is true,
             // except where the schema must not differ.
@@ -402,7 +406,7 @@ pub fn default(column: &Column, encoding: &Encoding) -> Option<Value> {
     // Debezium reads no defaults of these.
     let without = matches!(
         encoding,
-        Encoding::Array(_)
+        Encoding::Array(..)
             | Encoding::Bytes(_)
             | Encoding::Opaque(_)
             | Encoding::MoneyText
@@ -443,7 +447,7 @@ fn default_text(encoding: &Encoding, text: &str) -> String {
 pub fn zero(encoding: &Encoding) -> Option<Value> {
     let text = match encoding {
         Encoding::Bool => "f",
-        Encoding::Bit => "0",
+        Encoding::Bit { .. } => "0",
         Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => "0",
         Encoding::Float32 | Encoding::Float64 => "0.0",
         Encoding::DecimalDouble | Encoding::DecimalText { .. } | Encoding::Decimal { .. } => "0",
@@ -461,7 +465,7 @@ pub fn zero(encoding: &Encoding) -> Option<Value> {
         Encoding::IntervalText | Encoding::IntervalMicros => "00:00:00",
         Encoding::Point => "(0,0)",
         // An empty collection.
-        Encoding::Array(_) | Encoding::NumberVector(_) => return Some(Value::Array(Vec::new())),
+        Encoding::Array(..) | Encoding::NumberVector(_) => return Some(Value::Array(Vec::new())),
         Encoding::DoubleVector | Encoding::FloatVector => return Some(Value::Array(Vec::new())),
         Encoding::Geometry(_) | Encoding::SparseVector | Encoding::Skipped => return None,
     };
@@ -487,7 +491,7 @@ pub fn unavailable(column: &Column, encoding: &Encoding, modes: &Modes) -> Value
         Encoding::Text(_) | Encoding::Enum { .. } | Encoding::DecimalText { .. } | Encoding::HstoreJson => text(),
         Encoding::Bytes(BinaryMode::Bytes) | Encoding::Opaque(BinaryMode::Bytes) => Value::Bytes(bytes),
         Encoding::HstoreMap => Value::Map(vec![(text(), text())]),
-        Encoding::Array(element) => match **element {
+        Encoding::Array(element, _) => match **element {
             Encoding::Text(_) | Encoding::Enum { .. } => Value::Array(vec![text()]),
             Encoding::Int32 | Encoding::Int64 => Value::Array(signed()),
             _ => unsent(column, encoding, modes),

@@ -42,7 +42,7 @@ pub use outbox::{OutboxEncoder, Written};
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
 use crate::record::Side;
-use crate::relation::{Format, Relation};
+use crate::relation::{ConversionFailure, Format, Modes, Relation};
 use crate::value::{Row, RowBuf};
 use write::Unfit;
 
@@ -385,6 +385,15 @@ fn invalid(relation: &Relation, column: Option<usize>, found: &str, hint: String
 }
 
 /// A value that the format or the modes can't say.
+/// Whether consumers may see something else than the value; its text stands beside.
+fn may_be_unsaid(why: Unfit, modes: &Modes) -> bool {
+    match why {
+        Unfit::Unsayable => true,
+        Unfit::NoForm => modes.conversion_failure == ConversionFailure::Null,
+        Unfit::NotUtf8 | Unfit::NotOfItsType => false,
+    }
+}
+
 fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
     let found = match why {
         Unfit::NoForm => {
@@ -394,7 +403,7 @@ fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
             return invalid(relation, Some(column), found, hint.to_owned());
         }
         Unfit::NotUtf8 => "a value is not valid UTF-8, so it can't be written without loss",
-        Unfit::NotOfItsType => "a value is not the text that Postgres prints for the column's type",
+        Unfit::NotOfItsType | Unfit::Unsayable => "a value is not the text that Postgres prints for the column's type",
     };
     // Only a database without an encoding, or a damaged one, sends such bytes although the session asks for UTF-8.
     let hint = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database(); \

@@ -81,7 +81,7 @@ impl Record {
 
     fn field(&self, side: &str, name: &str) -> String {
         let value: serde_json::Value = serde_json::from_slice(&self.buf.value).unwrap();
-        value[side][name].to_string()
+        value.get("payload").unwrap_or(&value)[side][name].to_string()
     }
 }
 
@@ -688,8 +688,15 @@ fn of(type_oid: u32, typmod: i32) -> Column {
 }
 
 fn array_of(type_oid: u32) -> Column {
-    let element = TypeName { oid: type_oid, name: String::new(), typmod: -1, kind: TypeKind::Base };
-    Column { kind: TypeKind::Array { element: Box::new(element) }, ..of(1, -1) }
+    array_by(',', inner(type_oid, "", -1))
+}
+
+fn array_by(delimiter: char, element: TypeName) -> Column {
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter }, ..of(1, -1) }
+}
+
+fn inner(oid: u32, name: &str, typmod: i32) -> TypeName {
+    TypeName { oid, name: name.into(), typmod, kind: TypeKind::Base }
 }
 
 fn extension(name: &str) -> Column {
@@ -748,6 +755,10 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
         (m(), of(oid::BIT, 9), "100000001", r#""AQE=""#),
         (m(), of(oid::VARBIT, 20), "00000000000000000001", r#""AQ==""#),
         (m(), of(oid::VARBIT, -1), "", r#""""#),
+        (m(), of(oid::VARBIT, 1), "1", "true"),
+        (m(), of(oid::VARBIT, 1), "", "null"),
+        (m(), Column { nullable: false, ..of(oid::VARBIT, 1) }, "", "false"),
+        (m(), array_by(',', inner(oid::VARBIT, "varbit", 1)), r#"{"",1,NULL}"#, "[null,true,null]"),
         (
             m(),
             of(oid::POINT, -1),
@@ -779,6 +790,18 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
             array_of(oid::TEXT),
             r#"{"",NULL,"NULL","a,b","c\"d","e\\f","{g}",é}"#,
             r#"["",null,"NULL","a,b","c\"d","e\\f","{g}","é"]"#,
+        ),
+        (
+            m(),
+            array_by(';', inner(603, "box", -1)),
+            "{(1,1),(0,0);NULL;(3,3),(2,2)}",
+            r#"["(1,1),(0,0)",null,"(3,3),(2,2)"]"#,
+        ),
+        (
+            m(),
+            array_by(':', inner(70_000, "public.geometry", -1)),
+            "{0101000020E610000000000000000000000000000000000000:NULL}",
+            r#"[{"srid":4326,"wkb":"AQEAACDmEAAAAAAAAAAAAAAAAAAAAAAAAA=="},null]"#,
         ),
         (m(), array_of(oid::INTERVAL), r#"{"1 day",NULL}"#, r#"["P0Y0M1DT0H0M0S",null]"#),
     ] {
@@ -815,6 +838,22 @@ fn null_shown_as_the_default_is_null_at_our_sinks() {
     let modes = Modes { null_as_default: true, ..Modes::default() };
     assert_eq!(in_modes_of_one(modes, of.clone(), &whole), "7");
     assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+}
+
+/// The catalog says NOT NULL by now, and the row is older.
+#[test]
+fn null_where_the_schema_has_none_is_null_at_our_sinks() {
+    let whole = row(&[Cell::Text(b"1"), Cell::Null]);
+    for (of, shown) in [
+        (of(oid::INT4, -1), "0"),
+        (of(oid::TEXT, -1), r#""""#),
+        (Column { default: Some(ColumnDefault::Literal("7".into())), ..of(oid::INT4, -1) }, "7"),
+    ] {
+        let of = Column { nullable: false, ..of };
+        let modes = Modes { schemas: true, ..Modes::default() };
+        assert_eq!(in_modes_of_one(modes, of.clone(), &whole), shown);
+        assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+    }
 }
 
 proptest! {

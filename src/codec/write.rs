@@ -84,6 +84,8 @@ pub enum Unfit {
     NotOfItsType,
     /// The mode can't say it: NaN as a precise decimal, the year 20000 in nanoseconds.
     NoForm,
+    /// No mode can say it, and so its text does: an empty bit varying(1), which is neither true nor false.
+    Unsayable,
 }
 
 fn exact_if(exact: bool) -> Fidelity {
@@ -128,10 +130,11 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             opaque(*mode, utf8(text)?.as_bytes(), out);
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Bit => {
+        Encoding::Bit { varying } => {
             out.boolean(match text {
                 b"1" => true,
                 b"0" => false,
+                b"" if *varying => return Err(Unfit::Unsayable),
                 _ => return Err(Unfit::NotOfItsType),
             });
             Ok(Fidelity::Exact)
@@ -168,7 +171,7 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             out.end_array();
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Array(element) => array(element, text, out),
+        Encoding::Array(element, delimiter) => array(element, *delimiter, text, out),
         Encoding::Skipped => Ok(Fidelity::NeedsText),
     }
 }
@@ -741,7 +744,7 @@ fn sparse_vector(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> 
 }
 
 /// An array as array_out prints it. Bounds are in `ls-text` alone.
-fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
+fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
     let body = match text.first() {
         // `[0:2]={…}`
         Some(b'[') => {
@@ -778,15 +781,14 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
                     break;
                 }
             }
-            b',' => at += 1,
+            _ if *byte == delimiter => at += 1,
             _ => {
-                let (value, end) = array_element(body, at)?;
+                let (value, end) = array_element(body, at, delimiter)?;
                 out.element();
-                match value {
-                    None => out.null(),
-                    Some(value) => {
-                        write(element, &value, out)?;
-                    }
+                let written = value.map(|value| write(element, &value, out));
+                match written {
+                    None | Some(Err(Unfit::Unsayable)) => out.null(),
+                    Some(written) => drop(written?),
                 }
                 at = end;
             }
@@ -802,9 +804,9 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
 type Element<'a> = Option<Cow<'a, [u8]>>;
 
 /// The element at `at` and where it ends.
-fn array_element(body: &[u8], at: usize) -> Result<(Element<'_>, usize), Unfit> {
+fn array_element(body: &[u8], at: usize, delimiter: u8) -> Result<(Element<'_>, usize), Unfit> {
     if body[at] != b'"' {
-        let len = body[at..].iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::NotOfItsType)?;
+        let len = body[at..].iter().position(|b| *b == delimiter || *b == b'}').ok_or(Unfit::NotOfItsType)?;
         let text = &body[at..at + len];
         return Ok(((text != b"NULL").then_some(Cow::Borrowed(text)), at + len));
     }

@@ -26,7 +26,8 @@ pub async fn types(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result
             WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typlen = -1 AND t.typelem <> 0)
         SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory = 'A' AND t.typlen = -1, t.typelem,
                t.typbasetype, t.typtypmod,
-               ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder)
+               ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder),
+               t.typdelim
         FROM wanted JOIN pg_type t USING (oid) JOIN pg_namespace n ON n.oid = t.typnamespace";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading types from the source's catalog", e))?;
     let mut found: HashMap<u32, Found> = HashMap::new();
@@ -39,7 +40,7 @@ pub async fn types(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result
                 b'c' => Made::Plain(TypeKind::Composite),
                 b'r' => Made::Plain(TypeKind::Range),
                 b'm' => Made::Plain(TypeKind::Multirange),
-                _ if array => Made::Array(row.try_get(5)?),
+                _ if array => Made::Array(row.try_get(5)?, char::from(row.try_get::<_, i8>(9)?.cast_unsigned())),
                 _ => Made::Plain(TypeKind::Base),
             };
             let name = type_name(row.try_get(1)?, row.try_get(2)?);
@@ -62,7 +63,8 @@ enum Made {
     Enum(Vec<String>),
     /// The base and its modifier.
     Domain(u32, i32),
-    Array(u32),
+    /// The element, and what stands between two of them.
+    Array(u32, char),
 }
 
 fn resolve(oid: u32, typmod: i32, found: &HashMap<u32, Found>) -> Option<TypeName> {
@@ -70,8 +72,10 @@ fn resolve(oid: u32, typmod: i32, found: &HashMap<u32, Found>) -> Option<TypeNam
     let kind = match of {
         Made::Plain(kind) => kind.clone(),
         Made::Enum(labels) => TypeKind::Enum { labels: labels.clone() },
-        Made::Array(_) if VECTORS.contains(&oid) => TypeKind::Base,
-        Made::Array(element) => TypeKind::Array { element: Box::new(resolve(*element, -1, found)?) },
+        Made::Array(..) if VECTORS.contains(&oid) => TypeKind::Base,
+        Made::Array(element, delimiter) => {
+            TypeKind::Array { element: Box::new(resolve(*element, -1, found)?), delimiter: *delimiter }
+        }
         Made::Domain(base, typmod) => TypeKind::Domain { base: Box::new(resolve(*base, *typmod, found)?) },
     };
     Some(TypeName { oid, name: name.clone(), typmod, kind })

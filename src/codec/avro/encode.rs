@@ -11,11 +11,11 @@ use super::{FRAME_BYTES, Float, SchemaIds, frame, is_shortest, push_bytes, push_
 use crate::codec::mapping::{self, Encoding};
 use crate::codec::schema::Value;
 use crate::codec::shell::{EncoderId, Shell};
-use crate::codec::write::{Fidelity, Unfit, Writer, write};
-use crate::codec::{Event, JsonEncoder, Op, RecordBuf, VERSION, invalid, no_key, unfit, wrong_width};
+use crate::codec::write::{Fidelity, Writer, write};
+use crate::codec::{Event, JsonEncoder, Op, RecordBuf, VERSION, invalid, may_be_unsaid, no_key, unfit, wrong_width};
 use crate::error::Result;
 use crate::record::{Side, push_text};
-use crate::relation::{ConversionFailure, Relation};
+use crate::relation::Relation;
 use crate::value::{Cell, Row};
 
 /// First and second branch of a union, zig-zag.
@@ -228,7 +228,7 @@ impl Encoder {
             }
             Ok(Fidelity::Exact) if !writer.rounded => Ok(Fidelity::Exact),
             Ok(_) => Ok(Fidelity::NeedsText),
-            Err(Unfit::NoForm) if self.relation.modes.conversion_failure == ConversionFailure::Null => {
+            Err(why) if may_be_unsaid(why, &self.relation.modes) => {
                 out.truncate(start);
                 out.extend_from_slice(&column.unsent);
                 Ok(Fidelity::NeedsText)
