@@ -16,7 +16,8 @@ use crate::postgres::chunk;
 use crate::postgres::filter::{self, Filters};
 use crate::postgres::named_key;
 use crate::postgres::publication::PublicationFacts;
-use crate::relation::{Fingerprint, Relation, TableName};
+use crate::postgres::row_key;
+use crate::relation::{Column, Fingerprint, Relation, TableName, TypeKind};
 use crate::session::Session;
 use crate::transform::Transformer;
 
@@ -155,7 +156,7 @@ fn shape_findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
     let shaped = config.tables.iter().filter(|table| !table.shape.is_plain());
     let finding = |table: &Table| {
         let facts = facts.iter().find(|facts| facts.name == table.name)?;
-        if catalog::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
+        if row_key::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
             return None;
         }
         let asked = !table.shape.key.is_empty() || table.shape.filter.is_some();

@@ -22,7 +22,8 @@ const SQL: &str = "
         SELECT jsonb_agg(k.attnum ORDER BY k.ord)
         FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
         WHERE i.indrelid = c.oid AND i.indisvalid AND k.ord <= i.indnkeyatts
-          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '[]'),
+          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'f' THEN i.indisprimary AND i.indimmediate
+                                  ELSE i.indisprimary END), '[]'),
       'leaves', coalesce((
         WITH RECURSIVE below AS (
           SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = c.oid AND NOT i.inhdetachpending

@@ -11,11 +11,11 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::GenericClient;
 
 use super::catalog::{
-    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, identity_finding, key_of, quoted_list,
-    source_facts, table_facts,
+    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, quoted_list, source_facts, table_facts,
 };
 use super::failure::{failed, unreadable};
 use super::publication::{self, PublicationFacts};
+use super::row_key::{BREAKS_UPDATES, identity_finding, key_of};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::{TableName, quote_identifier};
 

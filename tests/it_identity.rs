@@ -1,0 +1,121 @@
+//! What tells rows apart at the source, on the whole way: kinds of keys, replica identities and what becomes of them while rows
+//! flow.
+
+mod support;
+
+use support::Process;
+use support::scene::{PATIENCE, Scene, text, wait_text};
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+
+const ALL: &str = "SELECT coalesce(string_agg(t::text, '|' ORDER BY t::text), '') FROM items t";
+
+/// Waits until the sink's table reads like the source's: what has no row event is only seen by looking, now and then.
+async fn converge(scene: &Scene, process: &mut Process) {
+    let wanted = text(&scene.source, ALL).await;
+    wait_text(scene.orders(), ALL, &wanted, process).await;
+    scene.equal(process).await;
+}
+
+/// Within a transaction two rows may share a deferrable key, and which of them goes only the whole row tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_share_a_deferrable_key_for_a_moment() {
+    let schema = "CREATE TABLE public.items (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+        ALTER TABLE public.items REPLICA IDENTITY FULL";
+    let scene = Scene::new(LOCKSTEP, "deferrable", schema, &[("public.items", &["id"])]).await;
+    scene.sql("INSERT INTO items VALUES (1, 'old'), (2, 'other'), (3, 'third')").await;
+    let mut process = scene.start().await;
+    scene.sql("BEGIN; INSERT INTO items VALUES (1, 'new'); DELETE FROM items WHERE v = 'old'; COMMIT").await;
+    scene.equal(&mut process).await;
+    scene.sql("BEGIN; UPDATE items SET id = 2 WHERE id = 1; DELETE FROM items WHERE v = 'other'; COMMIT").await;
+    scene.equal(&mut process).await;
+    scene.sql("BEGIN; UPDATE items SET id = 5 - id; COMMIT").await;
+    scene.equal(&mut process).await;
+    // The same over a chunk that was read before: nothing is read while an older transaction is open.
+    let older = scene.source.connect().await.unwrap();
+    older.batch_execute("BEGIN; CREATE TABLE elsewhere (); SELECT pg_current_xact_id()").await.unwrap();
+    assert!(scene.pipeline.command(&["resync", "--all"]).unwrap().status.success());
+    wait_text(scene.orders(), "SELECT phase FROM lockstep.progress", "reread", &mut process).await;
+    for round in 0..20 {
+        scene
+            .sql(&format!(
+                "BEGIN; INSERT INTO items VALUES (2, 'round {round}'); DELETE FROM items WHERE id = 2 AND v <> 'round {round}'; COMMIT"
+            ))
+            .await;
+        if round == 5 {
+            older.batch_execute("COMMIT").await.unwrap();
+        }
+    }
+    converge(&scene, &mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Where old rows come whole, which of their columns are the key only the catalog says, and it has forgotten the key that a row
+/// was written under. So it is with identities that change: rows are read by that of their own moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_moves_while_older_rows_are_still_to_be_read() {
+    let schema =
+        "CREATE TABLE public.items (id int PRIMARY KEY, v text); ALTER TABLE public.items REPLICA IDENTITY FULL";
+    let scene = Scene::new(LOCKSTEP, "moved_key", schema, &[("public.items", &["id"])]).await;
+    scene.sql("INSERT INTO items SELECT i, 'v' || i FROM generate_series(1, 50) i").await;
+    let mut process = scene.start().await;
+    // All of it is in the stream when the reader comes back, and the catalog has the end of it.
+    drop(process);
+    let moved = "ALTER TABLE items ADD COLUMN uid int; UPDATE items SET uid = -id; ALTER TABLE items DROP CONSTRAINT items_pkey,
+        ADD PRIMARY KEY (uid)";
+    for sql in ["UPDATE items SET v = v || '.' WHERE id < 9", "DELETE FROM items WHERE id = 9", moved] {
+        scene.sql(sql).await;
+    }
+    scene.sql("UPDATE items SET v = v || '!' WHERE id < 5; INSERT INTO items VALUES (60, 'new', -60)").await;
+    scene.orders().execute("ALTER TABLE items ADD COLUMN uid int, ADD UNIQUE (uid)").await.unwrap();
+    process = scene.spawn(&[]);
+    converge(&scene, &mut process).await;
+    // From one identity to another and back, in one transaction and while nobody is there. Without any, nothing but INSERT happens.
+    let unique = "CREATE UNIQUE INDEX items_id ON items (id); ALTER TABLE items ALTER id SET NOT NULL";
+    scene.sql(unique).await;
+    scene.orders().execute("ALTER TABLE items ADD UNIQUE (id)").await.unwrap();
+    for (round, identity) in
+        ["DEFAULT", "USING INDEX items_id", "FULL", "NOTHING", "USING INDEX items_id", "NOTHING", "DEFAULT"]
+            .iter()
+            .enumerate()
+    {
+        let alive = round % 2 == 0;
+        if !alive {
+            drop(process);
+            process = scene.spawn(&["sink:orders"]);
+        }
+        let id = 100 + round;
+        let change = |n: usize| {
+            match *identity {
+            "NOTHING" => format!("INSERT INTO items VALUES ({id}{n}, 'only', -{id}{n})"),
+            _ => format!("INSERT INTO items VALUES ({id}{n}, 'x', -{id}{n}); UPDATE items SET v = v || '{n}', id = id + 1 WHERE id = {id}{n};
+                UPDATE items SET uid = uid - 100000 WHERE uid = -{id}{n}; DELETE FROM items WHERE id = {}", 10 + 2 * round + n),
+        }
+        };
+        scene
+            .sql(&format!(
+                "BEGIN; {}; ALTER TABLE items REPLICA IDENTITY {identity}; {}; COMMIT",
+                change(0).replace("id = id + 1", "id = id"),
+                change(1)
+            ))
+            .await;
+        if *identity == "NOTHING" {
+            scene.sql("ALTER TABLE items REPLICA IDENTITY FULL; INSERT INTO items VALUES (9000, 'gone', -9000); DELETE FROM items WHERE id = 9000").await;
+        }
+        if !alive {
+            drop(process);
+            process = scene.spawn(&[]);
+        }
+        converge(&scene, &mut process).await;
+    }
+    // The key itself goes and comes back, with rows in between.
+    scene.sql("ALTER TABLE items REPLICA IDENTITY DEFAULT").await;
+    scene
+        .sql(
+            "BEGIN; ALTER TABLE items DROP CONSTRAINT items_pkey; INSERT INTO items VALUES (9001, 'unnamed', -9001);
+        ALTER TABLE items ADD PRIMARY KEY (uid); UPDATE items SET v = 'named' WHERE uid = -9001; COMMIT",
+        )
+        .await;
+    converge(&scene, &mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
