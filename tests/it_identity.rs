@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use support::Process;
 use support::scene::{PATIENCE, Scene, text, wait_text};
+use tokio::time::sleep;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
 
@@ -48,6 +51,16 @@ async fn rows_that_share_a_deferrable_key_for_a_moment() {
     }
     converge(&scene, &mut process).await;
     process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Waits until the log says so, `times` times in all.
+async fn logged(scene: &Scene, process: &mut Process, what: &str, times: usize) {
+    let begun = Instant::now();
+    while scene.log().matches(what).count() < times {
+        process.ensure_running().unwrap();
+        assert!(begun.elapsed() < PATIENCE, "{what}: {}", scene.log());
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Where old rows come whole, which of their columns are the key only the catalog says, and it has forgotten the key that a row
@@ -117,5 +130,89 @@ async fn the_key_moves_while_older_rows_are_still_to_be_read() {
         )
         .await;
     converge(&scene, &mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// A partitioned table without a key needs FULL for itself and for each of its partitions, also for those that come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_a_table_without_a_key() {
+    let schema = "
+        CREATE TABLE public.items (region text, id int, v text) PARTITION BY LIST (region);
+        ALTER TABLE public.items REPLICA IDENTITY FULL;
+        CREATE TABLE public.items_eu PARTITION OF public.items FOR VALUES IN ('eu');
+        ALTER TABLE public.items_eu REPLICA IDENTITY FULL;
+        CREATE TABLE public.items_us (v text, gone int, id int, region text); ALTER TABLE public.items_us DROP COLUMN gone;
+        ALTER TABLE public.items ATTACH PARTITION public.items_us FOR VALUES IN ('us')";
+    let scene = Scene::bare(LOCKSTEP, "bare_parts", "", 1).await;
+    scene.source.execute(schema).await.unwrap();
+    scene.orders().execute("CREATE TABLE public.items (region text, id int, v text)").await.unwrap();
+    let scene = scene.configure(|p| p.table("public.items"));
+    let scene = Scene { tables: vec![support::TablePair::same("public.items", &[])], ..scene };
+    scene
+        .sql("INSERT INTO items SELECT (ARRAY['eu', 'us'])[1 + i % 2], i % 30, 'v' FROM generate_series(1, 100) i")
+        .await;
+    // Published like this, the application could not change rows of the second one.
+    let mut process = scene.spawn(&["source"]);
+    assert_eq!(process.wait(PATIENCE).await.unwrap().code(), Some(3));
+    let us = r#"ALTER TABLE "public"."items_us" REPLICA IDENTITY FULL"#;
+    // The log is JSON.
+    let said = |statement: &str| statement.replace('"', "\\\"");
+    assert!(scene.log().contains("REPLICA_IDENTITY") && scene.log().contains(&said(us)), "{}", scene.log());
+    scene.sql("UPDATE items SET v = 'still ours'").await;
+    scene.sql(us).await;
+    let mut process = scene.start().await;
+    scene
+        .sql(
+            "BEGIN; UPDATE items SET v = v || '.' WHERE id < 5; UPDATE items SET region = 'us' WHERE id = 7;
+        DELETE FROM items WHERE ctid = (SELECT ctid FROM items_us WHERE id = 9 LIMIT 1) AND region = 'us'; COMMIT",
+        )
+        .await;
+    scene.equal(&mut process).await;
+    // One that comes later.
+    scene.sql("CREATE TABLE items_asia PARTITION OF items FOR VALUES IN ('asia')").await;
+    let asia = r#"ALTER TABLE "public"."items_asia" REPLICA IDENTITY FULL"#;
+    logged(&scene, &mut process, &said(asia), 1).await;
+    scene.sql("INSERT INTO items VALUES ('asia', 1, 'x'), ('asia', 1, 'x')").await;
+    let refused = scene.source.execute("UPDATE items SET v = 'y' WHERE region = 'asia'").await.unwrap_err();
+    assert!(format!("{refused:#}").contains("replica identity"), "{refused:#}");
+    scene.sql(asia).await;
+    scene.sql("UPDATE items SET v = 'y' WHERE region = 'asia'").await;
+    scene.equal(&mut process).await;
+    assert_eq!(scene.log().matches(&said(asia)).count(), 1, "said once: {}", scene.log());
+    // While its detaching waits for whoever reads the root, its rows are the root's no more; nor are they read with it.
+    let reading = scene.source.connect().await.unwrap();
+    reading.batch_execute("BEGIN; SELECT count(*) FROM items").await.unwrap();
+    let detaching = scene.source.connect().await.unwrap();
+    let detached = tokio::spawn(async move {
+        detaching.batch_execute("ALTER TABLE items DETACH PARTITION items_eu CONCURRENTLY").await
+    });
+    let pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending";
+    wait_text(&scene.source, pending, "1", &mut process).await;
+    let count = "SELECT count(*) FROM items WHERE region = 'eu'";
+    wait_text(scene.orders(), count, "0", &mut process).await;
+    converge(&scene, &mut process).await;
+    reading.batch_execute("COMMIT").await.unwrap();
+    detached.await.unwrap().unwrap();
+    scene.sql("INSERT INTO items_eu (region, id) VALUES ('eu', 1); UPDATE items SET v = 'z' WHERE id = 3").await;
+    converge(&scene, &mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Each partition names old rows in its own way; the key is the root's.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_with_identities_of_their_own() {
+    let schema = "
+        CREATE TABLE public.items (region text, id int, v text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+        ALTER TABLE public.items REPLICA IDENTITY FULL;
+        CREATE TABLE public.items_eu PARTITION OF public.items FOR VALUES IN ('eu');
+        CREATE TABLE public.items_us PARTITION OF public.items FOR VALUES IN ('us');
+        ALTER TABLE public.items_us REPLICA IDENTITY FULL; ALTER TABLE public.items_us ALTER v SET STORAGE EXTERNAL";
+    let scene = Scene::new(LOCKSTEP, "own_identities", schema, &[("public.items", &["id", "region"])]).await;
+    scene.sql("INSERT INTO items SELECT (ARRAY['eu', 'us'])[1 + i % 2], i, repeat('v', 3000) FROM generate_series(1, 60) i").await;
+    let mut process = scene.start().await;
+    scene.sql("BEGIN; UPDATE items SET id = id + 100 WHERE id < 9; UPDATE items SET v = 'short' WHERE id BETWEEN 20 AND 29;
+        UPDATE items SET region = CASE region WHEN 'us' THEN 'eu' ELSE 'us' END WHERE id BETWEEN 30 AND 39;
+        DELETE FROM items WHERE id > 150 OR id BETWEEN 50 AND 55; COMMIT").await;
+    scene.equal(&mut process).await;
     process.terminate(PATIENCE).await.unwrap();
 }

@@ -32,7 +32,7 @@ use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Origin, Snapshot};
 use crate::config::{Config, LeftOut};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
@@ -135,6 +135,8 @@ struct Core {
     departures: Departures,
     /// Tables that patterns match and that can't be followed yet.
     left_out: Vec<LeftOut>,
+    /// What is wrong with partitions that came.
+    unfit: Vec<Halt>,
     /// In words, why this reader has other tables than the next one; it ends in order.
     rerouted: Option<String>,
     scratch: Scratch,
@@ -261,6 +263,7 @@ impl Reader {
             gone: HashSet::new(),
             departures,
             left_out: Vec::new(),
+            unfit: Vec::new(),
             rerouted: None,
             scratch: Scratch::default(),
             transaction: None,

@@ -10,6 +10,7 @@ mod departures;
 pub mod driver;
 pub mod emit;
 pub mod looks;
+mod partitions;
 mod requests;
 pub mod routing;
 mod schemas;

@@ -335,12 +335,14 @@ fn rows_estimate(tuples: f64) -> Option<u64> {
     (tuples >= 0.0).then_some(tuples as u64)
 }
 
-/// Without locks on the partitions, unlike `pg_partition_tree`.
+/// Without locks on the partitions, unlike `pg_partition_tree`. One that is being detached concurrently is none any more, for
+/// queries of the root as for the stream.
 async fn leaves_of(client: &(impl GenericClient + Sync), root: u32) -> Result<Vec<LeafFacts>> {
     const SQL: &str = "
         WITH RECURSIVE below AS (
-          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
-          UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid)
+          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1 AND NOT inhdetachpending
+          UNION ALL
+          SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid AND NOT i.inhdetachpending)
         SELECT n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident
         FROM below b JOIN pg_class c ON c.oid = b.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind <> 'p' ORDER BY 1, 2";

@@ -161,10 +161,11 @@ impl Core {
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
+                let Watched { current, retained, looks, published, rerouted, left_out, unfit } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
                 self.note_left_out(left_out);
+                self.note_unfit(unfit);
                 if rerouted.is_some() {
                     self.rerouted = rerouted;
                     return Ok(());
