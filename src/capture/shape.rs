@@ -34,6 +34,7 @@ pub struct Shaped {
 
 /// A version of the rows of a table as the source sends them.
 pub struct Rows {
+    /// Of what their texts are, and of nothing else: see [`version_of_rows`].
     pub fingerprint: Fingerprint,
     /// Columns of a row.
     pub width: usize,
@@ -46,8 +47,24 @@ impl Rows {
     fn of(rows: &Relation) -> Rows {
         let key = rows.key_columns();
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(rows.columns[i].type_oid))).collect();
-        Rows { fingerprint: rows.fingerprint, width: rows.columns.len(), key, key_orders }
+        Rows { fingerprint: version_of_rows(rows), width: rows.columns.len(), key, key_orders }
     }
+}
+
+/// What rows of the stream and of chunks must share to be laid over each other: the table, its columns' names and types, and the
+/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given, a
+/// type's name, NOT NULL, a default. So a stream's version can lack them for as long as its reader lives.
+fn version_of_rows(rows: &Relation) -> Fingerprint {
+    let plain = |column: &Column| Column {
+        type_name: String::new(),
+        kind: TypeKind::Base,
+        nullable: true,
+        default: None,
+        exact: true,
+        ..column.clone()
+    };
+    let columns = rows.columns.iter().map(plain).collect();
+    Relation { columns, avro: None, ..rows.clone() }.sealed().fingerprint
 }
 
 /// The version of a table's rows that a connector asks for.

@@ -198,6 +198,12 @@ impl Core {
 
     async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.
+        if let Some(streamed) = self.streamed.get_mut(&version.relation.oid)
+            && streamed.rows.fingerprint == version.rows.fingerprint
+        {
+            *streamed = version.clone();
+        }
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
