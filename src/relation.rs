@@ -420,7 +420,26 @@ impl Relation {
         self.transforms.iter().any(|t| matches!(t, Transform::KeyOnly { column } if column == name))
     }
 
-    /// The columns that tell rows apart and that ranges speak of, by name and type, in key order: the key's, unless records
+    /// Columns that hold the same in every row of the table, by their places, with what they hold.
+    pub fn constants(&self) -> Vec<(usize, &str)> {
+        let held = |(i, column): (usize, &Column)| {
+            self.transforms.iter().find_map(|t| match t {
+                Transform::Constant { column: name, value } if *name == column.name => Some((i, value.as_str())),
+                _ => None,
+            })
+        };
+        self.columns.iter().enumerate().filter_map(held).collect()
+    }
+
+    /// The key without constants: what tells the table's own rows apart. Indexes in key order.
+    pub fn own_key(&self) -> Vec<usize> {
+        let constants = self.constants();
+        let mut key = self.key_columns();
+        key.retain(|i| constants.iter().all(|(place, _)| place != i));
+        key
+    }
+
+    /// The columns that tell rows apart and that ranges speak of, by name and type, in key order: the key's own, unless records
     /// have another key.
     pub fn row_key(&self) -> Vec<(String, u32)> {
         let by = self.transforms.iter().find_map(|t| match t {
@@ -428,7 +447,7 @@ impl Relation {
             _ => None,
         });
         let column = |i: usize| (self.columns[i].name.clone(), self.columns[i].type_oid);
-        by.unwrap_or_else(|| self.key_columns().into_iter().map(column).collect())
+        by.unwrap_or_else(|| self.own_key().into_iter().map(column).collect())
     }
 }
 

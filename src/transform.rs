@@ -1,5 +1,5 @@
 //! What a connector makes of its table's rows before records are written of them: columns left out, masks, another
-//! key, a row filter.
+//! key, a row filter, constant columns.
 //!
 //! A [`Shape`] is what the connector says, in names. [`Shape::compile`] lays it over a version of the table's rows, once for each
 //! version: out of it come the relation version of the records and the [`Transformer`] that rows go through. Rows of the
@@ -10,6 +10,10 @@
 //! has none, a mask on a key are errors, because the value would stand in the topic in clear; so is hiding what tells rows apart,
 //! which the ledger's ranges hold. Columns that the catalog has forgotten (the stream is behind it) can't be told from hidden
 //! ones that were renamed since, so a table that hides some leaves them out.
+//!
+//! A constant column stands in front of the row's own and, where rows have a key, in front of it too: rows of several tables with
+//! equal keys are then told apart in one topic or table of a sink. What tells the rows of one table apart is still their own
+//! key, which alone chunks' ranges speak of.
 //!
 //! Deliberately not here: whether a key names rows and comes with every change (`postgres::named_key`); what is compared at a
 //! start to find that a shape was changed (`look`); the filter's SQL, which the server judges (`postgres::filter`).
@@ -25,7 +29,7 @@ pub use mask::{Algorithm, HashVersion, Mask, MaskMark};
 
 use crate::error::{Code, Error, Result};
 use crate::relation::{Column, Relation, TypeKind};
-use crate::value::{Row, RowBuf};
+use crate::value::{Cell, Row, RowBuf};
 
 /// What relation versions say of a shape (docs/protocol.md, `transforms`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,6 +42,11 @@ pub enum Transform {
     Mask {
         column: String,
         mask: MaskMark,
+    },
+    /// A column that the table does not have, with this value in every row.
+    Constant {
+        column: String,
+        value: String,
     },
     /// Only rows with this condition.
     Where {
@@ -53,12 +62,21 @@ pub enum Transform {
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     pub columns: Columns,
+    /// Columns in front of the table's own.
+    pub constants: Vec<Constant>,
     /// In order of column name.
     pub masks: Vec<(String, Mask)>,
     /// The columns of the record's key, in order; empty: those that name a row.
     pub key: Vec<String>,
     /// A condition in SQL that the source's server applies; it never sees the others' changes.
     pub filter: Option<String>,
+}
+
+/// A column of text that holds the same in every row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constant {
+    pub column: String,
+    pub value: String,
 }
 
 /// Which columns records have.
@@ -86,7 +104,7 @@ impl Shape {
 
     /// Rows that come are written as they come.
     fn keeps_rows(&self) -> bool {
-        self.columns == Columns::All && self.masks.is_empty() && self.key.is_empty()
+        self.columns == Columns::All && self.constants.is_empty() && self.masks.is_empty() && self.key.is_empty()
     }
 
     /// Tells shapes apart by what a sink would hold; `None` of a plain one.
@@ -101,7 +119,12 @@ impl Shape {
             Columns::Except(names) => serde_json::json!({ "except": sorted(names) }),
         };
         let masks: Vec<(&String, MaskMark)> = self.masks.iter().map(|(column, mask)| (column, mask.mark())).collect();
-        let json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key, "where": self.filter });
+        let mut json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key, "where": self.filter });
+        if !self.constants.is_empty() {
+            // Only where there are some, so that shapes that older builds knew are still the same ones.
+            let constants: Vec<[&String; 2]> = self.constants.iter().map(|c| [&c.column, &c.value]).collect();
+            json["constants"] = serde_json::json!(constants);
+        }
         Some(hex::encode(&Sha256::digest(json.to_string())[..8]))
     }
 
@@ -112,9 +135,16 @@ impl Shape {
             return Ok(Shaped { relation: rows, transformer: None });
         }
         self.check_names(&rows, catalog)?;
+        self.check_constants(&rows, catalog)?;
         let key = self.key_of(&rows)?;
-        let mut transforms = Vec::new();
-        let (mut columns, mut picks) = (Vec::new(), Vec::new());
+        let in_key = |at: usize| u16::try_from(at).expect("a table has at most 1600 columns");
+        let keyed = if key.is_empty() { 0 } else { self.constants.len() };
+        let (mut columns, mut picks, mut transforms) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, Constant { column, value }) in self.constants.iter().enumerate() {
+            columns.push(constant_column(column, (i < keyed).then(|| in_key(i))));
+            picks.push(Pick::Constant(value.clone().into_bytes()));
+            transforms.push(Transform::Constant { column: column.clone(), value: value.clone() });
+        }
         for (i, column) in rows.columns.iter().enumerate() {
             let ordinal = key.iter().position(|k| *k == i);
             let known = catalog.is_none_or(|names| names.contains(&column.name.as_str()));
@@ -133,11 +163,11 @@ impl Shape {
                 check_mask(&rows, column, mask, ordinal.is_some(), for_sinks)?;
                 transforms.push(Transform::Mask { column: column.name.clone(), mask: mask.mark() });
             }
-            let ordinal = ordinal.map(|at| u16::try_from(at).expect("a table has at most 1600 columns"));
-            picks.push(Pick { from: i, mask: mask.map(|mask| (mask, length(column))) });
-            columns.push(Column { key: ordinal, ..column.clone() });
+            picks.push(Pick::Row { from: i, mask: mask.map(|mask| (mask, length(column))) });
+            columns.push(Column { key: ordinal.map(|at| in_key(keyed + at)), ..column.clone() });
         }
-        let shown = |i: usize| key.contains(&i) || picks.iter().any(|pick| pick.from == i && pick.mask.is_none());
+        let bare = |pick: &Pick, i: usize| matches!(pick, Pick::Row { from, mask: None } if *from == i);
+        let shown = |i: usize| key.contains(&i) || picks.iter().any(|pick| bare(pick, i));
         if let Some(hidden) = rows.key_columns().into_iter().find(|i| !shown(*i)) {
             return Err(row_key_hidden(&rows, &rows.columns[hidden]));
         }
@@ -205,7 +235,21 @@ impl Shape {
         }
     }
 
-    /// Indexes of the record's key in these rows.
+    /// A table that has a column of that name, be it since a moment ago, would have two.
+    fn check_constants(&self, rows: &Relation, catalog: Option<&[&str]>) -> Result<()> {
+        let there = |name: &str| {
+            rows.columns.iter().any(|column| column.name == name) || catalog.is_some_and(|names| names.contains(&name))
+        };
+        match self.constants.iter().find(|constant| there(&constant.column)) {
+            None => Ok(()),
+            Some(Constant { column, .. }) => {
+                let found = format!("add_columns names column {column:?}, which the table has");
+                Err(refused(rows, &found, "write another name into [add_columns]".to_owned()))
+            }
+        }
+    }
+
+    /// Indexes of the record's own key in these rows.
     fn key_of(&self, rows: &Relation) -> Result<Vec<usize>> {
         if self.key.is_empty() {
             return Ok(rows.key_columns());
@@ -228,10 +272,13 @@ pub struct Transformer {
 
 /// One column of a written row.
 #[derive(Debug)]
-struct Pick {
-    from: usize,
-    /// With the column's length in characters, if it has one.
-    mask: Option<(Mask, Option<usize>)>,
+enum Pick {
+    Row {
+        from: usize,
+        /// With the column's length in characters, if it has one.
+        mask: Option<(Mask, Option<usize>)>,
+    },
+    Constant(Vec<u8>),
 }
 
 impl Transformer {
@@ -240,18 +287,34 @@ impl Transformer {
         out.clear();
         let mut text = Vec::new();
         for pick in &self.picks {
-            let cell = row.get(pick.from);
-            out.push(match &pick.mask {
-                None => cell,
-                Some((mask, length)) => mask.apply(cell, *length, &mut text),
+            out.push(match pick {
+                Pick::Row { from, mask: None } => row.get(*from),
+                Pick::Row { from, mask: Some((mask, length)) } => mask.apply(row.get(*from), *length, &mut text),
+                Pick::Constant(value) => Cell::Text(value),
             });
         }
     }
 }
 
+fn constant_column(name: &str, key: Option<u16>) -> Column {
+    Column {
+        name: name.to_owned(),
+        type_oid: TEXT,
+        type_name: "text".to_owned(),
+        typmod: -1,
+        kind: TypeKind::Base,
+        nullable: false,
+        default: None,
+        key,
+        // Every format carries text.
+        exact: true,
+    }
+}
+
+const TEXT: u32 = 25;
+
 /// The length that a text type declares, behind any domains; the outer `None`: it is no text.
 fn text_length(oid: u32, name: &str, typmod: i32, kind: &TypeKind) -> Option<Option<usize>> {
-    const TEXT: u32 = 25;
     const BPCHAR: u32 = 1042;
     const VARCHAR: u32 = 1043;
     match (kind, oid) {

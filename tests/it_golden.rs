@@ -52,6 +52,9 @@ struct Verdicts {
     not_applicable: BTreeMap<String, String>,
     #[serde(default)]
     missing: BTreeMap<String, String>,
+    /// The first version of Postgres that takes the case's SQL.
+    #[serde(default)]
+    since_postgres: BTreeMap<String, u32>,
 }
 
 /// Equal but for these paths; each is a run of segments of a difference's path, joined by `/`.
@@ -77,6 +80,8 @@ enum Outcome {
     Equal,
     Better,
     NotApplicable,
+    /// This server is older than what the case writes.
+    NewerPostgres,
     Missing,
     Failed,
 }
@@ -95,7 +100,8 @@ async fn recordings_of_debezium_are_replayed() {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
-    for listed in verdicts.better.keys().chain(verdicts.not_applicable.keys()).chain(verdicts.missing.keys()) {
+    let listed = verdicts.better.keys().chain(verdicts.not_applicable.keys()).chain(verdicts.missing.keys());
+    for listed in listed.chain(verdicts.since_postgres.keys()) {
         assert!(names.contains(listed), "verdicts.toml lists {listed}, which is no case");
     }
     names.retain(|name| only.as_ref().is_none_or(|only| only.contains(name)));
@@ -133,6 +139,9 @@ async fn recordings_of_debezium_are_replayed() {
 async fn judge(name: &str, dir: &Path, verdicts: &Verdicts, services: &Services, verbose: bool) -> (Outcome, String) {
     if verdicts.not_applicable.contains_key(name) {
         return (Outcome::NotApplicable, String::new());
+    }
+    if verdicts.since_postgres.get(name).is_some_and(|first| services.postgres_version < *first) {
+        return (Outcome::NewerPostgres, String::new());
     }
     let missing = verdicts.missing.get(name);
     // What is known to be missing is tried again only when it is asked for: it mostly ends in a deadline.

@@ -247,7 +247,11 @@ fn keys(file: &str) -> BTreeSet<String> {
         } else if let Some((key, _)) = line.split_once(" = ")
             && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
         {
-            keys.insert(if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
+            keys.insert(match section.as_str() {
+                "" => key.to_owned(),
+                "add_columns" => "add_columns.COLUMN".to_owned(),
+                section => format!("{section}.{key}"),
+            });
         }
     }
     keys

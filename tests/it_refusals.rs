@@ -385,12 +385,16 @@ async fn tables_that_can_not_be_followed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_that_someone_changed() {
-    for (change, undo) in [
-        ("SET (publish = 'insert')", "SET (publish = 'insert, update, delete, truncate')"),
-        ("SET TABLE items WHERE (id < 5)", "SET TABLE ONLY"),
-        ("SET TABLE items (id, v)", "SET TABLE ONLY"),
-        ("DROP TABLE items", "ADD TABLE ONLY"),
+    let newer = support::Services::from_env().postgres_version >= 15;
+    for (change, undo, is_there) in [
+        ("SET (publish = 'insert')", "SET (publish = 'insert, update, delete, truncate')", true),
+        ("SET TABLE items WHERE (id < 5)", "SET TABLE ONLY", newer),
+        ("SET TABLE items (id, v)", "SET TABLE ONLY", newer),
+        ("DROP TABLE items", "ADD TABLE ONLY", true),
     ] {
+        if !is_there {
+            continue;
+        }
         let scene = settled("publication").await;
         scene.sql(&format!("ALTER PUBLICATION {} {change}", scene.slot())).await;
         scene.sql("INSERT INTO items VALUES (11, 'x', 1); DELETE FROM items WHERE id = 1").await;

@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
+use lockstep::config::{Evolve, SinkTable};
 use lockstep::error::Code;
-use lockstep::key::KeyRange;
-use lockstep::relation::TableName;
-use lockstep::sink::park::Unread;
+use lockstep::key::{KeyOrder, KeyRange};
+use lockstep::relation::{Relation, TableName};
+use lockstep::sink::park::{Loaded, Unread};
 use lockstep::sink::sql::SinkTablePlan;
-use lockstep::sink::{Counts, Failure};
+use lockstep::sink::{Counts, Failure, WantedTable};
+use lockstep::transform::Transform;
 use lockstep::value::RowBuf;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -342,8 +344,7 @@ async fn replace(
     loaded: Option<&[KeyRange]>,
 ) -> Result<Counts, Failure> {
     let to = a.begin().await;
-    let unread: Unread = loaded.map(|ranges| (TableName::new("public", "t"), ranges.to_vec())).into_iter().collect();
-    a.sink.park(unread);
+    a.sink.park(loaded.map(under_load).unwrap_or_default());
     let mut load = a.sink.begin_range(plan, range).await?;
     a.sink.push_range(&mut load, rows).await?;
     let outcome = match a.sink.end_range(load, &[]).await {
@@ -355,6 +356,12 @@ async fn replace(
         Err(_) => a.sink.rollback().await.unwrap(),
     }
     outcome
+}
+
+/// Table `t` is under load, and of it these ranges are there.
+fn under_load(ranges: &[KeyRange]) -> Unread {
+    let loaded = Loaded { ranges: ranges.to_vec(), ..Loaded::default() };
+    HashMap::from([(TableName::new("public", "t"), vec![loaded])])
 }
 
 fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
@@ -383,14 +390,44 @@ fn a_chunk_gets_its_unique_values_from_stale_rows_wherever_they_are() {
             replace(&mut a, &plan, (&first, &rows), Some(&[])).await.unwrap();
             assert_eq!(world.rows("SELECT * FROM t WHERE id <> 4 ORDER BY id").await, "1|b\n2|a\n3|d\n5|e");
             // A change of what is there takes what 5 holds, which is not there yet.
-            let unread: Unread = HashMap::from([(TableName::new("public", "t"), vec![first])]);
+            let unread = under_load(std::slice::from_ref(&first));
             parked(&mut a, vec![(&plan, net(&plan, &["update 1|e"]))], &unread).await.unwrap();
             let rows = [row("4|b"), row("5|c")];
-            replace(&mut a, &plan, (&rest, &rows), Some(&unread[&TableName::new("public", "t")])).await.unwrap();
+            replace(&mut a, &plan, (&rest, &rows), Some(std::slice::from_ref(&first))).await.unwrap();
             assert_eq!(world.rows("SELECT * FROM t ORDER BY id").await, "1|e\n2|a\n3|d\n4|b\n5|c");
             assert_eq!(world.rows("SELECT count(*) FROM theirs").await, "5", "no row was deleted");
         });
     }
+}
+
+#[test]
+fn stale_rows_of_one_table_are_no_other_table_s_in_the_same_one() {
+    in_database(|world| async move {
+        let ddl = "CREATE TABLE t (tenant text, id int, u text CONSTRAINT once UNIQUE, PRIMARY KEY (tenant, id))";
+        let mut a = world.sink(ddl).await;
+        world.run("INSERT INTO t VALUES ('a', 2, 'x'), ('b', 9, 'y')").await;
+        let held = Transform::Constant { column: "tenant".into(), value: "a".into() };
+        let relation = Relation { transforms: vec![held], ..relation("t", "tenant:text! id:int4! u:text") };
+        let target = SinkTable {
+            sink: "orders".into(),
+            table: TableName::new("public", "t"),
+            columns: None,
+            evolve: Evolve::Off,
+        };
+        let wanted = WantedTable::of(&relation, &target).unwrap();
+        let plan = a.sink.plan(&[wanted]).await.unwrap().remove(0);
+        let loaded = Loaded {
+            ranges: vec![],
+            constants: vec![("tenant".into(), "a".into())],
+            key: vec![("id".into(), KeyOrder::Integer)],
+        };
+        let unread = HashMap::from([(TableName::new("public", "t"), vec![loaded])]);
+        parked(&mut a, vec![(&plan, net(&plan, &["insert a|1|x"]))], &unread).await.unwrap();
+        let rows = "a|1|x\na|2|~\nb|9|y";
+        assert_eq!(world.rows("SELECT * FROM t ORDER BY 1, 2").await, rows);
+        refusal(parked(&mut a, vec![(&plan, net(&plan, &["insert a|3|y"]))], &unread).await);
+        assert_eq!(world.rows("SELECT * FROM t ORDER BY 1, 2").await, rows, "b's row is read, and keeps what it holds");
+    });
 }
 
 #[test]

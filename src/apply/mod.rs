@@ -8,4 +8,5 @@ pub mod merge;
 pub mod net;
 mod routes;
 pub mod span;
+pub mod targets;
 pub mod writer;

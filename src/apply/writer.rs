@@ -12,6 +12,7 @@ use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::merge::Head;
 use crate::apply::net::Folded;
+use crate::apply::targets;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
 use crate::config::{self, Evolve};
@@ -35,6 +36,7 @@ struct Version {
     table: TableName,
     decoder: Decoder,
     plan: SinkTablePlan,
+    /// Without constants: what ranges speak of.
     key: Vec<usize>,
     orders: Vec<KeyOrder>,
 }
@@ -65,6 +67,8 @@ pub struct Writer {
     rows_max: usize,
     bytes_max: usize,
     versions: HashMap<Fingerprint, Arc<Version>>,
+    /// While parking, by the versions that the ledger has.
+    rows: targets::Rows,
     pending: Vec<Pending>,
     /// The delete half of a key change; its create half follows.
     moving: Option<(Fingerprint, RowBuf)>,
@@ -95,6 +99,7 @@ impl Writer {
             rows_max: config.batch_rows_max,
             bytes_max: config.batch_bytes_max,
             versions: HashMap::new(),
+            rows: targets::Rows::default(),
             pending: Vec::new(),
             moving: None,
             truncates: Vec::new(),
@@ -251,8 +256,7 @@ impl Writer {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
         self.sink.push_range(&mut load, &rows).await?;
-        let blank = self.tables.iter().filter(|(source, _)| **source != chunk.table && self.loads.is_blank(source));
-        let blank: Vec<TableName> = blank.map(|(_, target)| target.table.clone()).collect();
+        let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
         self.sink.end_range(load, &blank).await?;
         self.sink.hear();
@@ -296,8 +300,14 @@ impl Writer {
         if target.evolve != Evolve::Off {
             self.follow(&relation, &wanted, &target, state).await?;
         }
+        for before in targets::left_behind(&relation, state, &self.tables) {
+            self.sink.check_left(&wanted, &before).await?;
+        }
         let plan = self.sink.plan(&[wanted]).await?.remove(0);
-        let key = relation.key_columns();
+        if self.parking {
+            self.rows = targets::Rows::of(state, &self.tables);
+        }
+        let key = relation.own_key();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
         let (table, decoder) = (relation.name.clone(), Decoder::of(relation)?);
         let version = Arc::new(Version { table, decoder, plan, key, orders });
@@ -406,10 +416,7 @@ impl Writer {
     /// Lets the sink know what is still to be read.
     fn park(&mut self) {
         if self.parking {
-            let loading = |(source, target): (&TableName, &config::SinkTable)| {
-                Some((target.table.clone(), self.loads.loaded_ranges(source)?))
-            };
-            self.sink.park(self.tables.iter().filter_map(loading).collect());
+            self.sink.park(self.rows.unread(&self.tables, &self.loads));
         }
     }
 
@@ -439,8 +446,8 @@ impl Writer {
         self.flush().await?;
         let truncates = std::mem::take(&mut self.truncates);
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
-        plans.sort_by_key(|plan| plan.oid);
-        plans.dedup_by_key(|plan| plan.oid);
+        plans.sort_by_key(|plan| plan.rows_of());
+        plans.dedup_by_key(|plan| plan.rows_of());
         self.sink.truncate(&plans).await?;
         self.counts.truncated += plans.len() as u64;
         Ok(())

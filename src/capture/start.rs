@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::capture::departures::Departures;
 use crate::capture::{routing, shape};
-use crate::config::{Config, LeftOut};
+use crate::config::{Config, LeftOut, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
 use crate::kafka::topics::{self, Kind, TopicFacts, Wanted};
@@ -119,7 +119,10 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         let now = names.iter().position(|n| n == name).and_then(|i| seen[i].as_ref());
         state.catalog.get(name).is_some_and(|known| now.is_some_and(|now| now.oid != known.oid))
     };
-    let published = config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).map(|t| t.name.clone());
+    // Of tables that share a topic each is known by itself.
+    let known = |t: &&Table| t.shape.constants.is_empty() || state.catalog.contains_key(&t.name);
+    let published = config.tables.iter().filter(|t| state.topics.contains_key(&t.topic)).filter(known);
+    let published = published.map(|t| t.name.clone());
     let published: Vec<TableName> = published.filter(|name| !remade(name)).collect();
     let mut filters = shape::filters(config, &state.catalog);
     filters.ensure(&*session, &config.source.publication, config.create).await?;
@@ -275,9 +278,7 @@ async fn ensure_topics(
 ) -> Result<BTreeMap<String, TopicIdentity>> {
     check_topics(config, ledger, state).await?;
     let mut wanted = vec![Wanted { name: config.kafka.ledger.clone(), partitions: 1, kind: Kind::Ledger }];
-    for table in &config.tables {
-        wanted.push(Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data });
-    }
+    wanted.extend(table_topics(config));
     let foreign = foreign_topics(config);
     for name in &foreign {
         wanted.push(Wanted { name: name.clone(), partitions: 1, kind: Kind::Data });
@@ -289,6 +290,13 @@ async fn ensure_topics(
         identities.insert(facts.name, TopicIdentity { id: facts.id, partitions: facts.partitions });
     }
     Ok(identities)
+}
+
+/// The topics of tables, of which several may have one.
+pub fn table_topics(config: &Config) -> Vec<Wanted> {
+    let topics: BTreeMap<&str, i32> = config.tables.iter().map(|t| (t.topic.as_str(), t.partitions)).collect();
+    let data = |(name, partitions): (&str, i32)| Wanted { name: name.to_owned(), partitions, kind: Kind::Data };
+    topics.into_iter().map(data).collect()
 }
 
 /// Topics of records that are for other consumers only.

@@ -194,9 +194,8 @@ async fn check_kafka(config: &Config) -> Part {
 }
 
 async fn kafka_findings(config: &Config, findings: &mut Vec<Finding>) -> Result<()> {
-    let data = |table: &Table| Wanted { name: table.topic.clone(), partitions: table.partitions, kind: Kind::Data };
     let ledger = Wanted { name: config.kafka.ledger.clone(), partitions: 1, kind: Kind::Ledger };
-    let wanted: Vec<Wanted> = config.tables.iter().map(data).chain([ledger]).collect();
+    let wanted: Vec<Wanted> = start::table_topics(config).into_iter().chain([ledger]).collect();
     let names: Vec<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
     let brokers = topics::brokers(&config.kafka).await?;
     let facts = topics::describe(&config.kafka, &names).await?;
@@ -262,7 +261,14 @@ async fn sink_findings(
         }
     }
     let found = database.preflight(&wanted).await?;
-    findings.extend(found.halts.into_iter().map(Finding::Halt));
+    let mut halts: Vec<Halt> = Vec::new();
+    for halt in found.halts {
+        // Of tables that share one at the sink each finds the same.
+        if !halts.contains(&halt) {
+            halts.push(halt);
+        }
+    }
+    findings.extend(halts.into_iter().map(Finding::Halt));
     findings.extend(found.notes.into_iter().map(Finding::Warning));
     Ok(())
 }

@@ -137,7 +137,12 @@ impl RelationSchemas {
     /// `prefix` is the topic prefix (Debezium's logical name).
     pub fn new(relation: &Relation, prefix: &str) -> RelationSchemas {
         let modes = &relation.modes;
-        let base = names::topic_name(prefix, &modes.delimiter, &relation.name);
+        // Records of several tables in one topic have schemas of one name, as Debezium's ByLogicalTableRouter gives them: a
+        // registry takes no other as the next version of a subject.
+        let base = match relation.constants().is_empty() {
+            true => names::topic_name(prefix, &modes.delimiter, &relation.name),
+            false => relation.topic.clone(),
+        };
         let base = modes.schema_names.schema(&base);
         let columns: Vec<Option<Field>> = relation
             .columns

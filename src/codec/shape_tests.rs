@@ -7,7 +7,7 @@ use super::mapping::oid;
 use super::tests::{EVENT, column, relation_of};
 use super::{Decoder, Encoder, RecordBuf};
 use crate::record::Side;
-use crate::relation::{Format, Modes, Relation};
+use crate::relation::{Format, Modes, Relation, TableName};
 use crate::transform::{MaskMark, Transform};
 use crate::value::{Cell, RowBuf};
 
@@ -73,6 +73,23 @@ fn schemas_say_what_stands_where_and_what_is_masked() {
     assert_eq!(row["fields"][0]["parameters"], serde_json::Value::Null);
     let avro = relation(Format::Avro);
     assert!(avro.avro.as_ref().unwrap().value.contains(r#""connect.parameters":{"truncateLength":"4"}"#));
+}
+
+#[test]
+fn tables_that_share_a_topic_share_its_schemas() {
+    let of = |table: &str, topic: &str, constant: bool| {
+        let columns = vec![column("k", oid::TEXT, -1, false, Some(0)), column("v", oid::INT4, -1, true, None)];
+        let held = Transform::Constant { column: "k".to_owned(), value: table.to_owned() };
+        let transforms = if constant { vec![held] } else { Vec::new() };
+        let (name, topic) = (TableName::new(table, "t"), topic.to_owned());
+        let relation =
+            Relation { name, topic, transforms, format: Format::Avro, ..Relation::clone(&relation_of(columns)) };
+        complete(relation.sealed(), "p").unwrap().avro.unwrap()
+    };
+    let shared = of("a", "p.all", true);
+    assert_eq!(shared, of("b", "p.all", true), "one version of one subject");
+    assert!(shared.value.contains("p.all") && !shared.value.contains("p.a.t"), "{}", shared.value);
+    assert_ne!(of("a", "p.all", false), of("b", "p.all", false), "by itself each has its own, as in Debezium");
 }
 
 #[test]

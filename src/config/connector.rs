@@ -9,10 +9,11 @@
 //! to `products` without a word, and the table that was meant is then "missing". Capitals without quotes are refused instead,
 //! with both spellings as the hint.
 
+use super::constants::{self, ConstantsText, constants};
 use super::findings::At;
 use super::names;
 use super::outbox::outbox;
-use super::pattern::{Named, Placeholder, TablePattern, TableTemplate, Template, parse_named};
+use super::pattern::{Named, TablePattern, TableTemplate, Template, parse_named};
 use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
 use super::records::{Places, snapshot_where};
@@ -36,6 +37,7 @@ pub(super) struct Connector {
     pub partitions: i32,
     pub insert_only: bool,
     pub shape: ShapeText,
+    pub constants: ConstantsText,
     pub skip_unchanged: bool,
     pub wire: TableWire,
     /// Where `[wire]` says what decides who can read the records.
@@ -68,11 +70,15 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     });
     let shape = shape(top);
     let sinks = top.each("sinks", sink);
-    shape.check_sinks(&sinks, top.report());
-    told_apart(top, &tables, &patterns, topic.as_ref(), &sinks);
+    let all = names(&tables, &patterns);
+    let mut constants = constants(top);
+    constants.check_stars(&all, top.report());
+    shape.check_sinks(&sinks, &constants, top.report());
+    constants::told_apart(top.report(), &all, topic.as_ref(), &sinks, &constants);
     let outbox = top.section("outbox", outbox);
     if let Some((outbox, at)) = outbox {
         wire.modes.outbox = Some(outbox);
+        constants.check_outbox(&at, top.report());
         places.add("outbox", at);
     }
     Connector {
@@ -83,6 +89,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         partitions: i32::try_from(partitions).expect("at most a thousand"),
         insert_only: top.boolean("insert_only", false),
         shape,
+        constants,
         skip_unchanged: top.boolean("skip_unchanged", false),
         wire,
         places,
@@ -127,32 +134,10 @@ fn topic(top: &mut Section<'_>) -> Option<(Template, At)> {
     Some((Template::parse_topic(&text.value).ok()?, text.at))
 }
 
-/// Where a file names several tables, their topics and the tables at sinks must have several names too: rows of two tables with
-/// one key would take each other's place.
-fn told_apart(
-    top: &Section<'_>,
-    tables: &[(TableName, At)],
-    patterns: &[(TablePattern, At)],
-    topic: Option<&(Template, At)>,
-    sinks: &[ConnectorSink],
-) {
+/// All of them as patterns.
+fn names(tables: &[(TableName, At)], patterns: &[(TablePattern, At)]) -> Vec<TablePattern> {
     let exact = tables.iter().map(|(name, _)| TablePattern::exactly(name));
-    let all: Vec<TablePattern> = exact.chain(patterns.iter().map(|(pattern, _)| pattern.clone())).collect();
-    for part in [Placeholder::Schema, Placeholder::Table] {
-        let several = all.iter().any(|name| name.is_open(part) || name.part(part) != all[0].part(part));
-        let word = part.as_str();
-        let lacks = format!("lacks {word}: tables that differ in it would share");
-        if let Some((_, at)) = topic.filter(|(topic, _)| several && !topic.has(part)) {
-            let hint = format!("write topic = \"….{word}\", or delete the line");
-            top.report().add(at, format!("topic {lacks} one topic"), hint);
-        }
-        for sink in sinks {
-            if let Some((_, at)) = sink.table.as_ref().filter(|(table, _)| several && !table.has(part)) {
-                let hint = format!("write table = 'shared.{word}', or delete the line for the same name");
-                top.report().add(at, format!("table {lacks} one table of sink {:?}", sink.name.value), hint);
-            }
-        }
-    }
+    exact.chain(patterns.iter().map(|(pattern, _)| pattern.clone())).collect()
 }
 
 fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::constants;
 use super::outbox;
 use super::pattern::TableTemplate;
 use super::records;
@@ -196,6 +197,7 @@ fn table(out: &mut String, table: &Table) {
     pair(out, "topic", text(&table.topic));
     let targets: Vec<String> = table.sinks.iter().map(|sink| sink.table.quoted()).collect();
     alike(out, table, &targets);
+    constants::describe(out, table.shape.constants.iter().map(constants::shown));
 }
 
 fn route(out: &mut String, route: &Route) {
@@ -211,6 +213,7 @@ fn route(out: &mut String, route: &Route) {
     let named = |target: &Option<_>| target.as_ref().map_or_else(|| "{schema}.{table}".to_owned(), ToString::to_string);
     let targets: Vec<String> = route.targets.iter().map(|target: &Option<TableTemplate>| named(target)).collect();
     alike(out, &route.like, &targets);
+    constants::describe(out, route.constants.iter().map(|(column, template)| (column, template.to_string())));
 }
 
 /// What a table has besides its name and its topic; `targets` are its sinks' tables.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::connector::{Connector, ConnectorSink, connector};
+use super::constants::{self, mixed, mixed_records};
 use super::files;
 use super::findings::{At, File, Findings, Report};
 use super::outbox;
@@ -216,6 +217,7 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         partitions,
         insert_only,
         shape,
+        constants,
         skip_unchanged,
         wire,
         places,
@@ -248,7 +250,8 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
     };
     let file = first.file.path.clone();
     let include = patterns.into_iter().map(|(pattern, _)| pattern).collect();
-    let route = Route { file, include, exclude, topic, targets, like };
+    let constants = constants.columns;
+    let route = Route { file, include, exclude, topic, targets, constants, like };
     let routed = |table: Table, at: At| {
         let (topic_at, sinks_at) = (topic_at.clone().unwrap_or_else(|| at.clone()), sinks_at.clone());
         Routed { table, at, topic_at, sinks_at, places: places.clone() }
@@ -326,7 +329,7 @@ pub(super) fn event_topics(wire: &Wire) -> Vec<(&'static str, &str)> {
 }
 
 fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Report) {
-    let mut seen: BTreeMap<String, &Routed> = BTreeMap::new();
+    let mut seen: BTreeMap<String, Vec<&Routed>> = BTreeMap::new();
     for entry in routed {
         let (topic, at) = (entry.table.topic.as_str(), &entry.topic_at);
         let hint = "write topic = \"…\" with another name into this file";
@@ -345,18 +348,22 @@ fn topics(routed: &[Routed], ledger: &str, events: &[(&str, &str)], report: &Rep
             let message = format!("topic {topic:?} is that of {what}, {other:?}, or Kafka can't tell them apart");
             report.add(at, message, hint);
         }
-        match seen.get(&collision(topic)) {
-            Some(first) => {
-                let message = match first.table.topic == topic {
-                    true => format!("tables {} and {} share topic {topic:?}", first.table.name, entry.table.name),
-                    false => format!("Kafka can't tell topics {:?} and {topic:?} apart", first.table.topic),
-                };
-                report.add(at, message, format!("{hint}, or into the other: {}", first.topic_at.name()));
+        let others = seen.entry(collision(topic)).or_default();
+        for first in others.iter() {
+            let elsewhere = format!("{hint}, or into the other: {}", first.topic_at.name());
+            let (a, b) = (&first.table, &entry.table);
+            if a.topic != topic {
+                let message = format!("Kafka can't tell topics {:?} and {topic:?} apart", a.topic);
+                report.add(at, message, elsewhere);
+                break;
             }
-            None => {
-                seen.insert(collision(topic), entry);
+            if let Some(why) = mixed_records(a, b) {
+                let message = format!("tables {} and {} share topic {topic:?}: {why}", a.name, b.name);
+                report.add(at, message, format!("{elsewhere}; or {}", constants::HINT));
+                break;
             }
         }
+        others.push(entry);
     }
 }
 
@@ -372,7 +379,7 @@ pub(super) fn same_database(a: &Database, b: &Database) -> bool {
 
 fn same_sink_tables(routed: &[Routed], sinks: &[&Sink], report: &Report) {
     let database = |name: &str| sinks.iter().find(|sink| sink.name == name).map(|sink| &sink.database);
-    let mut seen: Vec<(&SinkTable, &At)> = Vec::new();
+    let mut seen: Vec<(&Table, &SinkTable, &At)> = Vec::new();
     for entry in routed {
         for (sink, at) in entry.table.sinks.iter().zip(&entry.sinks_at) {
             let same = |other: &SinkTable| {
@@ -380,22 +387,26 @@ fn same_sink_tables(routed: &[Routed], sinks: &[&Sink], report: &Report) {
                     && (other.sink == sink.sink
                         || database(&other.sink).zip(database(&sink.sink)).is_some_and(|(a, b)| same_database(a, b)))
             };
-            match seen.iter().find(|(other, _)| same(other)) {
-                Some((other, first)) => {
-                    let message = match other.sink == sink.sink {
-                        true => format!("two tables go into {} of sink {:?}", sink.table, sink.sink),
-                        false => {
-                            format!(
-                                "sinks {:?} and {:?} are one database, both write {}",
-                                other.sink, sink.sink, sink.table
-                            )
-                        }
-                    };
-                    let hint = format!("write table = \"…\" under [sinks.{}] here, or at {}", sink.sink, first.name());
-                    report.add(at, message, hint);
-                }
-                None => seen.push((sink, at)),
+            let clash = seen.iter().filter(|(_, other, _)| same(other)).find_map(|(table, other, first)| {
+                let message = match other.sink == sink.sink {
+                    true => {
+                        let why = mixed(table, &entry.table)?;
+                        format!("two tables go into {} of sink {:?}: {why}", sink.table, sink.sink)
+                    }
+                    false => format!(
+                        "sinks {:?} and {:?} are one database, both write {}",
+                        other.sink, sink.sink, sink.table
+                    ),
+                };
+                Some((message, first, other.sink == sink.sink))
+            });
+            if let Some((message, first, one_sink)) = clash {
+                let hint = format!("write table = \"…\" under [sinks.{}] here, or at {}", sink.sink, first.name());
+                let hint = if one_sink { format!("{hint}; or {}", constants::HINT) } else { hint };
+                report.add(at, message, hint);
+                continue;
             }
+            seen.push((&entry.table, sink, at));
         }
     }
 }

@@ -11,6 +11,7 @@
 //! Invariant: no secret is ever shown, neither by `Debug` of these types nor by a finding.
 
 mod connector;
+mod constants;
 mod describe;
 mod files;
 mod findings;

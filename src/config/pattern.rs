@@ -6,7 +6,8 @@
 //! matches any character has routed other tables than were meant often enough.
 //!
 //! A template says what a table that a pattern matched is called elsewhere: `{schema}` and `{table}` stand for the parts of its
-//! name, `{{` and `}}` for the braces themselves.
+//! name, `{{` and `}}` for the braces themselves. Where values follow from a name, `{schema.1}` stands for what the first `*` of the
+//! schema's pattern stood for, and so on.
 //!
 //! Deliberately not here: which tables there are (`postgres::named`), and what a match means (`routes`).
 
@@ -33,13 +34,20 @@ impl Glob {
     }
 
     fn matches(&self, name: &str) -> bool {
-        let [first, between @ .., last] = self.0.as_slice() else { return self.0[0] == name };
-        let Some(mut rest) = name.strip_prefix(first.as_str()) else { return false };
+        self.stars(name).is_some()
+    }
+
+    /// What each `*` stands for in a name that matches.
+    fn stars<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
+        let [first, between @ .., last] = self.0.as_slice() else { return (self.0[0] == name).then(Vec::new) };
+        let (mut rest, mut stars) = (name.strip_prefix(first.as_str())?, Vec::new());
         for run in between {
-            let Some(at) = rest.find(run.as_str()) else { return false };
+            let at = rest.find(run.as_str())?;
+            stars.push(&rest[..at]);
             rest = &rest[at + run.len()..];
         }
-        rest.ends_with(last.as_str())
+        stars.push(rest.strip_suffix(last.as_str())?);
+        Some(stars)
     }
 
     /// As an operand of SQL's LIKE.
@@ -90,6 +98,11 @@ impl TablePattern {
     /// Whether several names may have this part.
     pub(super) fn is_open(&self, part: Placeholder) -> bool {
         !self.glob(part).is_literal()
+    }
+
+    /// How many `*` a part has.
+    pub(super) fn stars(&self, part: Placeholder) -> usize {
+        self.glob(part).0.len() - 1
     }
 
     /// A part as written.
@@ -222,7 +235,12 @@ enum Piece {
     /// The topic prefix.
     Prefix,
     Part(Placeholder),
+    /// What the `*` of this number, from 1, stood for in a part.
+    Star(Placeholder, usize),
 }
+
+/// Nobody writes a pattern of more in one part of a name.
+const STARS_MAX: usize = 9;
 
 const PARTS: [Piece; 2] = [Piece::Part(Placeholder::Schema), Piece::Part(Placeholder::Table)];
 
@@ -232,6 +250,7 @@ impl Piece {
             Piece::Text(text) => text.replace('{', "{{").replace('}', "}}").into(),
             Piece::Prefix => "{prefix}".into(),
             Piece::Part(part) => part.as_str().into(),
+            Piece::Star(part, number) => format!("{}.{number}}}", part.as_str().trim_end_matches('}')).into(),
         }
     }
 }
@@ -249,6 +268,13 @@ impl Template {
     /// Of a topic, in which `{prefix}` may stand too.
     pub fn parse_topic(text: &str) -> Result<Template, String> {
         Template::parse_with(text, &[&PARTS[..], &[Piece::Prefix]].concat())
+    }
+
+    /// Of a value, in which what a `*` stood for may stand too.
+    pub fn parse_value(text: &str) -> Result<Template, String> {
+        let numbers = 1..=STARS_MAX;
+        let star = |number| [Placeholder::Schema, Placeholder::Table].map(|part| Piece::Star(part, number));
+        Template::parse_with(text, &PARTS.into_iter().chain(numbers.flat_map(star)).collect::<Vec<_>>())
     }
 
     fn parse_with(text: &str, placeholders: &[Piece]) -> Result<Template, String> {
@@ -280,7 +306,30 @@ impl Template {
     }
 
     pub fn has(&self, part: Placeholder) -> bool {
-        self.0.contains(&Piece::Part(part))
+        self.0.contains(&Piece::Part(part)) || self.stars(part) > 0
+    }
+
+    /// How many `*` of a part a pattern must have for it.
+    pub fn stars(&self, part: Placeholder) -> usize {
+        let number = |piece: &Piece| match piece {
+            Piece::Star(of, number) if *of == part => *number,
+            _ => 0,
+        };
+        self.0.iter().map(number).max().unwrap_or(0)
+    }
+
+    /// The same for a table that this pattern matched, which has the stars.
+    pub fn matched(&self, pattern: &TablePattern, table: &TableName) -> Template {
+        let star = |part: Placeholder, number: usize| {
+            let name = if part == Placeholder::Schema { &table.schema } else { &table.table };
+            let stars = pattern.glob(part).stars(name).expect("the pattern matched the table");
+            Piece::Text(stars[number - 1].to_owned())
+        };
+        let piece = |piece: &Piece| match piece {
+            Piece::Star(part, number) => star(*part, *number),
+            other => other.clone(),
+        };
+        Template(self.0.iter().map(piece).collect())
     }
 
     /// The name; `write` says how a part of the table's is written in it.
@@ -290,6 +339,7 @@ impl Template {
             Piece::Prefix => prefix.to_owned(),
             Piece::Part(Placeholder::Schema) => write(&table.schema),
             Piece::Part(Placeholder::Table) => write(&table.table),
+            Piece::Star(..) => unreachable!("what stars stood for is filled in first"),
         };
         self.0.iter().map(piece).collect()
     }
@@ -298,7 +348,7 @@ impl Template {
     fn is_bare(&self) -> bool {
         let bare = |(i, piece): (usize, &Piece)| match piece {
             Piece::Text(text) => is_bare(text, i == 0),
-            Piece::Prefix | Piece::Part(_) => true,
+            Piece::Prefix | Piece::Part(_) | Piece::Star(..) => true,
         };
         self.0.iter().enumerate().all(bare)
     }
@@ -481,5 +531,19 @@ mod tests {
             proptest::prop_assert_eq!(of.schema.matches(&name), slow(&of.schema.0, &name));
             proptest::prop_assert_eq!(of.table.matches(&name), slow(&of.table.0, &name));
         }
+    }
+
+    #[test]
+    fn values_hold_what_stars_stood_for() {
+        let value = |text: &str, of: &str, schema: &str, table: &str| {
+            let (template, name) = (Template::parse_value(text).unwrap(), TableName::new(schema, table));
+            template.matched(&pattern(of), &name).fill("", &name, str::to_owned)
+        };
+        assert_eq!(value("{schema.1}", "tenant_*.orders", "tenant_7", "orders"), "7");
+        assert_eq!(value("{table.2}-{table.1}/{schema}", "a*.x*y*z", "ab", "x1yy2z"), "y2-1/ab");
+        assert_eq!(value("{schema.1}", "tenant*.*", "tenant", "t"), "");
+        assert_eq!(Template::parse_value("{schema.10}").unwrap_err(), "{schema.10}");
+        assert_eq!(Template::parse("{schema.1}").unwrap_err(), "{schema.1}", "in names there are none");
+        assert_eq!(Template::parse_value("{table.2}{{").unwrap().to_string(), "{table.2}{{");
     }
 }

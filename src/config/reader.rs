@@ -225,6 +225,21 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// The strings below `key`, whose names the user chose, in order of name.
+    pub fn each_text(&mut self, key: &'static str) -> Vec<(Text, Text)> {
+        self.section(key, |names| {
+            names.open = true;
+            let mut results = Vec::new();
+            for (name, value) in names.table.into_iter().flatten() {
+                let word = name.get_ref();
+                let text = names.expanded(word, value, |_| format!("write {word} = \"…\""));
+                let name = Text { value: word.to_string(), at: names.document.at(name.span()) };
+                results.extend(text.map(|text| (name, text)));
+            }
+            results
+        })
+    }
+
     /// A string with its variables expanded.
     pub fn text(&mut self, key: &'static str) -> Option<Text> {
         let (_, value) = self.get(key)?;

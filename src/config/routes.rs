@@ -13,6 +13,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::constants::{self, mixed, mixed_records};
 use super::load::{FILE, collides, event_topics, same_database};
 use super::names::outbox_topic;
 use super::pattern::{TablePattern, TableTemplate, Template};
@@ -20,6 +21,7 @@ use super::process::{IDENTIFIER_BYTES_MAX, TOPIC_BYTES_MAX};
 use super::{Config, Database, SinkTable, Table};
 use crate::relation::TableName;
 use crate::relation::names::{legal_topic, topic_name};
+use crate::transform::Shape;
 
 /// A connector that names tables by pattern.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Route {
     pub(super) topic: Option<Template>,
     /// Of each sink's table; `None`: the same name.
     pub(super) targets: Vec<Option<TableTemplate>>,
+    /// `[add_columns]`.
+    pub(super) constants: Vec<(String, Template)>,
     /// What every table of it has alike; names are filled in.
     pub(super) like: Table,
 }
@@ -67,7 +71,11 @@ impl Route {
             SinkTable { table, ..like.clone() }
         };
         let sinks = self.like.sinks.iter().zip(&self.targets).map(sink).collect();
-        Table { name: name.clone(), topic, wire, sinks, ..self.like.clone() }
+        let shape = Shape {
+            constants: constants::filled(&self.constants, self.include.iter().find(|p| p.matches(name)), name),
+            ..self.like.shape.clone()
+        };
+        Table { name: name.clone(), topic, wire, shape, sinks, ..self.like.clone() }
     }
 }
 
@@ -151,13 +159,24 @@ impl Config {
         }
         let events = event_topics(&self.wire);
         let taken = std::iter::once(("the ledger".to_owned(), self.kafka.ledger.as_str()))
-            .chain(events.into_iter().map(|(what, topic)| (what.to_owned(), topic)))
-            .chain(self.tables.iter().map(|other| (format!("table {}", other.name), other.topic.as_str())));
+            .chain(events.into_iter().map(|(what, topic)| (what.to_owned(), topic)));
+        let hint = format!("{exclude}, and a connector with topic = \"…\" for it,");
         for (whose, other) in taken {
             if collides(topic, other) {
                 let why = format!("its topic {topic:?} is that of {whose}, {other:?}, or Kafka can't tell them apart");
-                return Some((why, format!("{exclude}, and a connector with topic = \"…\" for it,")));
+                return Some((why, hint));
             }
+        }
+        for other in self.tables.iter().filter(|other| collides(topic, &other.topic)) {
+            let (name, theirs) = (&other.name, &other.topic);
+            let why = match mixed_records(table, other).filter(|_| other.topic == topic) {
+                Some(why) => format!("its topic {topic:?} is that of table {name}: {why}"),
+                None if other.topic == topic => continue,
+                None => {
+                    format!("its topic {topic:?} is that of table {name}, {theirs:?}, or Kafka can't tell them apart")
+                }
+            };
+            return Some((why, hint));
         }
         table.sinks.iter().find_map(|target| Some((self.sink_clash(table, target)?, exclude.clone())))
     }
@@ -176,8 +195,14 @@ impl Config {
             let both = self.database(&other.sink).zip(database);
             other.table == *into && (other.sink == target.sink || both.is_some_and(|(a, b)| same_database(a, b)))
         };
-        if let Some(other) = self.tables.iter().find(|other| other.sinks.iter().any(same)) {
-            return Some(format!("table {} goes into {into} of sink {:?} too", other.name, target.sink));
+        for other in &self.tables {
+            let Some(theirs) = other.sinks.iter().find(|other| same(other)) else { continue };
+            let too = format!("table {} goes into {into} of sink {:?} too", other.name, target.sink);
+            match mixed(table, other).filter(|_| theirs.sink == target.sink) {
+                Some(why) => return Some(format!("{too}: {why}")),
+                None if theirs.sink != target.sink => return Some(too),
+                None => {}
+            }
         }
         // Every change would come back for ever.
         let source = &self.source.database;

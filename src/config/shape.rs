@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::Table;
 use super::connector::ConnectorSink;
+use super::constants::ConstantsText;
 use super::describe::{list, pair, text};
 use super::findings::At;
 use super::process::check_identifier;
@@ -33,6 +34,7 @@ pub(super) struct ShapeText {
     pub shape: Shape,
     columns: Vec<Text>,
     key: Vec<Text>,
+    masked: Vec<Text>,
 }
 
 pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
@@ -62,7 +64,7 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
         (None, Some(except)) => (Columns::Except(values(&except)), except),
         (None, None) => (Columns::All, Vec::new()),
     };
-    let shape = Shape { columns, masks: Vec::new(), key: values(&key), filter };
+    let shape = Shape { columns, constants: Vec::new(), masks: Vec::new(), key: values(&key), filter };
     for (column, _) in &masks {
         let name = &column.value;
         if !shape.keeps(name) {
@@ -74,8 +76,9 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
             report.add(&column.at, message, format!("delete [masks.{name}], or take {name:?} out of key"));
         }
     }
+    let masked = masks.iter().map(|(column, _)| column.clone()).collect();
     let masks = masks.into_iter().map(|(column, mask)| (column.value, mask)).collect();
-    ShapeText { shape: Shape { masks, ..shape }, columns: listed, key }
+    ShapeText { shape: Shape { masks, ..shape }, columns: listed, key, masked }
 }
 
 /// A list of columns; `None` if it is not there.
@@ -157,10 +160,16 @@ fn salted(column: &Text, section: &mut Section<'_>, salt: Option<Text>) -> Optio
 
 impl ShapeText {
     /// What sinks take must be in the records, the key among it.
-    pub fn check_sinks(&self, sinks: &[ConnectorSink], report: &super::findings::Report) {
+    pub fn check_sinks(&self, sinks: &[ConnectorSink], constants: &ConstantsText, report: &super::findings::Report) {
+        let words = if matches!(self.shape.columns, Columns::Only(_)) { "columns" } else { "exclude_columns" };
+        for (word, named) in [(words, &self.columns), ("key", &self.key), ("masks", &self.masked)] {
+            constants.check_named(word, named, report);
+        }
+        constants.check_sinks(sinks, report);
+        let kept = |column: &str| self.shape.keeps(column) || constants.columns.iter().any(|(name, _)| name == column);
         for sink in sinks {
             let wanted = sink.columns.iter().flatten();
-            if let Some(column) = wanted.clone().find(|column| !self.shape.keeps(column)) {
+            if let Some(column) = wanted.clone().find(|column| !kept(column)) {
                 let name = &sink.name.value;
                 let message =
                     format!("sink {name:?} takes column {column:?}, which is left out of this table's records");

@@ -1,5 +1,6 @@
 //! Whole configurations: what a folder of files becomes, or what is said about it.
 
+mod constants;
 mod records;
 
 use std::collections::BTreeMap;
@@ -576,14 +577,14 @@ fn findings_of_lists_and_patterns() {
       |
     2 | topic = "one"
       |         ^^^^^
-      help: write topic = "….{table}", or delete the line
+      help: write topic = "….{table}", or delete the line; or tell their rows apart by a column of [add_columns] with {table}
 
     error[CONFIG]: table lacks {table}: tables that differ in it would share one table of sink "orders"
       --> DIR/connectors/a.toml:4:9
       |
     4 | table = "one"
       |         ^^^^^
-      help: write table = 'shared.{table}', or delete the line for the same name
+      help: write table = 'shared.{table}', or delete the line for the same name; or tell their rows apart by a column of [add_columns] with {table}
 
     error[CONFIG]: table is empty
       --> DIR/connectors/b.toml:1:9

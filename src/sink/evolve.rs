@@ -63,30 +63,60 @@ fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     !has(wanted) && earlier.iter().any(has)
 }
 
-/// Columns that only changed their name: in an earlier version that the sink holds whole, the same places hold the
-/// same types, and all other names are the same. It may also be that the last column was dropped and another one of
-/// its type added; the rows are read again either way.
+/// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. It may
+/// also be that one was dropped and another one of its type added; the rows are read again either way.
 fn renames<'a>(wanted: &WantedTable, facts: &'a TableFacts, earlier: &[WantedTable]) -> Vec<(&'a ColumnFacts, usize)> {
     let there = |name: &str| facts.columns.iter().find(|column| column.name == name);
-    let of = |before: &WantedTable| {
-        let mut found = Vec::new();
-        if before.columns.len() != wanted.columns.len() {
-            return None;
-        }
-        for (i, (old, new)) in before.columns.iter().zip(&wanted.columns).enumerate() {
-            let (old, new) = (&old.column, &new.column);
-            let from = there(&old.name)?;
-            if old.name != new.name {
-                let renamed = there(&new.name).is_none() && is_left(&old.name, wanted, earlier);
-                if !renamed || (old.type_oid, old.typmod) != (new.type_oid, new.typmod) {
-                    return None;
-                }
-                found.push((from, i));
-            }
-        }
-        Some(found)
+    let of = |before: &WantedTable| -> Option<Vec<(&'a ColumnFacts, usize)>> {
+        let whole = before.columns.iter().all(|old| there(&old.column.name).is_some());
+        let pairs = if whole { renamed_places(before, wanted)? } else { return None };
+        let pair = |(old, new): (usize, usize)| {
+            let (old, now) = (&before.columns[old].column, &wanted.columns[new].column);
+            let renamed = there(&now.name).is_none() && is_left(&old.name, wanted, earlier);
+            there(&old.name).filter(|_| renamed).map(|from| (from, new))
+        };
+        Some(pairs.into_iter().filter_map(pair).collect())
     };
-    earlier.iter().filter_map(of).min_by_key(Vec::len).unwrap_or_default()
+    let found = earlier.iter().filter_map(|before| Some((before.columns.len(), of(before)?)));
+    let best = found.max_by_key(|(columns, renamed)| (*columns, std::cmp::Reverse(renamed.len())));
+    best.map(|(_, renamed)| renamed).unwrap_or_default()
+}
+
+/// Places of columns in two versions of which only the name differs. Tables keep the order of their columns and get new ones at
+/// the end; so, key by key first and then in order between those that are known, a name that came stands for the first of its
+/// type that went. `None`: the columns that kept their names did not keep their order, so this is another table.
+fn renamed_places(before: &WantedTable, now: &WantedTable) -> Option<Vec<(usize, usize)>> {
+    let place = |version: &WantedTable, name: &str| version.columns.iter().position(|c| c.column.name == name);
+    let same_type = |i: usize, j: usize| {
+        let (old, new) = (&before.columns[i].column, &now.columns[j].column);
+        (old.type_oid, old.typmod) == (new.type_oid, new.typmod)
+    };
+    let kept = before.columns.iter().enumerate().filter_map(|(i, old)| Some((i, place(now, &old.column.name)?)));
+    let mut known: Vec<(usize, usize)> = kept.collect();
+    if !known.is_sorted_by_key(|(_, j)| *j) {
+        return None;
+    }
+    let fits = |known: &[(usize, usize)], i: usize, j: usize| {
+        same_type(i, j) && known.iter().all(|(a, b)| i.cmp(a) == j.cmp(b) && i != *a)
+    };
+    let mut renamed = Vec::new();
+    let mut pair = |known: &mut Vec<(usize, usize)>, i, j| {
+        if fits(known, i, j) {
+            known.push((i, j));
+            renamed.push((i, j));
+        }
+    };
+    let key = |version: &WantedTable, ordinal| version.columns.iter().position(|c| c.column.key == Some(ordinal));
+    for ordinal in 0.. {
+        let (Some(i), Some(j)) = (key(before, ordinal), key(now, ordinal)) else { break };
+        pair(&mut known, i, j);
+    }
+    for j in 0..now.columns.len() {
+        for i in 0..before.columns.len() {
+            pair(&mut known, i, j);
+        }
+    }
+    Some(renamed)
 }
 
 #[cfg(test)]
@@ -111,7 +141,12 @@ mod tests {
                 exact: true,
             },
         };
-        WantedTable { source: table.clone(), table, columns: columns.iter().enumerate().map(column).collect() }
+        WantedTable {
+            source: table.clone(),
+            table,
+            columns: columns.iter().enumerate().map(column).collect(),
+            held: vec![],
+        }
     }
 
     fn facts(columns: &[(&str, &str)]) -> TableFacts {
@@ -168,6 +203,18 @@ mod tests {
         assert_eq!(full(&[("id", "int4"), ("b", "int4")], &own(&[("own", "text")])), [r#"DROP COLUMN "a""#]);
         let renamed = full(&[("id", "int4"), ("x", "text"), ("b", "int4")], &own(&[("own", "text")]));
         assert_eq!(renamed, [r#"RENAME COLUMN "a" TO "x""#]);
+    }
+
+    #[test]
+    fn a_rename_is_one_beside_drops_and_additions_too() {
+        let added = full(&[("id", "int4"), ("x", "text"), ("b", "int4"), ("c", "text")], OLD);
+        assert_eq!(added, [r#"RENAME COLUMN "a" TO "x""#, r#"ADD COLUMN "c" text"#]);
+        let at_the_end = full(&[("id", "int4"), ("a", "text"), ("x", "int4"), ("c", "int4")], OLD);
+        assert_eq!(at_the_end, [r#"RENAME COLUMN "b" TO "x""#, r#"ADD COLUMN "c" int4"#]);
+        let key = full(&[("x", "int4"), ("b", "int4")], OLD);
+        assert_eq!(key, [r#"RENAME COLUMN "id" TO "x""#, r#"DROP COLUMN "a""#]);
+        let dropped = full(&[("id", "int4"), ("x", "int4"), ("c", "jsonb")], OLD);
+        assert_eq!(dropped, [r#"RENAME COLUMN "b" TO "x""#, r#"ADD COLUMN "c" jsonb"#, r#"DROP COLUMN "a""#]);
     }
 
     #[test]

@@ -78,10 +78,11 @@ impl SinkTablePlan {
 
     /// Where the table's rows lie (a ctid is unique within one partition only), image and number.
     fn numbered_table(&self, filter: &str) -> String {
+        let ours = self.only_ours().map(|ours| format!(" WHERE {ours}")).unwrap_or_default();
         let stored = self.columns.iter().map(|column| format!("t.{}", column.quoted));
         format!(
             "(SELECT f.o, f.c, f.i, pg_catalog.row_number() OVER (PARTITION BY f.i) AS n \
-             FROM (SELECT t.tableoid AS o, t.ctid AS c, {} AS i FROM {} AS t) AS f{filter})",
+             FROM (SELECT t.tableoid AS o, t.ctid AS c, {} AS i FROM {} AS t{ours}) AS f{filter})",
             image(stored),
             self.table.quoted()
         )

@@ -28,6 +28,7 @@
 
 pub mod catalog;
 pub mod circles;
+pub mod confine;
 mod encode;
 pub mod evolve;
 pub mod fit;
@@ -116,6 +117,8 @@ pub struct WantedTable {
     pub table: TableName,
     /// In the relation's order; the key's are among them.
     pub columns: Vec<WantedColumn>,
+    /// What is the same in all of its rows, and tells them from those of other tables.
+    pub held: Vec<confine::Held>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,11 +145,9 @@ impl WantedTable {
             ));
         }
         let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
-        Ok(WantedTable {
-            source: relation.name.clone(),
-            table: target.table.clone(),
-            columns: columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect(),
-        })
+        let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
+        let held = confine::held(relation, &target.table, &columns)?;
+        Ok(WantedTable { source: relation.name.clone(), table: target.table.clone(), columns, held })
     }
 
     /// Rows are told apart by all they hold.

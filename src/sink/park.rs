@@ -32,11 +32,21 @@ use super::sql::{Rows, SinkTablePlan};
 use super::uniques::{self, StandIn, Unique, Uniques};
 use super::write::{LOOK_UP, LOOK_UP_NO_MORE};
 use super::{Failure, Outcome};
-use crate::key::KeyRange;
+use crate::key::{KeyOrder, KeyRange};
 use crate::relation::{TableName, quote_identifier};
 
-/// Tables of the sink under load, with their ranges that are there: everything else of them is still to be read.
-pub type Unread = HashMap<TableName, Vec<KeyRange>>;
+/// Tables of the sink under load, with what is there of each table of the source that goes into it.
+pub type Unread = HashMap<TableName, Vec<Loaded>>;
+
+/// What is there of a table under load: everything else of it is still to be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub ranges: Vec<KeyRange>,
+    /// Columns that tell its rows from those of other tables, with their values.
+    pub constants: Vec<(String, String)>,
+    /// What the ranges speak of, where there are constants.
+    pub key: Vec<(String, KeyOrder)>,
+}
 
 /// What is known while parking is on: from [`PostgresSink::park`] to the end of the transaction.
 #[derive(Default)]
@@ -120,9 +130,8 @@ impl PostgresSink {
     /// under load.
     fn unread(&self, plan: &SinkTablePlan, alias: &str) -> Option<String> {
         let loaded = self.parking.as_ref()?.unread.get(&plan.table)?;
-        let ranges = loaded.iter().map(|range| format!("({})", plan.in_range(range, |k| format!("{alias}{k}"))));
-        let ranges: Vec<String> = ranges.collect();
-        Some(if ranges.is_empty() { "true".to_owned() } else { format!("NOT ({})", ranges.join(" OR ")) })
+        let unread: Vec<String> = loaded.iter().map(|loaded| format!("({})", loaded.unread(plan, alias))).collect();
+        Some(unread.join(" OR ")).filter(|unread| !unread.is_empty()).map(|unread| format!("({unread})"))
     }
 
     async fn stand_in(
@@ -251,14 +260,17 @@ impl PostgresSink {
         if !self.owes(plan) {
             return Ok(());
         }
-        let sql = format!("DELETE FROM {} AS d WHERE {}", owing(plan), plan.in_range(range, |k| format!("d.k{k}")));
-        self.run(plan, &sql, &[]).await
+        let range = plan.in_range(range, |k| format!("d.k{k}"));
+        self.run(plan, &format!("DELETE FROM {} AS d WHERE {range}{}", owing(plan), owed_by_ours(plan)), &[]).await
     }
 
     /// The table is empty.
     pub(super) async fn paid_all(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
         match self.owes(plan) {
-            true => self.run(plan, &format!("DELETE FROM {}", owing(plan)), &[]).await,
+            true => {
+                let sql = format!("DELETE FROM {} AS d WHERE true{}", owing(plan), owed_by_ours(plan));
+                self.run(plan, &sql, &[]).await
+            }
             false => Ok(()),
         }
     }
@@ -297,6 +309,34 @@ impl PostgresSink {
 /// Who owes: `place` in the plan's columns, the row's key, and what it held there.
 fn owing(plan: &SinkTablePlan) -> String {
     format!("pg_temp.{}", quote_identifier(&format!("lockstep_owing_{}", plan.oid)))
+}
+
+/// Of debts `d`: those of the rows of this version's table.
+fn owed_by_ours(plan: &SinkTablePlan) -> String {
+    let k = |place: usize| plan.key.iter().position(|key| *key == place).expect("constants are of the key");
+    plan.and_ours(|place| format!("d.k{}", k(place)))
+}
+
+impl Loaded {
+    /// The condition that a row whose key stands in `{alias}0`, `{alias}1` … is still to be read.
+    fn unread(&self, plan: &SinkTablePlan, alias: &str) -> String {
+        if !self.constants.is_empty() && self.key != plan.range_key() {
+            // Of another key its ranges say nothing; then its rows are like any that stay.
+            return "false".to_owned();
+        }
+        let name = |k: usize| format!("{alias}{k}");
+        let ranges: Vec<String> = self.ranges.iter().map(|range| format!("({})", plan.in_range(range, name))).collect();
+        let unread = if ranges.is_empty() { "true".to_owned() } else { format!("NOT ({})", ranges.join(" OR ")) };
+        let is = |(column, value): &(String, String)| {
+            let k = plan.key.iter().position(|&place| plan.columns[place].name == *column);
+            match k {
+                Some(k) => format!(" AND {}", plan.is_value(plan.key[k], &name(k), value)),
+                // Of a version without it, whose rows are not of that table.
+                None => " AND false".to_owned(),
+            }
+        };
+        format!("{unread}{}", self.constants.iter().map(is).collect::<String>())
+    }
 }
 
 impl NewRows<'_> {

@@ -30,7 +30,7 @@ impl PostgresSink {
     pub async fn begin_range<'a>(&mut self, plan: &'a SinkTablePlan, range: &KeyRange) -> Outcome<RangeLoad<'a>> {
         self.assert_open();
         for border in [&range.after, &range.through].into_iter().flatten() {
-            assert_eq!(border.len(), plan.key.len(), "a range is over the table's key");
+            assert_eq!(border.len(), plan.own_key().len(), "a range is over the table's own key");
         }
         self.empty_stage(plan).await.inspect_err(|_| self.fail())?;
         Ok(RangeLoad { plan, range: range.clone(), rows: 0 })

@@ -13,6 +13,7 @@ use super::WantedTable;
 #[cfg(doc)]
 use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
+use super::confine::Held;
 use super::fit;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
@@ -40,6 +41,8 @@ pub struct SinkTablePlan {
     /// Places in `columns`, in key order; all of them in a table without a key.
     pub(super) key: Vec<usize>,
     pub(super) keyless: bool,
+    /// Columns that hold the same in every row, by their places in `columns`.
+    pub(super) held: Vec<Held>,
     /// The sink database's.
     encoding: String,
     /// The key index's equality, by key column.
@@ -74,7 +77,7 @@ pub(super) struct PlanColumn {
     /// See [`ColumnFacts::input`].
     input: Option<String>,
     base: String,
-    source_oid: u32,
+    pub source_oid: u32,
 }
 
 impl PlanColumn {
@@ -150,6 +153,7 @@ impl SinkTablePlan {
             columns,
             key,
             keyless,
+            held: wanted.held.clone(),
             encoding: facts.encoding.clone(),
         }
     }
@@ -162,11 +166,6 @@ impl SinkTablePlan {
             true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
             false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
         }
-    }
-
-    /// Orders of the key's columns, for [`KeyRange::contains`].
-    pub fn key_orders(&self) -> Vec<KeyOrder> {
-        self.key.iter().map(|&k| KeyOrder::of(self.columns[k].source_oid)).collect()
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
@@ -253,17 +252,18 @@ impl SinkTablePlan {
     /// Rows `t` of the table that are in the range and not among the staged ones.
     pub(super) fn phantoms(&self, range: &KeyRange) -> String {
         format!(
-            "{} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
+            "{}{} AND NOT EXISTS (SELECT FROM {} AS v WHERE {})",
             self.in_range(range, |k| format!("t.{}", self.columns[self.key[k]].quoted)),
+            self.and_ours(|place| format!("t.{}", self.columns[place].quoted)),
             self.stage,
             self.same_key("t", |k| self.value(Rows::Stage, self.key[k]))
         )
     }
 
-    /// The condition that a key lies in the range; `name` says where its columns stand.
+    /// The condition that a key lies in the range, whichever table it is of; `name` says where its columns stand.
     pub(super) fn in_range(&self, range: &KeyRange, name: impl Fn(usize) -> String) -> String {
-        let columns = self.key.iter().enumerate().map(|(k, &place)| {
-            let column = &self.columns[place];
+        let columns = self.own_key().into_iter().map(|k| {
+            let column = &self.columns[self.key[k]];
             let order = KeyOrder::of(column.source_oid);
             let key = KeyColumn::new(&column.name, order, &column.base).in_encoding(&self.encoding);
             KeyColumn { sql: name(k), ..key }
@@ -430,6 +430,7 @@ mod tests {
             columns: vec![column(0, "a", "ta"), column(2, "k", "tk"), column(3, "b\"", "tb")],
             key: vec![1],
             keyless: false,
+            held: vec![],
             encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
             parents: parents.iter().copied().collect(),

@@ -226,9 +226,35 @@ impl PostgresSink {
         Ok(counts)
     }
 
-    /// Empties exactly these tables in one statement, never CASCADE.
+    /// Empties exactly these tables in one statement, never CASCADE. Of a table that may hold rows of others too, its own rows are
+    /// deleted.
     pub async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         self.assert_open();
+        let (whole, shared): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) =
+            plans.iter().partition(|plan| plan.held.is_empty());
+        if !whole.is_empty() {
+            self.truncate_whole(&whole).await?;
+        }
+        for plan in order(&shared).into_iter().rev().map(|i| shared[i]) {
+            self.delete_ours(plan).await?;
+        }
+        for plan in plans {
+            self.paid_all(plan).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_ours(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
+        let ours = plan.only_ours().expect("only of a table that holds others' rows");
+        self.written = true;
+        let done = self.client.execute(&format!("DELETE FROM {} AS t WHERE {ours}", plan.table.quoted()), &[]).await;
+        done.map(drop).map_err(|error| {
+            self.fail();
+            failure(&format!("emptying {} of the rows of {}", plan.table, plan.source), Some(plan), error)
+        })
+    }
+
+    async fn truncate_whole(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         let tables: Vec<String> = plans.iter().map(|plan| plan.table.quoted()).collect();
         let truncate = format!("TRUNCATE {}", tables.join(", "));
         // A table with constraint checks pending can't be truncated, so these are made now.
@@ -236,15 +262,10 @@ impl PostgresSink {
             true => format!("SET CONSTRAINTS ALL IMMEDIATE; {truncate}; SET CONSTRAINTS ALL DEFERRED"),
             false => truncate,
         };
-        let done = self.client.batch_execute(&sql).await;
-        done.map_err(|error| {
+        self.client.batch_execute(&sql).await.map_err(|error| {
             self.fail();
             failure("truncating", plans.first().copied(), error)
-        })?;
-        for plan in plans {
-            self.paid_all(plan).await?;
-        }
-        Ok(())
+        })
     }
 
     /// A step by itself, behind what gets rows out of its way.

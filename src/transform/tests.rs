@@ -246,6 +246,36 @@ fn a_filter_is_of_the_version_and_leaves_rows_alone() {
     assert!(filter.digest().is_some());
 }
 
+fn with_constants(list: &[(&str, &str)]) -> Shape {
+    let constant = |(column, value): &(&str, &str)| Constant { column: (*column).into(), value: (*value).into() };
+    Shape { constants: list.iter().map(constant).collect(), ..Shape::default() }
+}
+
+#[test]
+fn constants_stand_in_front_of_rows_and_keys() {
+    let shape = with_constants(&[("tenant", "a"), ("where", "x")]);
+    let plain = rows("name:text id:int!");
+    let shaped = compiled(&shape, &plain, true).unwrap();
+    assert_eq!(columns(&shaped), ["tenant", "where", "name", "id"]);
+    assert_eq!(shaped.relation.key_columns(), [0, 1, 3]);
+    assert_eq!(shaped.relation.constants(), [(0, "a"), (1, "x")]);
+    assert_eq!((shaped.relation.own_key(), shaped.relation.row_key()), (vec![3], plain.row_key()));
+    assert_eq!(through(&shaped, &["~", "7"]), ["a", "x", "~", "7"], "in an old row too");
+    let other = compiled(&with_constants(&[("tenant", "a"), ("where", "y")]), &plain, true).unwrap();
+    assert_ne!(other.relation.fingerprint, shaped.relation.fingerprint);
+    let json = serde_json::to_string(&shaped.relation.transforms).unwrap();
+    assert!(json.starts_with(r#"[{"kind":"constant","column":"tenant","value":"a"}"#), "{json}");
+
+    let keyless = compiled(&shape, &rows("name:text"), true).unwrap();
+    assert!(keyless.relation.key_columns().is_empty(), "rows without a key get none");
+    let rekeyed = Shape { key: names(&["name"]), ..shape.clone() };
+    let rekeyed = compiled(&rekeyed, &plain, false).unwrap().relation;
+    assert_eq!((rekeyed.key_columns(), rekeyed.row_key()), (vec![0, 1, 2], plain.row_key()));
+    assert!(refusal(&shape, &rows("id:int! where:text"), true).contains("which the table has"));
+    let ahead = shape.compile(plain, Some(&["name", "id", "tenant"]), true).unwrap_err();
+    assert!(ahead.to_string().contains("which the table has"), "a column that was added since");
+}
+
 #[test]
 fn digests_tell_shapes_apart_by_what_they_leave() {
     let digests = [
@@ -256,6 +286,8 @@ fn digests_tell_shapes_apart_by_what_they_leave() {
         masked("a", Mask::Fixed { chars: 2 }).digest(),
         keyed(&["a", "b"]).digest(),
         keyed(&["b", "a"]).digest(),
+        with_constants(&[("a", "b")]).digest(),
+        with_constants(&[("a", "c")]).digest(),
     ];
     let distinct: BTreeSet<_> = digests.iter().flatten().collect();
     assert_eq!(distinct.len(), digests.len());

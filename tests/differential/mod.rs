@@ -40,6 +40,29 @@ impl Random {
     }
 }
 
+/// What a connector may say of records, in keys of `[wire]` and their values.
+const WIRE: &[(&str, &[&str])] = &[
+    ("format", &["\"avro\""]),
+    ("decimal_handling", &["\"precise\"", "\"double\""]),
+    ("time_precision", &["\"connect\"", "\"isostring\"", "\"adaptive\"", "\"nanoseconds\""]),
+    ("interval_handling", &["\"numeric\""]),
+    ("binary_handling", &["\"hex\"", "\"base64\""]),
+    ("hstore_handling", &["\"map\""]),
+    ("unknown_types", &["\"skip\"", "\"bytes\""]),
+    ("schemas", &["true"]),
+    ("null_as_default", &["true"]),
+    ("field_name_adjustment", &["\"avro_unicode\""]),
+];
+
+/// Which changes of shape there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ddl {
+    None,
+    /// Only such that a sink's table is still fit for what it never heard to be another column's name.
+    Unkept,
+    All,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Identity {
     Default,
@@ -51,6 +74,7 @@ enum Identity {
     InsertOnly,
 }
 
+#[derive(Clone)]
 struct Column {
     name: String,
     of: &'static Type,
@@ -59,8 +83,10 @@ struct Column {
     unique: bool,
     /// The sink holds its texts.
     text_at_sink: bool,
+    dropped: bool,
 }
 
+#[derive(Clone)]
 struct Table {
     /// Quoted, with its schema.
     name: String,
@@ -70,14 +96,21 @@ struct Table {
     /// Columns of the replica identity; empty where it is not a key.
     identity: Vec<usize>,
     kind: Identity,
+    /// Its shape changes, and the sink's table follows it.
+    changes_shape: bool,
 }
+
+/// As many seeds as one pipeline follows at a time.
+pub const DOZEN: u64 = 12;
 
 /// One case: what is made on both sides, and what then happens at the source.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
-    /// The table's name as a connector names it, and its settings.
-    pub connectors: Vec<(String, &'static str)>,
+    /// Its tables are loaded before they change, else while they do.
+    pub settled: bool,
+    /// The table's name as a connector names it, and what the connector says.
+    pub connectors: Vec<(String, String)>,
     pub source: String,
     pub sink: String,
     /// Transactions before the pipeline starts, and after.
@@ -106,19 +139,24 @@ impl Case {
             source += &table.create(random, false);
             sink += &table.create(random, true);
         }
-        let transactions =
-            |random: &mut Random, n: usize| (0..n).map(|_| transaction(random, &tables)).collect::<Vec<_>>();
-        let count = if random.chance(50) { random.below(12) } else { 0 };
-        let before = transactions(random, count);
-        let count = 5 + random.below(25);
-        let after = transactions(random, count);
-        let count = if random.chance(50) { random.below(15) } else { 0 };
-        let rival = transactions(random, count);
+        let connectors = tables.iter().map(|table| (table.name.clone(), table.connector(random))).collect();
         let resync = random.chance(50).then(|| random.pick(&tables)).filter(|table| table.has_stand_ins());
         let resync = resync.map(|table| table.name.clone());
-        let settings = |table: &Table| if table.kind == Identity::InsertOnly { "insert_only = true\n" } else { "" };
-        let connectors = tables.iter().map(|table| (table.name.clone(), settings(table))).collect();
-        Case { seed, connectors, source, sink, before, after, rival, resync }
+        let mut tables = tables;
+        // Half of the dozens.
+        let settled = (seed / DOZEN).is_multiple_of(2);
+        // What the sink's tables are like before the pipeline has seen the source's nobody can follow.
+        let followed = if settled { Ddl::All } else { Ddl::Unkept };
+        let mut transactions = |random: &mut Random, count: usize, ddl: Ddl| {
+            (0..count).map(|_| transaction(random, &mut tables, ddl)).collect::<Vec<_>>()
+        };
+        let count = if random.chance(50) { random.below(12) } else { 0 };
+        let before = transactions(random, count, Ddl::None);
+        let count = 5 + random.below(25);
+        let after = transactions(random, count, followed);
+        let count = if random.chance(50) { random.below(15) } else { 0 };
+        let rival = transactions(random, count, Ddl::None);
+        Case { seed, settled, connectors, source, sink, before, after, rival, resync }
     }
 
     /// How many statements there are to leave out.
@@ -185,6 +223,7 @@ impl Table {
                     nullable: random.chance(70),
                     unique: of.key && random.chance(15),
                     text_at_sink: random.chance(10),
+                    dropped: false,
                 }
             })
             .collect();
@@ -196,7 +235,7 @@ impl Table {
                     let keys: Vec<&'static Type> = TYPES.iter().filter(|of| of.key).collect();
                     let of = keys[random.below(keys.len())];
                     let name = format!("{prefix}{i}");
-                    columns.push(Column { name, of, nullable: false, unique: false, text_at_sink: false });
+                    columns.push(Column::new(name, of, false));
                     columns.len() - 1
                 })
                 .collect()
@@ -207,7 +246,71 @@ impl Table {
             Identity::Index => make_key(random, &mut columns, "i"),
             Identity::Keyless | Identity::InsertOnly => vec![],
         };
-        Table { name: format!("{schema}.t{place}"), columns, primary, identity, kind }
+        let name = format!("{schema}.t{place}");
+        let mut table = Table { name, columns, primary, identity, kind, changes_shape: false };
+        table.changes_shape = kind != Identity::InsertOnly && table.has_stand_ins() && random.chance(50);
+        table
+    }
+
+    /// What its connector says: formats and modes too, for whatever a mode makes of a value, our sinks have it whole.
+    fn connector(&self, random: &mut Random) -> String {
+        let mut text = if self.kind == Identity::InsertOnly { "insert_only = true\n" } else { "" }.to_owned();
+        text += "[wire]\nconversion_failure = \"null\"\n";
+        for (key, words) in WIRE {
+            if random.chance(30) {
+                let _ = writeln!(text, "{key} = {}", random.pick(words));
+            }
+        }
+        text += "[sinks.orders]\n";
+        text += if self.changes_shape { "evolve = \"full\"\n" } else { "" };
+        text
+    }
+
+    fn live(&self) -> impl Iterator<Item = usize> {
+        (0..self.columns.len()).filter(|&i| !self.columns[i].dropped)
+    }
+
+    /// Another shape. What was said of the table before stays true of the columns that are left.
+    fn alter(&mut self, random: &mut Random, ddl: Ddl) -> String {
+        let name = self.name.clone();
+        // The first may have a generated column that depends on it; another's index or type at the sink is the test's own.
+        let is_free = |i: &usize| {
+            let column = &self.columns[*i];
+            *i > 0 && !self.primary.contains(i) && !self.identity.contains(i) && !column.unique && !column.text_at_sink
+        };
+        let kept = |i: &usize| ddl == Ddl::Unkept && !self.columns[*i].nullable;
+        let free: Vec<usize> = self.live().filter(is_free).filter(|i| !kept(i)).collect();
+        let fresh = format!("{}{}", random.pick(&["a", "Ä ", "order"]), self.columns.len() + random.below(1000) * 100);
+        let place = (!free.is_empty()).then(|| *random.pick(&free));
+        match (random.below(10), place) {
+            (4 | 5, Some(place)) if free.len() > 1 => {
+                self.columns[place].dropped = true;
+                format!("ALTER TABLE {name} DROP COLUMN {}", self.list(&[place]))
+            }
+            (6 | 7, _) => {
+                let live: Vec<usize> = self.live().filter(|i| !kept(i)).collect();
+                let Some(place) = (!live.is_empty()).then(|| *random.pick(&live)) else { return "SELECT".to_owned() };
+                let old = self.list(&[place]);
+                self.columns[place].name = fresh;
+                format!("ALTER TABLE {name} RENAME COLUMN {old} TO {}", self.list(&[place]))
+            }
+            (8 | 9, Some(place)) => {
+                let column = self.list(&[place]);
+                self.columns[place].of = TYPES.iter().find(|of| of.name == "text" && of.big).expect("there is one");
+                format!(
+                    "ALTER TABLE {name} ALTER {column} DROP DEFAULT, ALTER {column} TYPE text USING {column}::text || '~'"
+                )
+            }
+            _ => {
+                let column = Column::new(fresh, random.pick(TYPES), true);
+                let default =
+                    if random.chance(50) { format!(" DEFAULT {}", column.value(random)) } else { String::new() };
+                let column_name = quote_identifier(&column.name);
+                let sql = format!("ALTER TABLE {name} ADD COLUMN {column_name} {}{default}", column.of.name);
+                self.columns.push(column);
+                sql
+            }
+        }
     }
 
     /// Rows of a copy that is read again get out of each other's way, else it may be UNIQUE_HANDOVER (src/sink/uniques.rs).
@@ -272,11 +375,11 @@ impl Table {
 
     fn rows(&self, random: &mut Random) -> String {
         let row = |random: &mut Random| {
-            let values: Vec<String> = self.columns.iter().map(|column| column.value(random)).collect();
+            let values: Vec<String> = self.live().map(|i| self.columns[i].value(random)).collect();
             format!("({})", values.join(", "))
         };
         let rows: Vec<String> = (0..1 + random.below(5)).map(|_| row(random)).collect();
-        let list: Vec<usize> = (0..self.columns.len()).collect();
+        let list: Vec<usize> = self.live().collect();
         format!("INSERT INTO {} ({}) VALUES {} ON CONFLICT DO NOTHING", self.name, self.list(&list), rows.join(", "))
     }
 
@@ -291,7 +394,7 @@ impl Table {
 
     fn update(&self, random: &mut Random) -> String {
         let in_key = |i: &usize| self.primary.contains(i) || self.identity.contains(i);
-        let others: Vec<usize> = (0..self.columns.len()).filter(|i| !in_key(i)).collect();
+        let others: Vec<usize> = self.live().filter(|i| !in_key(i)).collect();
         let column = *random.pick(&others);
         let mut set = format!("{} = {}", self.list(&[column]), self.columns[column].value(random));
         if random.chance(30) {
@@ -339,6 +442,10 @@ impl Table {
 }
 
 impl Column {
+    fn new(name: String, of: &'static Type, nullable: bool) -> Column {
+        Column { name, of, nullable, unique: false, text_at_sink: false, dropped: false }
+    }
+
     fn value(&self, random: &mut Random) -> String {
         if self.nullable && random.chance(15) {
             return "NULL".to_owned();
@@ -378,18 +485,31 @@ fn statement(random: &mut Random, table: &Table) -> String {
     }
 }
 
-fn transaction(random: &mut Random, tables: &[Table]) -> Transaction {
+/// Tables may change their shapes, and are left as the transaction leaves them.
+fn transaction(random: &mut Random, tables: &mut Vec<Table>, ddl: Ddl) -> Transaction {
+    let found = tables.clone();
+    let one = |random: &mut Random, tables: &mut [Table], place: usize| {
+        if ddl != Ddl::None && tables[place].changes_shape && random.chance(15) {
+            tables[place].alter(random, ddl)
+        } else {
+            statement(random, &tables[place])
+        }
+    };
     let mut statements = Vec::new();
     for _ in 0..1 + random.below(6) {
-        let table = random.pick(tables);
-        let one = statement(random, table);
+        let place = random.below(tables.len());
         if random.chance(10) {
-            // Done and undone.
-            let two = statement(random, table);
-            statements.push(format!("SAVEPOINT undone;\n{one};\n{two};\nROLLBACK TO undone"));
+            let before = tables.clone();
+            let (first, second) = (one(random, tables, place), one(random, tables, place));
+            statements.push(format!("SAVEPOINT undone;\n{first};\n{second};\nROLLBACK TO undone"));
+            *tables = before;
         } else {
-            statements.push(one);
+            statements.push(one(random, tables, place));
         }
     }
-    Transaction { statements, commits: random.chance(95) }
+    let commits = random.chance(95);
+    if !commits {
+        *tables = found;
+    }
+    Transaction { statements, commits }
 }
