@@ -85,6 +85,7 @@ fn codec(encoder: &Encoder, decoder: &Decoder, reading: u64) {
         snapshot: Snapshot::False,
         now_ns: 1_700_000_001_000_000_007,
         block: None,
+        origin: None,
     };
     let mut out = RecordBuf::default();
     let encoded = allocations(|| {

@@ -231,7 +231,8 @@ async fn roles_with_no_more_rights_than_they_need() {
     let role = format!("poor_{}", scene.source.name);
     let odd = "SET bytea_output = escape; ALTER ROLE {role} SET extra_float_digits = -10; ALTER ROLE {role} SET TimeZone = 'Asia/Tokyo';
         ALTER ROLE {role} SET DateStyle = 'German'; ALTER ROLE {role} SET IntervalStyle = iso_8601;
-        ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere;
+        ALTER ROLE {role} SET statement_timeout = '1ms'; ALTER ROLE {role} SET idle_in_transaction_session_timeout = '1ms';
+        ALTER ROLE {role} SET idle_session_timeout = '1ms'; ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere;
         ALTER ROLE {role} SET array_nulls = off";
     let create =
         format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'; ALTER ROLE {role} {}", odd.replace("{role}", &role));

@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::capture::routing;
 use crate::capture::shape::{Shaped, relation_shape, shaped};
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
+use crate::capture::{partitions, routing};
 use crate::config::{Config, LeftOut, Table};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::lsn::Lsn;
@@ -75,6 +75,8 @@ pub struct Watched {
     pub rerouted: Option<String>,
     /// Tables that patterns match and that can't be followed yet.
     pub left_out: Vec<LeftOut>,
+    /// What is wrong with partitions that came while everything runs.
+    pub unfit: Vec<Halt>,
 }
 
 impl Visibility for PgSnapshot {
@@ -229,9 +231,10 @@ impl Worker {
                 judged.map_err(|error| routing::with_left_out(error, &left_out))
             }
         };
+        let unfit = partitions::unfit(session, &config, &looks).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
-        let watched = Watched { current, retained, looks, published, rerouted, left_out };
+        let watched = Watched { current, retained, looks, published, rerouted, left_out, unfit };
         Ok(Answer::Watched(Box::new(watched)))
     }
 

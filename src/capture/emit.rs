@@ -287,7 +287,7 @@ impl Emitter {
 
     /// The event with its record's place in the transaction. The first record of a transaction writes its BEGIN.
     async fn counted(&mut self, machine: &mut Machine, collection: Option<&str>, event: &Event) -> Result<Event> {
-        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
+        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(event.clone()) };
         let begins = counts.total == 0;
         counts.total += 1;
         let place = collection.and_then(|name| counts.collections.iter_mut().find(|(found, _)| found == name));
@@ -309,7 +309,7 @@ impl Emitter {
             self.events.transaction(&mark, &mut self.record);
             self.transaction_record(machine).await?;
         }
-        Ok(Event { block: Some(block), ..*event })
+        Ok(Event { block: Some(block), ..event.clone() })
     }
 
     /// The transaction ends at `end`: its END is written if it had records.

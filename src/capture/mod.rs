@@ -11,6 +11,7 @@ pub mod driver;
 pub mod emit;
 pub mod forgets;
 pub mod looks;
+mod partitions;
 mod requests;
 pub mod routing;
 pub mod schemas;

@@ -44,8 +44,10 @@ pub enum Encoding {
     /// Connect's Decimal with two digits.
     Money,
     Bytes(BinaryMode),
-    /// bit(1).
-    Bit,
+    /// bit(1), and bit varying(1), which can be empty too.
+    Bit {
+        varying: bool,
+    },
     /// Little-endian bytes without trailing zeros; `length` is the column's, in bits.
     Bits {
         length: u32,
@@ -185,7 +187,7 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
         oid::BOOL => Encoding::Bool,
         oid::BYTEA => Encoding::Bytes(modes.binary),
         // bit without a length is bit(1), and its modifier says so.
-        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit,
+        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit { varying: type_oid == oid::VARBIT },
         oid::BIT | oid::VARBIT => Encoding::Bits { length: u32::try_from(typmod).unwrap_or(i32::MAX.unsigned_abs()) },
         oid::DATE => match modes.time {
             TimeMode::Connect => Encoding::ConnectDate,
@@ -306,7 +308,7 @@ fn carries_all(encoding: &Encoding) -> bool {
             | Encoding::Enum { .. }
             | Encoding::MoneyText
             | Encoding::Bytes(_)
-            | Encoding::Bit
+            | Encoding::Bit { varying: false }
             | Encoding::Time(_)
             | Encoding::TimestampTz { .. }
     )
@@ -326,7 +328,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
     let decimal =
         |scale: u16| named(Type::Bytes, "org.apache.kafka.connect.data.Decimal").with_parameter("scale", scale);
     Some(match encoding {
-        Encoding::Bool | Encoding::Bit => new(Type::Boolean),
+        Encoding::Bool | Encoding::Bit { .. } => new(Type::Boolean),
         Encoding::Int16 => new(Type::Int16),
         Encoding::Int32 => new(Type::Int32),
         Encoding::Int64 => new(Type::Int64),
@@ -454,7 +456,7 @@ fn default_text(encoding: &Encoding, text: &str) -> String {
 pub fn zero(encoding: &Encoding) -> Option<Value> {
     let text = match encoding {
         Encoding::Bool => "f",
-        Encoding::Bit => "0",
+        Encoding::Bit { .. } => "0",
         Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => "0",
         Encoding::Float32 | Encoding::Float64 => "0.0",
         Encoding::DecimalDouble | Encoding::DecimalText { .. } | Encoding::Decimal { .. } => "0",

@@ -84,6 +84,8 @@ pub enum Unfit {
     NotOfItsType,
     /// The mode can't say it: NaN as a precise decimal, the year 20000 in nanoseconds.
     NoForm,
+    /// No mode can say it, and so its text does: an empty bit varying(1), which is neither true nor false.
+    Unsayable,
 }
 
 fn exact_if(exact: bool) -> Fidelity {
@@ -128,10 +130,11 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             opaque(*mode, utf8(text)?.as_bytes(), out);
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Bit => {
+        Encoding::Bit { varying } => {
             out.boolean(match text {
                 b"1" => true,
                 b"0" => false,
+                b"" if *varying => return Err(Unfit::Unsayable),
                 _ => return Err(Unfit::NotOfItsType),
             });
             Ok(Fidelity::Exact)
@@ -800,11 +803,10 @@ fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W)
             _ => {
                 let (value, end) = array_element(body, at, delimiter)?;
                 out.element();
-                match value {
-                    None => out.null(),
-                    Some(value) => {
-                        write(element, &value, out)?;
-                    }
+                let written = value.map(|value| write(element, &value, out));
+                match written {
+                    None | Some(Err(Unfit::Unsayable)) => out.null(),
+                    Some(written) => drop(written?),
                 }
                 at = end;
             }

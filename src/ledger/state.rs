@@ -250,6 +250,15 @@ impl State {
             && self.relations.keys().all(|fingerprint| known.contains(fingerprint) || is_left_out(fingerprint))
     }
 
+    /// The versions of the relation with this OID, newest first.
+    pub fn versions_of(&self, oid: u32) -> Vec<Arc<Relation>> {
+        let mut found: Vec<Arc<Relation>> = self.relations.values().filter(|r| r.oid == oid).cloned().collect();
+        // One that was not read back yet is the newest.
+        let at = |r: &Arc<Relation>| self.relations_at.get(&r.fingerprint).copied().unwrap_or(i64::MAX);
+        found.sort_by_key(|relation| std::cmp::Reverse(at(relation)));
+        found
+    }
+
     /// The request is answered: from here on nobody asks for its ranges.
     pub fn finish(&mut self, request: uuid::Uuid) {
         if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {

@@ -289,8 +289,20 @@ fn has_room(type_name: &str, source: i32, sink: i32) -> bool {
         }
         // Without a modifier these keep microseconds.
         "time" | "timetz" | "timestamp" | "timestamptz" => sink >= if source == -1 { 6 } else { source },
+        "interval" => {
+            let ((fields, digits), (sink_fields, sink_digits)) = (interval(source), interval(sink));
+            (sink_fields == fields || sink_fields == INTERVAL_FIELDS_ALL) && sink_digits >= digits
+        }
         _ => false,
     }
+}
+
+/// `INTERVAL_FULL_RANGE` of Postgres.
+const INTERVAL_FIELDS_ALL: i32 = 0x7FFF;
+
+/// Which fields an interval's modifier keeps, and how many digits of a second.
+fn interval(typmod: i32) -> (i32, i32) {
+    if typmod == -1 { (INTERVAL_FIELDS_ALL, 6) } else { (typmod >> 16 & INTERVAL_FIELDS_ALL, (typmod & 0xFFFF).min(6)) }
 }
 
 /// Precision and scale of a numeric's modifier; scale is 11 bits, signed.
@@ -393,6 +405,12 @@ mod tests {
             ("timestamp", -1, "timestamp", 3, false),
             ("timestamp", 3, "timestamp", 6, true),
             ("timestamp", -1, "timestamptz", -1, false),
+            ("interval", 0x7FFF_0002, "interval", 0x7FFF_0006, true),
+            ("interval", 0x7FFF_0006, "interval", 0x7FFF_0002, false),
+            ("interval", -1, "interval", 0x7FFF_0002, false),
+            ("interval", -1, "interval", 0x7FFF_0006, true),
+            ("interval", 0x0006_FFFF, "interval", 0x7FFF_0006, true),
+            ("interval", 0x7FFF_FFFF, "interval", 0x0006_FFFF, false),
             ("_varchar", 14, "_varchar", 24, true),
             ("jsonb", -1, "json", -1, false),
             ("json", -1, "jsonb", -1, false),

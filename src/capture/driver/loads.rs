@@ -157,10 +157,11 @@ impl Core {
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
+                let Watched { current, retained, looks, published, rerouted, left_out, unfit } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
                 self.note_left_out(left_out);
+                self.note_unfit(unfit);
                 if rerouted.is_some() {
                     self.rerouted = rerouted;
                     return Ok(());
@@ -193,11 +194,17 @@ impl Core {
 
     async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.
+        if let Some(streamed) = self.streamed.get_mut(&version.relation.oid)
+            && streamed.rows.fingerprint == version.rows.fingerprint
+        {
+            *streamed = version.clone();
+        }
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
             let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
-            let event = codec::Event { snapshot: mark, ..event };
+            let event = codec::Event { snapshot: mark, ..event.clone() };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {

@@ -11,7 +11,7 @@ use super::{Core, Looked, TOPICS, VISIBLE_TIMEOUT};
 use crate::capture::looks::Finding;
 use crate::capture::{routing, start};
 use crate::config::LeftOut;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::look::Look;
 use crate::postgres::pgoutput::RelationBody;
@@ -178,6 +178,14 @@ impl Core {
             tracing::warn!("{table}");
         }
         self.left_out = left_out;
+    }
+
+    /// Says of each partition once that the application can't change its rows.
+    pub(super) fn note_unfit(&mut self, unfit: Vec<Halt>) {
+        for halt in unfit.iter().filter(|halt| !self.unfit.contains(halt)) {
+            tracing::warn!("{halt}");
+        }
+        self.unfit = unfit;
     }
 
     /// Asks for the tables on behalf of every sink that has them.
