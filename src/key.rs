@@ -14,6 +14,8 @@
 //!
 //! Deliberately not here: the orders of other databases than Postgres, and any reading of rows.
 
+pub mod ranges;
+
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,16 @@ pub struct KeyRange {
 
 impl KeyRange {
     pub const ALL: KeyRange = KeyRange { after: None, through: None };
+
+    /// A question for one key. No chunk has such a range: who reads it says between which keys it lies.
+    pub fn of_key(key: Vec<String>) -> KeyRange {
+        KeyRange { after: Some(key.clone()), through: Some(key) }
+    }
+
+    /// The key that [`KeyRange::of_key`] asks for.
+    pub fn key(&self) -> Option<&Vec<String>> {
+        self.through.as_ref().filter(|_| self.after == self.through)
+    }
 
     /// Whether the key lies in the range. `orders` and `key` are in key order.
     pub fn contains<K: AsRef<[u8]>>(&self, orders: &[KeyOrder], key: &[K]) -> Result<bool, KeyError> {

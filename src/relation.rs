@@ -297,6 +297,9 @@ pub enum TypeKind {
     },
     Array {
         element: Box<TypeName>,
+        /// Between elements, as the element's type says (`pg_type.typdelim`): `;` of boxes, `:` of PostGIS' types.
+        #[serde(default = "comma", skip_serializing_if = "is_comma")]
+        delimiter: u8,
     },
     Domain {
         base: Box<TypeName>,
@@ -304,6 +307,14 @@ pub enum TypeKind {
     Composite,
     Range,
     Multirange,
+}
+
+fn comma() -> u8 {
+    b','
+}
+
+fn is_comma(delimiter: &u8) -> bool {
+    *delimiter == b','
 }
 
 impl TypeKind {
@@ -443,7 +454,7 @@ impl Relation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn relation() -> Relation {

@@ -439,9 +439,12 @@ async fn another_key() {
 /// Ranges that were read by one key mean nothing under another.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_key_in_the_middle_of_a_load() {
-    let scene = Scene::new(LOCKSTEP, "ddl_key_load", ITEMS, &[("public.items", &["id"])]).await;
+    let schema = format!("{ITEMS}; CREATE TABLE public.before (id int PRIMARY KEY)");
+    let scene =
+        Scene::new(LOCKSTEP, "ddl_key_load", &schema, &[("public.before", &["id"]), ("public.items", &["id"])]).await;
     let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 10"));
     scene.orders().execute("ALTER TABLE items ADD UNIQUE (v, id)").await.unwrap();
+    scene.sql("INSERT INTO before SELECT generate_series(1, 300)").await;
     scene.sql("INSERT INTO items SELECT i, 'v' || i % 7, i FROM generate_series(1, 6000) i").await;
     let mut process = scene.spawn(&[]);
     wait_text(scene.orders(), "SELECT count(*) > 50 FROM items", "true", &mut process).await;
@@ -452,6 +455,7 @@ async fn another_key_in_the_middle_of_a_load() {
     converge(&scene, &mut process, SUM).await;
     scene.sql("UPDATE items SET n = 0 WHERE id % 100 = 0; UPDATE items SET v = 'w' WHERE id = 7").await;
     scene.equal(&mut process).await;
+    assert_eq!(scene.rows_read("public.before"), 300, "what was loaded of other tables is not read again");
 }
 
 // ---- Truncates, partitions, generated and identity columns, subtransactions, origins ----

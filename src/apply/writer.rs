@@ -270,7 +270,7 @@ impl Writer {
         self.sink.end_range(load, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
-        self.loads.chunk(&chunk);
+        self.loads.chunk(&chunk, &state.relations);
         Ok(())
     }
 

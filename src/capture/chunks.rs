@@ -276,7 +276,7 @@ impl Worker {
             relation: &relation,
             key: relation_shape(table).key,
             filter: table.shape.filter.as_deref(),
-            extent: Extent::Range(read.range.clone()),
+            extent: read.range.key().map_or_else(|| Extent::Range(read.range.clone()), |key| Extent::Key(key.clone())),
             rows_max: read.rows_max,
             bytes_max: config.source.snapshot_chunk_bytes,
             keyless_bytes_max: config.source.snapshot_keyless_bytes,

@@ -21,6 +21,7 @@ use crate::capture::answerable::TOPICS;
 use crate::capture::chunks::{Answer, ChunkReader};
 use crate::capture::departures::Departures;
 use crate::capture::emit::{Emitter, Streamed, Version};
+use crate::capture::forgets::Forgets;
 use crate::capture::looks::Looks;
 use crate::capture::machine::{Admit, Machine};
 use crate::capture::schemas;
@@ -35,7 +36,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, RelationEntry, TopicIdentity};
+use crate::ledger::entry::{Assembler, Body, Forget, RelationEntry, TopicIdentity};
 use crate::ledger::state::State;
 use crate::ledger::topic::Appender;
 use crate::look::Look;
@@ -122,6 +123,8 @@ struct Core {
     /// The stream's version of each table, by OID, and that of the rows of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
+    /// Versions that this reader writes records by, or did.
+    told: HashSet<Fingerprint>,
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
     looks: Looks,
@@ -146,8 +149,8 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
-    /// Tables that the next reader reads from their beginning, should this one end before they are loaded.
-    again: Vec<TableName>,
+    /// What was loaded and is to be read again, also by the next reader.
+    forgets: Forgets,
     /// Of the base that is on its way.
     base_number: Option<u64>,
     /// Under way, and when the last one began.
@@ -250,6 +253,7 @@ impl Reader {
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
+            told: HashSet::new(),
             unrouted: HashSet::new(),
             looks: known,
             marks,
@@ -265,7 +269,7 @@ impl Reader {
             sent_at: std::collections::VecDeque::new(),
             done: Vec::new(),
             joins_seen: None,
-            again: Vec::new(),
+            forgets: Forgets::default(),
             base_number: None,
             trimming: None,
             trimmed_at: None,
@@ -521,7 +525,12 @@ impl Core {
 
     fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
         let relation = &version.relation;
-        self.loader.remember(xid, &relation.name, version.rows.fingerprint, &version.rows.key_orders, op)
+        self.loader.remember(xid, &relation.name, version.rows.fingerprint, &version.rows.key_orders, op)?;
+        for (table, key) in self.loader.left_out() {
+            let at = self.machine.position();
+            self.forgets.push(Forget { table: Some(table), key: Some(key), at, ..Forget::default() });
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
@@ -603,6 +612,7 @@ impl Core {
             }
         };
         let fingerprint = version.relation.fingerprint;
+        self.told.insert(fingerprint);
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
             // One producer, one partition: it stands before every checkpoint that is appended later.
@@ -634,14 +644,15 @@ impl Core {
         if !flush || self.base_soon {
             self.base_if_due()?;
         }
-        self.note_again();
+        let state = &self.state;
+        self.forgets.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
         if !flush {
             self.let_go()?;
         }
         let now = self.now();
         if !self.is_writing_base()
             && (!self.is_base_due() || (flush && !self.base_soon))
-            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &self.again, flush)
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &mut self.forgets, flush)
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));

@@ -9,23 +9,26 @@
 //! written after its read. What a later position of the stream would make wrong (another relation version, an absent column
 //! without a base, too much to remember) makes the loader read the chunk again, never guess.
 //!
-//! A new incarnation goes on behind what the ledger says is loaded. Only ranges that must be read a second time
-//! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
-//! and the next one reads those from their beginning.
+//! A new incarnation reads what the ledger does not say is loaded, and single keys that it says are to be read a second time:
+//! who sees why tells of each ([`Loader::left_out`]). A table that changed without a trace begins anew by itself
+//! ([`Loader::begin_anew`]); the others of its job go on.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use uuid::Uuid;
 
 use crate::change::{Key, Op};
 use crate::error::{Code, Error, Result};
-use crate::key::{KeyOrder, KeyRange};
-use crate::ledger::state::unread;
+use crate::key::{KeyError, KeyOrder, KeyRange};
+use crate::ledger::cover::{Cover, KeyTexts};
 use crate::relation::{Fingerprint, TableName};
 use crate::value::RowBuf;
 
 /// Changes remembered while one chunk is read; beyond it the chunk is read again, smaller, behind a new fence.
 const REMEMBERED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Keys to be read again that may wait for the end of their table; beyond it they come first. Each stands in the ledger's bases.
+const AGAIN_KEYS_MAX: usize = 10_000;
 
 /// A chunk is never asked for with fewer rows than this, however wide they are.
 const CHUNK_ROWS_MIN: usize = 10;
@@ -41,17 +44,31 @@ pub trait Visibility {
 pub struct Job {
     /// Requests that the job answers, to be told when it is done.
     pub requests: Vec<Uuid>,
-    /// `Some`: the chunks name this one sink and request; `None`: they are for every sink and answer every request.
-    pub only: Option<(String, Uuid)>,
+    /// `Some`: the chunks name this one sink, and of each table the request that they answer; `None`: they are for every sink
+    /// and answer every request.
+    pub only: Option<(String, HashMap<TableName, Uuid>)>,
     /// Parents first.
     pub tables: Vec<TableName>,
-    /// Their keys.
-    pub keys: HashMap<TableName, RangeKey>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
     /// remembered ever since, so only a job that starts before anything is streamed may have some.
-    pub loaded: Vec<(TableName, KeyRange)>,
+    pub resumed: HashMap<TableName, Resumed>,
+}
+
+/// What is loaded of a table, and under which key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resumed {
+    pub key: RangeKey,
+    pub cover: Cover,
+}
+
+impl Job {
+    /// The sink and the request that the table's chunks are for, if not for all.
+    pub fn answers(&self, table: &TableName) -> Option<(String, Uuid)> {
+        let (sink, requests) = self.only.as_ref()?;
+        Some((sink.clone(), *requests.get(table).expect("somebody asked for every table of a job")))
+    }
 }
 
 /// What a range's borders are texts of: the key's columns and their orders. Under another key they say nothing.
@@ -132,20 +149,18 @@ struct Running {
     job: Job,
     /// What is still to be read; the first is being read, from its beginning.
     left: VecDeque<(TableName, KeyRange)>,
-    /// Ranges that are loaded, for finding the one that a key lies in.
-    emitted: Vec<(TableName, KeyRange)>,
-    /// Ranges to be read again before the next table.
+    /// What is loaded.
+    covers: HashMap<TableName, Cover>,
+    /// Keys to be read again before the next table.
     again: VecDeque<(TableName, KeyRange)>,
-    /// Tables that ever had such a range.
-    torn: BTreeSet<TableName>,
+    /// Those of them that nobody was told of yet.
+    untold: Vec<(TableName, KeyTexts)>,
     mismatch: Option<Fingerprint>,
     keys: HashMap<TableName, RangeKey>,
     fenced: bool,
     /// Name of the fence or chunk that was asked for. An answer under another name is late and means nothing: taking it would
     /// put two questions on their way, and a chunk in the place of another.
     asked: Option<Uuid>,
-    /// Keys of rows that the sinks left out, with their tables: they can't be moved or made there.
-    left_out: HashSet<(TableName, Vec<Vec<u8>>)>,
     /// The table of the last row that was emitted.
     rows_of: Option<TableName>,
 }
@@ -183,36 +198,58 @@ impl<V: Visibility> Loader<V> {
         self.running.as_ref().and_then(|running| running.left.front()).map(|(table, _)| table)
     }
 
-    /// Tables of which this incarnation knows a range to be read again, or knew one.
-    pub fn again(&self) -> impl Iterator<Item = &TableName> {
-        self.running.iter().flat_map(|running| &running.torn)
+    /// Keys that turned out to be in need of a second reading since this was asked last: rows that the sinks left out.
+    pub fn left_out(&mut self) -> Vec<(TableName, KeyTexts)> {
+        self.running.as_mut().map_or_else(Vec::new, |running| std::mem::take(&mut running.untold))
     }
 
     /// Begins a job; remembering starts here, so the fence that follows covers everything streamed before.
     pub fn start(&mut self, job: Job) {
         assert!(self.running.is_none() && self.remembered.is_empty(), "one job at a time");
-        let left = job.tables.iter().filter_map(|table| Some((table.clone(), unread(table, &job.loaded)?)));
+        let left = job.tables.iter().flat_map(|table| {
+            let ranges = job.resumed.get(table).map_or_else(|| vec![KeyRange::ALL], |resumed| resumed.cover.left());
+            ranges.into_iter().map(|range| (table.clone(), range))
+        });
+        let resumed = job.resumed.iter();
         self.running = Some(Running {
             left: left.collect(),
-            emitted: job.loaded.clone(),
+            covers: resumed.clone().map(|(table, resumed)| (table.clone(), resumed.cover.clone())).collect(),
             again: VecDeque::new(),
-            torn: BTreeSet::new(),
+            untold: Vec::new(),
             mismatch: None,
-            keys: job.keys.clone(),
+            keys: resumed.map(|(table, resumed)| (table.clone(), resumed.key.clone())).collect(),
             fenced: false,
             asked: None,
-            left_out: HashSet::new(),
             rows_of: None,
             job,
         });
     }
 
-    /// Gives the job up, as a new incarnation would: what it was for is still asked for.
-    pub fn cancel(&mut self) {
-        self.running = None;
-        self.remembered.clear();
-        self.remembered_bytes = 0;
-        self.pending = None;
+    /// What was read of the table is of another one, or under another key: it is read from its beginning, and the rest of the
+    /// job goes on. `requests` were made for this and are answered by it, `None` for all: those of the sink that the job is
+    /// for.
+    pub fn begin_anew(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
+        let Some(running) = self.running.as_mut().filter(|running| running.job.tables.contains(table)) else { return };
+        let place = running.left.iter().position(|(name, _)| name == table).unwrap_or(0);
+        let is_other = |(name, _): &(TableName, KeyRange)| name != table;
+        running.left.retain(is_other);
+        running.again.retain(is_other);
+        running.left.insert(place, (table.clone(), KeyRange::ALL));
+        running.covers.remove(table);
+        running.keys.remove(table);
+        running.mismatch = None;
+        running.untold.retain(|(name, _)| name != table);
+        running.job.answer(table, requests);
+        if place == 0 && running.fenced {
+            // What was asked for is for nothing any more; its answer is late.
+            self.pending = None;
+            running.asked = None;
+        }
+    }
+
+    /// Whether some of the table was read: under which key is known.
+    pub fn has_begun(&self, table: &TableName) -> bool {
+        self.running.as_ref().is_some_and(|running| running.keys.contains_key(table))
     }
 
     /// A table is gone: the rest of the job goes on without it.
@@ -223,9 +260,8 @@ impl<V: Visibility> Loader<V> {
         running.job.tables.retain(|name| name != table);
         running.left.retain(is_other);
         running.again.retain(is_other);
-        running.emitted.retain(is_other);
-        running.left_out.retain(|(name, _)| name != table);
-        running.torn.remove(table);
+        running.covers.remove(table);
+        running.untold.retain(|(name, _)| name != table);
         self.remembered.retain(|r| r.table != *table);
         self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
         if is_read {
@@ -380,8 +416,7 @@ impl<V: Visibility> Loader<V> {
         if !rows.is_empty() {
             running.rows_of = Some(table.clone());
         }
-        running.emitted.push((table.clone(), chunk.range.clone()));
-        running.keys.insert(table.clone(), chunk.key);
+        running.emitted(&table, &chunk.range, chunk.key)?;
         running.advance(&chunk.range);
         let extent = running.job.initial.then(|| Extent {
             first: before.is_none(),
@@ -391,7 +426,7 @@ impl<V: Visibility> Loader<V> {
         });
         self.saw(&chunk.snapshot);
         self.adapt(&rows);
-        let only = self.running.as_ref().and_then(|running| running.job.only.clone());
+        let only = self.running.as_ref().and_then(|running| running.job.answers(&table));
         Ok(Some(Ready { table, relation: chunk.relation, range: chunk.range, rows, only, extent }))
     }
 
@@ -413,34 +448,65 @@ impl Running {
         let (table, asked) = self.left.pop_front().expect("a range was asked for");
         if read.through != asked.through {
             self.left.push_front((table, KeyRange { after: read.through.clone(), through: asked.through }));
-        } else if let Some(again) = self.again.pop_front() {
+            if self.again.len() < AGAIN_KEYS_MAX {
+                return;
+            }
+        }
+        if let Some(again) = self.again.pop_front() {
             self.left.push_front(again);
         }
     }
 
-    /// A row moved to a key whose range is loaded. If the sinks can't have it, because its old key was not loaded yet and a
-    /// column was not sent, or because they had to leave it out before, they leave it out: its new range is read again.
+    /// The table's chunk entered the stream: what lies in its range is loaded, under its key.
+    fn emitted(&mut self, table: &TableName, range: &KeyRange, key: RangeKey) -> Result<()> {
+        let cover = self.covers.entry(table.clone()).or_default();
+        let orders: Vec<KeyOrder> = key.iter().map(|(_, order)| *order).collect();
+        cover.emitted(&orders, range).map_err(not_of_type)?;
+        let still = |again: &KeyRange| again.key().is_none_or(|key| cover.again.contains(key));
+        self.again.retain(|(name, again)| name != table || still(again));
+        // The first is the one that was read.
+        let mut first = true;
+        self.left.retain(|(name, left)| std::mem::take(&mut first) || name != table || still(left));
+        self.keys.insert(table.clone(), key);
+        Ok(())
+    }
+
+    /// A row moved to a key that is loaded and can't be there: it is read again.
     fn read_again(&mut self, table: &TableName, key: &[(usize, KeyOrder)], old: &RowBuf, new: &RowBuf) -> Result<()> {
+        let Some(cover) = self.covers.get_mut(table) else { return Ok(()) };
         let (columns, orders): (Vec<usize>, Vec<KeyOrder>) = key.iter().copied().unzip();
-        let (from, to) = (key_texts(old, &columns)?, key_texts(new, &columns)?);
-        let (mut had, mut loaded) = (false, None);
-        for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
-            had |= contains(range, &orders, &from)?;
-            if loaded.is_none() && contains(range, &orders, &to)? {
-                loaded = Some(range.clone());
-            }
-        }
-        let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
-        if let Some(range) = loaded.filter(|_| missing) {
-            self.left_out.insert((table.clone(), to));
-            self.torn.insert(table.clone());
-            let again = (table.clone(), range);
-            if !self.again.contains(&again) {
-                self.again.push_back(again);
-            }
+        let (from, to) = (key_strings(old, &columns)?, key_strings(new, &columns)?);
+        if cover.moved(&orders, &from, &to, new.row().has_absent()).map_err(not_of_type)? {
+            self.again.push_back((table.clone(), KeyRange::of_key(to.clone())));
+            self.untold.push((table.clone(), to));
         }
         Ok(())
     }
+}
+
+impl Job {
+    /// Requests that a table's rows answer from now on too.
+    fn answer(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
+        for (sink, id) in requests {
+            match &mut self.only {
+                Some((only, _)) if only != sink => continue,
+                Some((_, ids)) => drop(ids.insert(table.clone(), *id)),
+                None => {}
+            }
+            if !self.requests.contains(id) {
+                self.requests.push(*id);
+            }
+        }
+    }
+}
+
+fn not_of_type(error: KeyError) -> Error {
+    Error::halt(Code::SourceProtocol, format!("a key's text is not of its type: {error}"), "lockstep check")
+}
+
+fn key_strings(row: &RowBuf, key_columns: &[usize]) -> Result<KeyTexts> {
+    let texts = key_texts(row, key_columns)?.into_iter().map(String::from_utf8);
+    texts.collect::<std::result::Result<_, _>>().map_err(|_| key_incomplete())
 }
 
 fn key_texts(row: &RowBuf, key_columns: &[usize]) -> Result<Vec<Vec<u8>>> {
@@ -449,9 +515,7 @@ fn key_texts(row: &RowBuf, key_columns: &[usize]) -> Result<Vec<Vec<u8>>> {
 }
 
 fn contains(range: &KeyRange, orders: &[KeyOrder], key: &[Vec<u8>]) -> Result<bool> {
-    range.contains(orders, key).map_err(|e| {
-        Error::halt(Code::SourceProtocol, format!("a key's text is not of its type: {e}"), "lockstep check")
-    })
+    range.contains(orders, key).map_err(not_of_type)
 }
 
 fn key_incomplete() -> Error {
@@ -558,6 +622,9 @@ fn overlay_keyless(rows: Vec<RowBuf>, changes: &[&Remembered], partial: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    use crate::key::ranges::RangeSet;
     use crate::value::Cell;
 
     /// A snapshot that sees the transactions below a number.
@@ -588,10 +655,17 @@ mod tests {
     }
 
     fn job(loaded: &[KeyRange]) -> Job {
-        let loaded: Vec<(TableName, KeyRange)> = loaded.iter().map(|range| (table(), range.clone())).collect();
-        let keys = HashMap::from([(table(), vec![("id".to_owned(), KeyOrder::Integer)])]);
-        let keys = if loaded.is_empty() { HashMap::new() } else { keys };
-        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true, keys }
+        let cover = Cover {
+            ranges: RangeSet::of(&[KeyOrder::Integer], loaded.iter().cloned()).unwrap(),
+            again: BTreeSet::new(),
+        };
+        let resumed = HashMap::from([(table(), Resumed { key: id(), cover })]);
+        let resumed = if loaded.is_empty() { HashMap::new() } else { resumed };
+        Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], initial: true, resumed }
+    }
+
+    fn id() -> RangeKey {
+        vec![("id".to_owned(), KeyOrder::Integer)]
     }
 
     fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
@@ -624,22 +698,26 @@ mod tests {
         relation: Fingerprint,
     ) -> Option<Ready> {
         let read = read(loader);
-        let range =
-            KeyRange { after: read.range.after, through: through.map(|t| vec![t.to_owned()]).or(read.range.through) };
-        let chunk = ChunkRead {
+        let through = through.map(|t| vec![t.to_owned()]).or(read.range.through.clone());
+        let range = KeyRange { after: read.range.after.clone(), through };
+        loader.chunk(ChunkRead { relation, range, ..chunk(&read, below, rows) });
+        loader.mark(read.nonce, |_| Some(VERSION)).unwrap()
+    }
+
+    /// All that was asked for.
+    fn chunk(read: &Read, below: u32, rows: &[RowBuf]) -> ChunkRead<Below> {
+        ChunkRead {
             nonce: read.nonce,
-            table: table(),
+            table: read.table.clone(),
             snapshot: Below(below),
-            relation,
+            relation: VERSION,
             key_columns: vec![0],
             key_orders: vec![KeyOrder::Integer],
-            key: vec![("id".to_owned(), KeyOrder::Integer)],
+            key: id(),
             rows: rows.to_vec(),
-            range,
+            range: read.range.clone(),
             partial: false,
-        };
-        loader.chunk(chunk);
-        loader.mark(read.nonce, |_| Some(VERSION)).unwrap()
+        }
     }
 
     fn remember(loader: &mut Loader<Below>, xid: u32, op: Op) {
@@ -719,45 +797,111 @@ mod tests {
         assert_eq!(sorted(answer(&mut loader, 30, &[row(&["3", "moved", "big"])], Some("5"))), ["3,moved,big"]);
     }
 
+    fn moved(loader: &mut Loader<Below>, xid: u32, from: &str, to: &str, big: &str) -> Vec<String> {
+        remember(loader, xid, Op::Rekey { old: row(&[from, "~", "~"]), new: row(&[to, "moved", big]) });
+        loader.left_out().into_iter().map(|(_, key)| key.concat()).collect()
+    }
+
+    /// The single key that is read next, and its row.
+    fn answer_key(loader: &mut Loader<Below>, sees_below: u32, after: &str) -> String {
+        let read = read(loader);
+        let key = read.range.key().expect("a single key").concat();
+        let range = range(Some(after), Some(&key));
+        let chunk = ChunkRead { range: range.clone(), ..chunk(&read, sees_below, &[row(&[&key, "moved", "big"])]) };
+        loader.chunk(chunk);
+        let ready = loader.mark(read.nonce, |_| Some(VERSION)).unwrap().unwrap();
+        assert_eq!(ready.range, range);
+        key
+    }
+
     #[test]
-    fn a_row_that_moves_into_a_loaded_range_with_a_column_missing_has_the_range_read_again() {
+    fn a_row_that_moves_into_a_loaded_range_with_a_column_missing_is_read_again_alone() {
         let mut loader = loader();
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
-        remember(&mut loader, 20, Op::Rekey { old: row(&["7", "~", "~"]), new: row(&["3", "moved", "~"]) });
+        assert_eq!(moved(&mut loader, 20, "7", "3", "~"), ["3"]);
+        assert_eq!(moved(&mut loader, 21, "8", "9", "~"), [""; 0], "its range is still to be read");
         answer(&mut loader, 30, &[], None).unwrap();
-        let again = range(None, Some("5"));
-        let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
-        assert_eq!(ready.range, again);
+        assert_eq!(answer_key(&mut loader, 30, "1"), "3");
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
     }
 
     #[test]
-    fn a_row_that_was_left_out_and_moves_on_has_its_new_range_read_again_too() {
+    fn a_row_that_was_left_out_and_moves_on_is_read_again_at_its_new_key_too() {
         let mut loader = loader();
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
         answer(&mut loader, 15, &[row(&["6", "a", "b"])], Some("8")).unwrap();
-        remember(&mut loader, 20, Op::Rekey { old: row(&["9", "~", "~"]), new: row(&["3", "moved", "~"]) });
-        remember(&mut loader, 21, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["7", "moved", "big"]) });
+        assert_eq!(moved(&mut loader, 20, "9", "3", "~"), ["3"]);
+        assert_eq!(moved(&mut loader, 21, "3", "7", "big"), ["7"]);
         answer(&mut loader, 30, &[], None).unwrap();
-        let again: Vec<KeyRange> = (0..2).map(|_| answer(&mut loader, 30, &[], None).unwrap().range).collect();
-        assert_eq!(again, [range(None, Some("5")), range(Some("5"), Some("8"))]);
+        assert_eq!((answer_key(&mut loader, 30, "1"), answer_key(&mut loader, 30, "6")), ("3".into(), "7".into()));
+        assert_eq!(moved(&mut loader, 40, "3", "2", "~"), [""; 0], "by now the sinks have it");
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
     }
 
     #[test]
-    fn a_load_goes_on_behind_what_is_loaded_and_still_knows_it() {
+    fn a_key_to_be_read_again_that_its_range_brings_is_not_read_by_itself() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        let mut job = job(&[range(None, Some("5"))]);
+        // In the order of their texts, so the lower one comes second.
+        let again = BTreeSet::from([vec!["10".to_owned()], vec!["9".to_owned()]]);
+        job.resumed.get_mut(&table()).unwrap().cover = Cover { ranges: vec![KeyRange::ALL].into(), again };
+        loader.start(job);
+        fence(&mut loader);
+        assert_eq!(answer_key(&mut loader, 30, "7"), "10");
+        assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_load_goes_on_in_what_is_missing_and_still_knows_what_is_loaded() {
         let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
         loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
         fence(&mut loader);
         // A row that nobody has moves into a range that an earlier incarnation loaded.
-        remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
-        assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);
-        assert_eq!(read(&mut loader).range, range(Some("7"), None));
+        assert_eq!(moved(&mut loader, 20, "8", "3", "~"), ["3"]);
+        let asked = read(&mut loader);
+        assert_eq!((asked.range, asked.key), (range(Some("7"), Some("9")), Some(id())));
         loader.forget();
         fence(&mut loader);
         answer(&mut loader, 30, &[], None).unwrap();
-        assert_eq!(answer(&mut loader, 30, &[], None).unwrap().range, range(None, Some("5")));
+        assert_eq!(answer_key(&mut loader, 30, "1"), "3");
         assert!(matches!(loader.next_action(Uuid::new_v4()), Some(Action::Done(_))));
+    }
+
+    #[test]
+    fn a_table_that_changed_begins_anew_and_the_others_of_its_job_go_on() {
+        let mut loader: Loader<Below> = Loader::new(1000, 1 << 20);
+        let other = TableName::new("public", "u");
+        let ids = HashMap::from([(table(), Uuid::nil()), (other.clone(), Uuid::nil())]);
+        let only = Some(("x".to_owned(), ids));
+        loader.start(Job { tables: vec![table(), other.clone()], only, ..job(&[]) });
+        fence(&mut loader);
+        answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+        let late = read(&mut loader);
+        let asked_since = Uuid::from_u128(7);
+        loader.begin_anew(&table(), &[("y".to_owned(), Uuid::from_u128(8)), ("x".to_owned(), asked_since)]);
+        loader.chunk(chunk(&late, 15, &[]));
+        assert_eq!(loader.mark(late.nonce, |_| None).unwrap(), None, "it was read before");
+        assert_eq!(moved(&mut loader, 20, "8", "3", "~"), [""; 0], "nothing of it is loaded any more");
+        let ready = answer(&mut loader, 30, &[], None).unwrap();
+        assert_eq!((ready.range, ready.only), (KeyRange::ALL, Some(("x".to_owned(), asked_since))));
+        // Once the other one is being read too.
+        let asked = read(&mut loader);
+        assert_eq!((&asked.table, &asked.range), (&other, &KeyRange::ALL));
+        let part = range(None, Some("5"));
+        loader.chunk(ChunkRead { range: part.clone(), ..chunk(&asked, 30, &[]) });
+        let ready = loader.mark(asked.nonce, |_| Some(VERSION)).unwrap().unwrap();
+        assert_eq!(ready.only, Some(("x".to_owned(), Uuid::nil())));
+        loader.begin_anew(&table(), &[]);
+        answer(&mut loader, 30, &[], None).unwrap();
+        let asked = read(&mut loader);
+        assert_eq!((&asked.table, asked.range), (&other, range(Some("5"), None)), "it goes on where it was");
+        loader.let_go(&other);
+        let done = vec![Uuid::nil(), asked_since];
+        assert_eq!(
+            loader.next_action(Uuid::new_v4()),
+            Some(Action::Done(done)),
+            "a request of another sink is not answered"
+        );
     }
 
     #[test]
@@ -800,9 +944,11 @@ mod tests {
         assert_eq!(read(&mut loader).key, None);
         let mut loader = self::loader();
         answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
-        assert_eq!(read(&mut loader).key, Some(vec![("id".to_owned(), KeyOrder::Integer)]));
-        loader.cancel();
-        assert!(loader.is_idle(), "what was asked for is begun again from its first table");
+        assert_eq!(read(&mut loader).key, Some(id()));
+        assert!(loader.has_begun(&table()));
+        loader.begin_anew(&table(), &[]);
+        assert!(!loader.has_begun(&table()));
+        assert_eq!(read(&mut loader).key, None, "whatever key it has now");
     }
 
     #[test]
@@ -810,20 +956,7 @@ mod tests {
         let mut loader = loader();
         let big = "x".repeat(1 << 20);
         let read = read(&mut loader);
-        let rows = vec![row(&["1", "shown"])];
-        let chunk = ChunkRead {
-            nonce: read.nonce,
-            table: table(),
-            snapshot: Below(15),
-            relation: VERSION,
-            key_columns: vec![0],
-            key_orders: vec![KeyOrder::Integer],
-            key: vec![("id".to_owned(), KeyOrder::Integer)],
-            rows,
-            range: read.range,
-            partial: false,
-        };
-        loader.chunk(chunk);
+        loader.chunk(chunk(&read, 15, &[row(&["1", "shown"])]));
         for _ in 0..=REMEMBERED_BYTES_MAX >> 20 {
             remember(&mut loader, 10, Op::Update(row(&["1", &big])));
         }

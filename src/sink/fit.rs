@@ -424,6 +424,7 @@ mod tests {
         assert_eq!(declaration(&from), "numeric(10,2)", "the sink may have no such domain");
         let many = TypeKind::Array {
             element: Box::new(TypeName { oid: 2, name: "public.price".into(), typmod: -1, kind: from.kind.clone() }),
+            delimiter: b',',
         };
         let many = Column { kind: many, ..source("public._price", -1) };
         assert!(holds(&many, &sink("_numeric", numeric(10, 2))) && !holds(&many, &sink("_numeric", numeric(8, 1))));

@@ -31,7 +31,7 @@ impl Stored {
 fn of_type(name: &str, typmod: i32, kind: &TypeKind) -> Stored {
     let inner = match kind {
         TypeKind::Domain { base } => of_type(&base.name, base.typmod, &base.kind),
-        TypeKind::Array { element } => {
+        TypeKind::Array { element, .. } => {
             let element = of_type(&element.name, element.typmod, &element.kind);
             Stored { arrays: element.arrays + 1, ..element }
         }
@@ -72,10 +72,14 @@ mod tests {
         assert_eq!(of_type("public.price", -1, &price()), held);
         let dear = TypeKind::Domain { base: type_name("public.price", -1, price()) };
         assert_eq!(of_type("public.dear", -1, &dear), held, "a domain over a domain");
-        let prices = TypeKind::Array { element: type_name("public.price", -1, price()) };
+        let prices = TypeKind::Array { element: type_name("public.price", -1, price()), delimiter: b',' };
         assert_eq!(of_type("public._price", -1, &prices), Stored { arrays: 1, ..held.clone() });
         let list = TypeKind::Domain {
-            base: type_name("_numeric", 655_366, TypeKind::Array { element: type_name("numeric", -1, TypeKind::Base) }),
+            base: type_name(
+                "_numeric",
+                655_366,
+                TypeKind::Array { element: type_name("numeric", -1, TypeKind::Base), delimiter: b',' },
+            ),
         };
         assert_eq!(of_type("public.list", -1, &list), Stored { arrays: 1, ..held.clone() });
         assert_eq!(of_type("_numeric", 655_366, &TypeKind::Base), Stored { arrays: 1, ..held });

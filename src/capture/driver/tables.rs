@@ -190,23 +190,35 @@ impl Core {
         for (table, why) in &due {
             tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
         }
-        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
-        for (sink, tables) in self.state.sinks_of(&tables) {
-            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
-            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
-            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
-            let request = Request { id, kind, sink, tables, asked_by, old_ledger, taken: vec![] };
-            self.append(Body::Request(request))?;
+        // What is being loaded is asked for by itself, so that its load answers that too.
+        let (loading, others): (Vec<_>, Vec<_>) =
+            due.iter().cloned().partition(|(table, _)| self.loader.remembers(table));
+        self.ask_again(&others)?;
+        let requests = self.ask_again(&loading)?;
+        for (table, _) in &due {
+            // What was read of it so far is of another table, or under another key.
+            self.begin_anew(table, &requests);
         }
         if !due.is_empty() {
             // A base soon, so that a reader which dies does not leave the same difference to be found again.
             self.base_soon = true;
         }
-        if tables.iter().any(|table| self.loader.remembers(table)) {
-            // What it has read so far is of another table, or under another key.
-            self.cancel_load();
-        }
         Ok(())
+    }
+
+    /// A request for each sink that has some of the tables: its sink and its id.
+    fn ask_again(&mut self, due: &[(TableName, String)]) -> Result<Vec<(String, Uuid)>> {
+        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
+        let mut asked = Vec::new();
+        for (sink, tables) in self.state.sinks_of(&tables) {
+            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
+            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
+            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
+            asked.push((sink.clone(), id));
+            let request = Request { id, kind, sink, tables, asked_by, old_ledger, taken: vec![] };
+            self.append(Body::Request(request))?;
+        }
+        Ok(asked)
     }
 
     fn is_outbox(&self, table: &TableName) -> bool {
