@@ -277,6 +277,8 @@ impl State {
                     && later.request.sink == join.request.sink
                     && later.request.tables.contains(table)
                     && (later.request.kind != RequestKind::Resync || join.request.kind == RequestKind::Resync)
+                    // How the sink takes a table is told by the newest request that says so.
+                    && (later.request.says(table) || !join.request.says(table))
             };
             let later = &self.joins[place + 1..];
             join.done && join.request.tables.iter().all(|table| later.iter().any(|later| covers(later, table)))

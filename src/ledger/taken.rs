@@ -41,6 +41,13 @@ impl Taken {
     }
 }
 
+impl Request {
+    /// Whether it says how its sink takes the table.
+    pub fn says(&self, table: &TableName) -> bool {
+        self.taken.iter().any(|taken| taken.table == *table)
+    }
+}
+
 /// Tables that a sink has and takes in another way now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Otherwise {
@@ -73,7 +80,8 @@ impl Otherwise {
 mod tests {
     use super::*;
     use crate::config::{Evolve, SinkTable, Truncate};
-    use crate::ledger::entry::{Body, Entry, RequestKind};
+    use crate::ledger::entry::{Body, Done, Entry, RequestKind};
+    use crate::record::Epoch;
     use uuid::Uuid;
 
     fn table(name: &str) -> TableName {
@@ -120,7 +128,16 @@ mod tests {
         assert_eq!(Otherwise::of(&state, "inventory", &now), Otherwise::default(), "another sink");
         asked(&mut state, 3, RequestKind::Resync, &["a"], vec![now[0].clone()]);
         assert_eq!(otherwise(&state, &now), (vec!["b".into()], vec![]));
-        asked(&mut state, 4, RequestKind::Leave, &["b"], vec![]);
+        // One that says nothing covers its rows, not what it says.
+        let epoch = Epoch { offset: 4, nonce: 1 };
+        state.claim = Some(epoch);
+        asked(&mut state, 5, RequestKind::Resync, &["a"], vec![]);
+        for (offset, id) in [(6, 1), (7, 2), (8, 3), (9, 5)] {
+            let done = Done { id: Uuid::from_u128(id), epoch, result: String::new() };
+            state.apply(offset, Entry::new(None, Body::Done(done)));
+        }
+        assert_eq!(otherwise(&state, &now), (vec!["b".into()], vec![]));
+        asked(&mut state, 10, RequestKind::Leave, &["b"], vec![]);
         assert_eq!(otherwise(&state, &now), (vec![], vec![]), "nothing is taken of it");
     }
 
