@@ -296,6 +296,9 @@ pub enum TypeKind {
     },
     Array {
         element: Box<TypeName>,
+        /// Between elements, as the element's type says (`pg_type.typdelim`): `;` of boxes, `:` of PostGIS' types.
+        #[serde(default = "comma", skip_serializing_if = "is_comma")]
+        delimiter: u8,
     },
     Domain {
         base: Box<TypeName>,
@@ -303,6 +306,14 @@ pub enum TypeKind {
     Composite,
     Range,
     Multirange,
+}
+
+fn comma() -> u8 {
+    b','
+}
+
+fn is_comma(delimiter: &u8) -> bool {
+    *delimiter == b','
 }
 
 impl TypeKind {

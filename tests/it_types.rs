@@ -46,6 +46,59 @@ async fn types_made_by_the_transaction_that_uses_them() {
     waited.unwrap();
 }
 
+/// Made of Postgres' own functions; between its elements stands what is in other types' values.
+const OWN_BASE: &str = "
+CREATE TYPE public.own;
+CREATE FUNCTION public.own_in(cstring) RETURNS public.own AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+CREATE FUNCTION public.own_out(public.own) RETURNS cstring AS 'textout' LANGUAGE internal IMMUTABLE STRICT;
+CREATE TYPE public.own (INPUT = public.own_in, OUTPUT = public.own_out, LIKE = text, DELIMITER = '|');
+";
+
+const CHANGING: &str = "
+CREATE TYPE public.mood AS ENUM ('sad', 'ok');
+CREATE TYPE public.pair AS (a int, b text);
+CREATE TABLE public.changing (id int PRIMARY KEY, m mood, ms mood[], p pair, ps pair[], o own, os own[]);
+INSERT INTO changing VALUES (1, 'sad', '{ok,NULL}', '(1,x)', ARRAY['(1,x)'::pair, NULL], 'a|b,c', '{\"a|b,c\"|NULL|\"\"}');
+";
+
+/// Types that are altered between transactions and within one, a base type that only its database knows, negative scales.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_that_change_and_types_of_one_s_own() {
+    let scene = Scene::bare(LOCKSTEP, "changing", "", 1).await.configure(|p| p.table("public.changing"));
+    let scene = Scene { tables: vec![TablePair::same("public.changing", &["id"])], ..scene };
+    for database in [&scene.source, scene.orders()] {
+        database.superuser().await.unwrap().batch_execute(OWN_BASE).await.unwrap();
+        database.execute(CHANGING).await.unwrap();
+    }
+    let both = async |sql: &str| {
+        scene.orders().execute(sql).await.unwrap();
+        scene.sql(sql).await;
+    };
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO changing SELECT 2, m, ms, p, ps, o, os FROM changing").await;
+    scene.equal(&mut process).await;
+    for (label, place) in [("be, {}", "BEFORE 'sad'"), ("back\\slash", ""), ("quo''ted \"", "AFTER 'sad'")] {
+        both(&format!("ALTER TYPE mood ADD VALUE '{label}' {place}")).await;
+        let row = format!("UPDATE changing SET m = '{label}', ms = ARRAY['{label}', 'ok', NULL]::mood[] WHERE id = 1");
+        scene.sql(&row).await;
+    }
+    both("ALTER TYPE mood RENAME VALUE 'sad' TO 'glad'").await;
+    scene.sql("UPDATE changing SET m = 'glad' WHERE id = 2").await;
+    scene.equal(&mut process).await;
+    both("ALTER TYPE pair ADD ATTRIBUTE c numeric").await;
+    scene.sql("BEGIN; UPDATE changing SET p = '(2,y,1.0)', ps = ARRAY['(2,y,1.0)'::pair] WHERE id = 1; INSERT INTO changing (id, p) VALUES (3, '(,,)'); COMMIT").await;
+    scene.equal(&mut process).await;
+    both("ALTER TYPE pair DROP ATTRIBUTE b").await;
+    scene.sql("INSERT INTO changing (id, p) VALUES (4, '(7,NaN)')").await;
+    scene.equal(&mut process).await;
+    if scene.services.postgres_version >= 15 {
+        both("ALTER TABLE changing ADD n numeric(3,-2), ADD f numeric(2,5)").await;
+        scene.sql("UPDATE changing SET n = 12345 * id, f = 0.00042; INSERT INTO changing (id, n) VALUES (5, 'NaN'), (6, -99900)").await;
+        scene.equal(&mut process).await;
+    }
+    process.terminate(PATIENCE).await.unwrap();
+}
+
 /// An empty database in another encoding; dropped with the value.
 async fn database(services: &Services, hint: &str, encoding: &str) -> Database {
     let database = services.catalog.create_database(hint).await.unwrap();

@@ -67,20 +67,6 @@ impl Version {
         self.key.is_empty().then_some(0)
     }
 
-    /// What a change did to a row as the source has it. Rows without a key are told apart by all they hold.
-    fn op(&self, change: Streamed<'_>) -> Op {
-        match change {
-            Streamed::Insert(new) => Op::Insert(new.to_owned()),
-            Streamed::Delete { old } => Op::Delete(old.to_owned()),
-            Streamed::Update { old: Some((kind, old)), new }
-                if (self.rows.key.is_empty() && kind == OldKind::Full) || moves(old, new, &self.rows.key) =>
-            {
-                Op::Rekey { old: old.to_owned(), new: new.to_owned() }
-            }
-            Streamed::Update { new, .. } => Op::Update(new.to_owned()),
-        }
-    }
-
     /// Further headers of the record that was just written.
     fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
         if self.has_headers { &record.headers } else { NO_HEADERS }
@@ -120,6 +106,21 @@ impl<'a> Streamed<'a> {
             Streamed::Delete { old } => (None, Some(old)),
         };
         new.into_iter().chain(old)
+    }
+
+    /// What the change did to a row as the source has it, whose key is these columns. Rows without a key are told apart by all
+    /// they hold.
+    pub fn op(self, key: &[usize]) -> Op {
+        match self {
+            Streamed::Insert(new) => Op::Insert(new.to_owned()),
+            Streamed::Delete { old } => Op::Delete(old.to_owned()),
+            Streamed::Update { old: Some((kind, old)), new }
+                if (key.is_empty() && kind == OldKind::Full) || moves(old, new, key) =>
+            {
+                Op::Rekey { old: old.to_owned(), new: new.to_owned() }
+            }
+            Streamed::Update { new, .. } => Op::Update(new.to_owned()),
+        }
     }
 
     /// The same change of the rows as they are written.
@@ -392,7 +393,7 @@ impl Emitter {
             }
             _ => change,
         };
-        let op = keep.then(|| version.op(change));
+        let op = keep.then(|| change.op(&version.rows.key));
         match &version.transformer {
             None => self.write(machine, version, event, change).await?,
             Some(transformer) => {

@@ -13,7 +13,7 @@ pub mod forgets;
 pub mod looks;
 mod requests;
 pub mod routing;
-mod schemas;
+pub mod schemas;
 pub mod shape;
 pub mod snapshot;
 pub mod start;

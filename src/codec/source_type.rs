@@ -27,7 +27,7 @@ pub fn parameters(column: &Column) -> [(&'static str, String); 4] {
 fn size(type_oid: u32, typmod: i32, kind: &TypeKind) -> (i64, i64) {
     match kind {
         TypeKind::Domain { base } => return size(base.oid, base.typmod, &base.kind),
-        TypeKind::Array { element } => {
+        TypeKind::Array { element, .. } => {
             let typmod = if element.typmod == -1 { typmod } else { element.typmod };
             return size(element.oid, typmod, &element.kind);
         }

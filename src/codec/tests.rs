@@ -351,6 +351,10 @@ fn what_can_not_be_written_without_loss_is_refused_by_name() {
         (oid::INT4, b"secret"),
         (oid::INT4, b"007"),
         (oid::INT4, b""),
+        (oid::INT4, b"-0"),
+        (oid::INT2, b"32768"),
+        (oid::INT4, b"-2147483649"),
+        (oid::INT8, b"9223372036854775808"),
         (oid::FLOAT8, b"1."),
         (oid::FLOAT8, b"nan"),
         (oid::NUMERIC, b"secret"),
@@ -677,7 +681,13 @@ fn of(type_oid: u32, typmod: i32) -> Column {
 
 fn array_of(type_oid: u32) -> Column {
     let element = TypeName { oid: type_oid, name: String::new(), typmod: -1, kind: TypeKind::Base };
-    Column { kind: TypeKind::Array { element: Box::new(element) }, ..of(1, -1) }
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter: b',' }, ..of(1, -1) }
+}
+
+/// The one type of Postgres' own whose arrays have no commas between elements.
+fn boxes() -> Column {
+    let element = TypeName { oid: 603, name: "box".into(), typmod: -1, kind: TypeKind::Base };
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter: b';' }, ..of(1, -1) }
 }
 
 fn extension(name: &str) -> Column {
@@ -768,6 +778,7 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
             r#"{"",NULL,"NULL","a,b","c\"d","e\\f","{g}",é}"#,
             r#"["",null,"NULL","a,b","c\"d","e\\f","{g}","é"]"#,
         ),
+        (m(), boxes(), "{(1,1),(0,0);NULL;(2,2),(1,1)}", r#"["(1,1),(0,0)",null,"(2,2),(1,1)"]"#),
         (m(), array_of(oid::INTERVAL), r#"{"1 day",NULL}"#, r#"["P0Y0M1DT0H0M0S",null]"#),
     ] {
         assert_eq!(in_modes(modes, of, text), json, "{text}");
@@ -796,6 +807,16 @@ fn in_modes_of_one(modes: Modes, of: Column, whole: &RowBuf) -> String {
     record.field("after", "c0")
 }
 
+/// Consumers with schemas refuse a null in a field that is required.
+#[test]
+fn what_was_not_sent_of_a_required_column_is_shown_as_something() {
+    for name in ["p.geometry", "p.geography", "p.vector", "p.halfvec", "p.sparsevec"] {
+        let of = Column { nullable: false, ..extension(name) };
+        let encoding = mapping::encoding(&of, &Modes::default());
+        assert_ne!(mapping::unsent(&of, &encoding, &Modes::default()), schema::Value::Null, "{name}");
+    }
+}
+
 #[test]
 fn null_shown_as_the_default_is_null_at_our_sinks() {
     let of = Column { default: Some(ColumnDefault::Literal("7".into())), ..of(oid::INT4, -1) };
@@ -803,6 +824,20 @@ fn null_shown_as_the_default_is_null_at_our_sinks() {
     let modes = Modes { null_as_default: true, ..Modes::default() };
     assert_eq!(in_modes_of_one(modes, of.clone(), &whole), "7");
     assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+}
+
+/// What the schema has no room for, readers of that schema would refuse or cut.
+#[test]
+fn numbers_of_extensions_beyond_their_schema_are_refused() {
+    let srid = |hex: &str| format!("01010000A0{hex}000000000000F03F0000000000000040");
+    for (name, text) in [
+        ("p.geometry", srid("00000080")),
+        ("p.sparsevec", "{1:1}/2147483648".to_owned()),
+        ("p.sparsevec", "{2147483648:1}/5".to_owned()),
+    ] {
+        let relation = relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), extension(name)]);
+        refusal(update(&relation, None, row(&[Cell::Text(b"1"), Cell::Text(text.as_bytes())]).row()));
+    }
 }
 
 proptest! {
