@@ -226,8 +226,7 @@ impl<V: Visibility> Loader<V> {
     }
 
     /// What was read of the table is of another one, or under another key: it is read from its beginning, and the rest of the
-    /// job goes on. `requests` were made for this and are answered by it, `None` for all: those of the sink that the job is
-    /// for.
+    /// job goes on. `requests`, by their sinks, were made for this; those of sinks that the job is for are answered by it.
     pub fn begin_anew(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
         let Some(running) = self.running.as_mut().filter(|running| running.job.tables.contains(table)) else { return };
         let place = running.left.iter().position(|(name, _)| name == table).unwrap_or(0);
