@@ -15,7 +15,7 @@ use super::mapping::{self, Encoding};
 use super::schema::{RelationSchemas, Value};
 use super::shell::{EncoderId, Shell};
 use super::write::{FLOAT_NAMES, Fidelity, Writer, write};
-use super::{Event, Op, RecordBuf, VERSION, may_be_unsaid, no_key, unfit, wrong_width};
+use super::{Event, Op, RecordBuf, VERSION, check_skipped_key, may_be_unsaid, no_key, unfit, wrong_width};
 use crate::error::Result;
 use crate::pgtext;
 use crate::record::{Side, push_text};
@@ -134,6 +134,7 @@ impl Encoder {
         for &column in &self.key {
             let field = &self.fields[column];
             if field.is_skipped() {
+                check_skipped_key(&self.relation, column, row.get(column))?;
                 continue;
             }
             out.extend_from_slice(&field.label[usize::from(first)..]);

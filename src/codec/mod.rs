@@ -43,7 +43,7 @@ use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
 use crate::record::Side;
 use crate::relation::{ConversionFailure, Format, Modes, Relation};
-use crate::value::{Row, RowBuf};
+use crate::value::{Cell, Row, RowBuf};
 use write::Unfit;
 
 /// What `source.version` says: the program that wrote the record, as Debezium says its own version there.
@@ -414,6 +414,15 @@ fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
 fn no_key(relation: &Relation, column: usize, found: &str) -> Error {
     let hint = format!("ALTER TABLE {} REPLICA IDENTITY FULL", relation.name.quoted());
     invalid(relation, Some(column), found, hint)
+}
+
+/// A key column that has no field rides beside the key, and is asked for there like any other.
+fn check_skipped_key(relation: &Relation, column: usize, cell: Cell<'_>) -> Result<()> {
+    match cell {
+        Cell::Null if !relation.columns[column].nullable => Err(no_key(relation, column, "NULL in a key column")),
+        Cell::Absent => Err(no_key(relation, column, "the source did not send this key column")),
+        Cell::Null | Cell::Text(_) => Ok(()),
+    }
 }
 
 fn wrong_width(relation: &Relation, columns: usize) -> Error {

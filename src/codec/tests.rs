@@ -855,6 +855,23 @@ fn null_shown_as_the_default_is_null_at_our_sinks() {
     assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
 }
 
+/// It rides beside the key, where a sink would miss it.
+#[test]
+fn a_key_column_without_a_field_is_there_or_refused() {
+    let mut relation = Relation::clone(&relation_of(vec![Column { key: Some(0), nullable: false, ..of(3220, -1) }]));
+    relation.modes.unknown = UnknownMode::Skip;
+    let avro = Relation { format: Format::Avro, ..relation.clone() };
+    let avro = Arc::new(avro::complete(avro, "p").unwrap());
+    let ids = avro::SchemaIds { key: Some(1), value: 2 };
+    for encoder in [Encoder::new(Arc::new(relation), "p", "d"), Encoder::avro(avro, ids, "p", "d").unwrap()] {
+        let mut out = RecordBuf::default();
+        for cell in [Cell::Null, Cell::Absent] {
+            refusal(encoder.key(row(&[cell]).row(), &mut out));
+        }
+        encoder.key(row(&[Cell::Text(b"0/1")]).row(), &mut out).unwrap();
+    }
+}
+
 /// What the schema has no room for, readers of that schema would refuse or cut.
 #[test]
 fn numbers_of_extensions_beyond_their_schema_are_refused() {

@@ -247,7 +247,7 @@ impl Core {
         let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
         let types = types::types(&*self.session, &oids).await.unwrap();
         let asked = shape::relation_shape(table);
-        let relation = catalog::build_streamed_relation(&announced(&body), facts.as_ref(), &types, asked).unwrap();
+        let relation = catalog::build_streamed_relation(&announced(&body), facts.as_ref(), &types, &[], asked).unwrap();
         let rows = shape::shaped(table, relation, facts.as_ref(), &config.kafka.topic_prefix).unwrap().rows;
         let orders = rows.key_orders.iter().map(|(_, order)| *order).collect();
         let naming = Naming { key: rows.key.clone(), orders };

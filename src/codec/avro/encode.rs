@@ -12,7 +12,9 @@ use crate::codec::mapping::{self, Encoding};
 use crate::codec::schema::Value;
 use crate::codec::shell::{EncoderId, Shell};
 use crate::codec::write::{Fidelity, Writer, write};
-use crate::codec::{Event, JsonEncoder, Op, RecordBuf, VERSION, invalid, may_be_unsaid, no_key, unfit, wrong_width};
+use crate::codec::{
+    Event, JsonEncoder, Op, RecordBuf, VERSION, check_skipped_key, invalid, may_be_unsaid, no_key, unfit, wrong_width,
+};
 use crate::error::Result;
 use crate::record::{Side, push_text};
 use crate::relation::Relation;
@@ -130,7 +132,10 @@ impl Encoder {
         self.check_width(row)?;
         out.key.extend_from_slice(&self.key_frame);
         for (index, shape) in &self.key {
-            let Some(shape) = shape else { continue };
+            let Some(shape) = shape else {
+                check_skipped_key(&self.relation, *index, row.get(*index))?;
+                continue;
+            };
             match row.get(*index) {
                 Cell::Text(text) => self.value(*index, shape, text, &mut out.key)?,
                 // Only of a key that its connector names: no row is found by it.
