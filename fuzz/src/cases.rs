@@ -27,6 +27,7 @@ pub const EVENT: Event = Event {
     snapshot: Snapshot::False,
     now_ns: 1_700_000_001_000_000_007,
     block: None,
+    origin: None,
 };
 
 const IDS: SchemaIds = SchemaIds { key: Some(1), value: 2 };
