@@ -54,6 +54,7 @@ fn relation() -> Arc<Relation> {
         columns: columns.collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     })
 }
 
@@ -97,6 +98,7 @@ fn bench(format: &str, encoder: &Encoder, decoder: &Decoder) {
         snapshot: Snapshot::False,
         now_ns: 1_795_248_927_928_123_456,
         block: None,
+        origin: None,
     };
     let mut out = RecordBuf::default();
     encoder.create(&event, row.row(), &mut out).expect("the row fits");

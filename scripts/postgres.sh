@@ -12,11 +12,21 @@ declare -A POSTGRES_PACKAGES=(
 POSTGRES_DEFAULT=17
 
 postgres_dir() {
+    [[ -z ${SET[extensions]:-} ]] || { extensions_dir && return; }
     printf '%s/postgres-%s' "$CACHE" "${POSTGRES_PACKAGES[${SET[postgres]}]}"
+}
+
+postgres_version() {
+    if [[ -n ${SET[extensions]:-} ]]; then
+        printf 'Postgres %s' "${SET[postgres]}"
+    else
+        printf 'Postgres %s' "${POSTGRES_PACKAGES[${SET[postgres]}]%.0-*}"
+    fi
 }
 
 fetch_postgres() {
     local arch
+    [[ -z ${SET[extensions]:-} ]] || { download "$(postgres_dir)" install_extensions && return; }
     case $(uname -m) in
         x86_64) arch=x64 ;;
         aarch64) arch=arm64 ;;

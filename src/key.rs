@@ -14,11 +14,13 @@
 //!
 //! Deliberately not here: the orders of other databases than Postgres, and any reading of rows.
 
+pub mod ranges;
+
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::relation::{quote_identifier, quote_literal};
+use crate::relation::{quote_identifier, quote_literal, type_names};
 
 /// How the values of one key column are ordered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -72,6 +74,16 @@ pub struct KeyRange {
 
 impl KeyRange {
     pub const ALL: KeyRange = KeyRange { after: None, through: None };
+
+    /// A question for one key. No chunk has such a range: who reads it says between which keys it lies.
+    pub fn of_key(key: Vec<String>) -> KeyRange {
+        KeyRange { after: Some(key.clone()), through: Some(key) }
+    }
+
+    /// The key that [`KeyRange::of_key`] asks for.
+    pub fn key(&self) -> Option<&Vec<String>> {
+        self.through.as_ref().filter(|_| self.after == self.through)
+    }
 
     /// Whether the key lies in the range. `orders` and `key` are in key order.
     pub fn contains<K: AsRef<[u8]>>(&self, orders: &[KeyOrder], key: &[K]) -> Result<bool, KeyError> {
@@ -339,10 +351,9 @@ fn utf8(text: &str) -> String {
 
 /// A type's name for SQL, from `typname` or `schema.typname`.
 pub fn type_sql(type_name: &str) -> String {
-    match type_name.split_once('.') {
-        Some((schema, name)) => format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
-        None => format!("pg_catalog.{}", quote_identifier(type_name)),
-    }
+    let (schema, name) = type_names::split(type_name);
+    let schema = schema.map_or_else(|| "pg_catalog".to_owned(), |schema| quote_identifier(&schema));
+    format!("{schema}.{}", quote_identifier(&name))
 }
 
 /// How a row's key stands to a given one.

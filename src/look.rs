@@ -1,8 +1,8 @@
 //! What the source's catalog said of a table when it was last looked at, and what a difference means.
 //!
 //! Some statements change rows, or which rows are published, and write nothing into the stream: a column with a
-//! default, a type changed in place, a partition attached, emptied or detached, an enum's label renamed, a table
-//! taken out of the publication and put back. All of them leave a trace in the catalog that stays, so comparing two
+//! default, a type changed in place, a partition attached, emptied or detached, an enum's label renamed,
+//! a composite type altered, a table taken out of the publication and put back. All of them leave a trace in the catalog that stays, so comparing two
 //! looks finds them however far apart the looks are, and whoever was not running in between.
 //!
 //! What leaves the same rows is no difference: VACUUM FULL, CLUSTER and others rewrite the table's file without
@@ -30,8 +30,11 @@ pub struct Look {
     pub leaves: Vec<Leaf>,
     /// The publication's row in the catalog and the table's among its tables; `None` where the table is not published.
     pub published: Option<String>,
-    /// Of the enums that the columns are of: OID and label.
+    /// Of the enums that the columns' types are made of, at any depth: OID and label.
     pub labels: Vec<(u32, String)>,
+    /// Composite types among them, which can be altered while tables have them. Looks of older builds have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub composites: Vec<Composite>,
     /// Not the catalog's: what the connector made of its rows, as [`crate::transform::Shape::digest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<String>,
@@ -55,6 +58,14 @@ pub struct ColumnLook {
 pub struct Leaf {
     pub oid: u32,
     pub file: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Composite {
+    /// Of its relation.
+    pub oid: u32,
+    /// Number and type of each attribute. Names stand in no value.
+    pub attributes: Vec<(i16, u32)>,
 }
 
 /// What may have happened between two looks.
@@ -99,6 +110,11 @@ impl Look {
         if let Some((_, label)) = self.labels.iter().find(relabelled) {
             return rows(format!("the enum's label {label:?} was renamed"));
         }
+        let reshaped =
+            |now: &&Composite| self.composites.iter().any(|b| b.oid == now.oid && b.attributes != now.attributes);
+        if now.composites.iter().any(|composite| reshaped(&composite)) {
+            return rows("a composite type of its values was altered".to_owned());
+        }
         let altered = |c: &&ColumnLook| self.columns.iter().any(|b| b.number == c.number && b.row != c.row);
         if self.file != now.file
             && let Some(column) = now.columns.iter().find(altered)
@@ -135,6 +151,7 @@ mod tests {
             leaves: vec![Leaf { oid: 5, file: 50 }],
             published: Some("2:600 3:601".into()),
             labels: vec![(8, "sad".into())],
+            composites: vec![Composite { oid: 9, attributes: vec![(1, 23)] }],
             shape: None,
             filter: None,
         }
@@ -155,6 +172,7 @@ mod tests {
         assert_eq!(after(|now| now.columns[1].type_oid = 25), None, "varchar to text");
         assert_eq!(after(|now| now.columns[1].typmod = 24), None, "a varchar widened");
         assert_eq!(after(|now| now.labels.push((9, "glad".into()))), None, "ADD VALUE");
+        assert_eq!(after(|now| now.composites[0].oid = 10), None, "another type, of a column that says so itself");
     }
 
     #[test]
@@ -171,6 +189,8 @@ mod tests {
         assert!(why(|now| now.columns[0].type_oid = 20).contains("another type"));
         assert!(why(|now| now.key = vec![3]).contains("key"));
         assert!(why(|now| now.labels[0].1 = "blue".into()).contains("\"sad\""));
+        assert!(why(|now| now.composites[0].attributes.push((2, 23))).contains("composite"));
+        assert!(why(|now| now.composites[0].attributes.clear()).contains("composite"));
         assert!(why(|now| now.leaves[0].file = 51).contains("partition"));
         assert!(why(|now| now.leaves.clear()).contains("partition"));
         let rewritten = why(|now| {

@@ -6,6 +6,7 @@
 pub mod flat;
 pub mod names;
 pub mod outbox;
+pub mod type_names;
 
 use std::fmt;
 use std::str::FromStr;
@@ -296,6 +297,9 @@ pub enum TypeKind {
     },
     Array {
         element: Box<TypeName>,
+        /// Between elements, as the element's type says (`pg_type.typdelim`): `;` of boxes, `:` of PostGIS' types.
+        #[serde(default = "comma", skip_serializing_if = "is_comma")]
+        delimiter: u8,
     },
     Domain {
         base: Box<TypeName>,
@@ -303,6 +307,14 @@ pub enum TypeKind {
     Composite,
     Range,
     Multirange,
+}
+
+fn comma() -> u8 {
+    b','
+}
+
+fn is_comma(delimiter: &u8) -> bool {
+    *delimiter == b','
 }
 
 impl TypeKind {
@@ -338,7 +350,7 @@ pub enum ColumnDefault {
 pub struct Column {
     pub name: String,
     pub type_oid: u32,
-    /// `pg_type.typname`, with the schema in front unless it is `pg_catalog`.
+    /// `pg_type.typname`, with the schema in front unless it is `pg_catalog`: see [`type_names`].
     pub type_name: String,
     /// -1 when the type has no modifier.
     pub typmod: i32,
@@ -380,6 +392,9 @@ pub struct Relation {
     pub avro: Option<AvroSchemas>,
     /// What the connector makes of rows before they are written, but for columns that it leaves out: they are not in `columns`.
     pub transforms: Vec<Transform>,
+    /// Columns that the source's table has and the connector leaves out. Written only where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<String>,
 }
 
 impl Relation {
@@ -439,7 +454,7 @@ impl Relation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn relation() -> Relation {
@@ -465,6 +480,7 @@ mod tests {
             columns: vec![column("a", Some(1)), column("b", None), column("c", Some(0))],
             avro: None,
             transforms: vec![],
+            hidden: vec![],
         }
     }
 

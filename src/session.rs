@@ -70,7 +70,7 @@ impl DerefMut for Session {
     }
 }
 
-/// Connects, authenticates and asserts [`settings::SETTINGS`], all within `db.connect_timeout`.
+/// Connects, authenticates, asserts [`settings::SETTINGS`] and lifts limits of the role's, all within `db.connect_timeout`.
 pub async fn connect(db: &Database, application_name: &str) -> Result<Session> {
     let doing = format!("connecting to {}", place(db));
     let attempt = async {
@@ -138,7 +138,8 @@ fn client_config(db: &Database, application_name: &str) -> tokio_postgres::Confi
 
 async fn assert_settings(session: &Session) -> Result<()> {
     let doing = "asserting the session's settings";
-    let messages = session.simple_query(&settings::assertion()).await.map_err(|e| classify(doing, e))?;
+    let asked = format!("{}; {}", settings::assertion(), settings::LIFT_TRANSACTION_TIMEOUT);
+    let messages = session.simple_query(&asked).await.map_err(|e| classify(doing, e))?;
     let row = messages.iter().find_map(|message| match message {
         tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
         _ => None,

@@ -1,5 +1,5 @@
-//! What a connector makes of its table's rows before records are written of them: columns left out, masks, another
-//! key, a row filter, constant columns.
+//! What a connector makes of its table's rows before records are written of them: columns left out or under other names, masks,
+//! another key, a row filter, constant columns.
 //!
 //! A [`Shape`] is what the connector says, in names. [`Shape::compile`] lays it over a version of the table's rows, once for each
 //! version: out of it come the relation version of the records and the [`Transformer`] that rows go through. Rows of the
@@ -64,6 +64,8 @@ pub struct Shape {
     pub columns: Columns,
     /// Columns in front of the table's own.
     pub constants: Vec<Constant>,
+    /// Columns that have another name in records, in order of their own.
+    pub renames: Vec<(String, String)>,
     /// In order of column name.
     pub masks: Vec<(String, Mask)>,
     /// The columns of the record's key, in order; empty: those that name a row.
@@ -99,7 +101,7 @@ pub struct Shaped {
 impl Shape {
     /// Nothing is said: records hold what rows hold.
     pub fn is_plain(&self) -> bool {
-        self.keeps_rows() && self.filter.is_none()
+        self.keeps_rows() && self.renames.is_empty() && self.filter.is_none()
     }
 
     /// Rows that come are written as they come.
@@ -125,6 +127,9 @@ impl Shape {
             let constants: Vec<[&String; 2]> = self.constants.iter().map(|c| [&c.column, &c.value]).collect();
             json["constants"] = serde_json::json!(constants);
         }
+        if !self.renames.is_empty() {
+            json["renames"] = serde_json::json!(self.renames);
+        }
         Some(hex::encode(&Sha256::digest(json.to_string())[..8]))
     }
 
@@ -140,6 +145,7 @@ impl Shape {
         let in_key = |at: usize| u16::try_from(at).expect("a table has at most 1600 columns");
         let keyed = if key.is_empty() { 0 } else { self.constants.len() };
         let (mut columns, mut picks, mut transforms) = (Vec::new(), Vec::new(), Vec::new());
+        let mut hidden = Vec::new();
         for (i, Constant { column, value }) in self.constants.iter().enumerate() {
             columns.push(constant_column(column, (i < keyed).then(|| in_key(i))));
             picks.push(Pick::Constant(value.clone().into_bytes()));
@@ -150,32 +156,37 @@ impl Shape {
             let known = catalog.is_none_or(|names| names.contains(&column.name.as_str()));
             let kept = self.keeps(&column.name) && (known || ordinal.is_some() || !self.hides());
             if !kept && ordinal.is_none() {
+                // One that the catalog has forgotten is dropped, not hidden.
+                hidden.extend((!self.keeps(&column.name)).then(|| column.name.clone()));
                 continue;
             }
             if !kept && for_sinks {
                 return Err(key_left_out(&rows, column));
             }
+            let name = self.name_of(&column.name).to_owned();
             if !kept {
-                transforms.push(Transform::KeyOnly { column: column.name.clone() });
+                transforms.push(Transform::KeyOnly { column: name.clone() });
             }
             let mask = self.masks.iter().find(|(name, _)| *name == column.name).map(|(_, mask)| mask.clone());
             if let Some(mask) = &mask {
                 check_mask(&rows, column, mask, ordinal.is_some(), for_sinks)?;
-                transforms.push(Transform::Mask { column: column.name.clone(), mask: mask.mark() });
+                transforms.push(Transform::Mask { column: name.clone(), mask: mask.mark() });
             }
             picks.push(Pick::Row { from: i, mask: mask.map(|mask| (mask, length(column))) });
-            columns.push(Column { key: ordinal.map(|at| in_key(keyed + at)), ..column.clone() });
+            columns.push(Column { name, key: ordinal.map(|at| in_key(keyed + at)), ..column.clone() });
         }
+        check_twins(&rows, &columns)?;
         let bare = |pick: &Pick, i: usize| matches!(pick, Pick::Row { from, mask: None } if *from == i);
         let shown = |i: usize| key.contains(&i) || picks.iter().any(|pick| bare(pick, i));
         if let Some(hidden) = rows.key_columns().into_iter().find(|i| !shown(*i)) {
             return Err(row_key_hidden(&rows, &rows.columns[hidden]));
         }
-        if key != rows.key_columns() {
+        let renamed = key.iter().any(|&i| self.name_of(&rows.columns[i].name) != rows.columns[i].name);
+        if renamed || key != rows.key_columns() {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
         }
         transforms.extend(self.filter.iter().map(|sql| Transform::Where { sql: sql.clone() }));
-        let relation = Relation { columns, transforms, ..rows }.sealed();
+        let relation = Relation { columns, transforms, hidden, ..rows }.sealed();
         let transformer = (!self.keeps_rows()).then_some(Transformer { picks });
         Ok(Shaped { relation, transformer })
     }
@@ -187,6 +198,18 @@ impl Shape {
             Columns::Only(names) => names.iter().any(|name| name == column),
             Columns::Except(names) => names.iter().all(|name| name != column),
         }
+    }
+
+    /// What the table's column is called in records.
+    pub fn name_of<'a>(&'a self, column: &'a str) -> &'a str {
+        self.renames.iter().find(|(from, _)| from == column).map_or(column, |(_, to)| to)
+    }
+
+    /// Whether records have a column of that name, if the table has the one that it stands for.
+    pub fn has_record_column(&self, name: &str) -> bool {
+        let added = self.constants.iter().any(|constant| constant.column == name);
+        let own = self.renames.iter().find(|(_, to)| to == name).map_or(name, |(from, _)| from);
+        added || (self.keeps(own) && self.name_of(own) == name)
     }
 
     /// Columns are hidden by name, so one under another name would show.
@@ -202,7 +225,9 @@ impl Shape {
             Columns::Except(names) => ("exclude_columns", names),
         };
         let masked = self.masks.iter().map(|(column, _)| ("masks", column));
-        listed.iter().map(move |name| (word, name)).chain(masked).chain(self.key.iter().map(|name| ("key", name)))
+        let renamed = self.renames.iter().map(|(column, _)| ("rename_columns", column));
+        let key = self.key.iter().map(|name| ("key", name));
+        listed.iter().map(move |name| (word, name)).chain(masked).chain(renamed).chain(key)
     }
 
     fn check_names(&self, rows: &Relation, catalog: Option<&[&str]>) -> Result<()> {
@@ -292,6 +317,18 @@ impl Transformer {
                 Pick::Row { from, mask: Some((mask, length)) } => mask.apply(row.get(*from), *length, &mut text),
                 Pick::Constant(value) => Cell::Text(value),
             });
+        }
+    }
+}
+
+/// Another name may be that of a column that the table has, be it since a moment ago.
+fn check_twins(rows: &Relation, columns: &[Column]) -> Result<()> {
+    let twin = columns.iter().enumerate().find(|(i, column)| columns[..*i].iter().any(|c| c.name == column.name));
+    match twin {
+        None => Ok(()),
+        Some((_, Column { name, .. })) => {
+            let found = format!("rename_columns gives two columns the name {name:?}");
+            Err(refused(rows, &found, "write another name into [rename_columns]".to_owned()))
         }
     }
 }

@@ -52,6 +52,7 @@ fn relation(format: Format) -> Arc<Relation> {
         columns: columns.collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     };
     Arc::new(avro::complete(relation, "shop").unwrap())
 }
@@ -84,6 +85,7 @@ fn codec(encoder: &Encoder, decoder: &Decoder, reading: u64) {
         snapshot: Snapshot::False,
         now_ns: 1_700_000_001_000_000_007,
         block: None,
+        origin: None,
     };
     let mut out = RecordBuf::default();
     let encoded = allocations(|| {

@@ -204,6 +204,7 @@ fn placeholder() -> Arc<Relation> {
         columns: vec![],
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     })
 }
 
@@ -317,6 +318,7 @@ fn event(envelope: &Envelope) -> Event {
         snapshot,
         now_ns: envelope.ts_ns,
         block: None,
+        origin: None,
     }
 }
 
@@ -501,6 +503,7 @@ fn postgres_text_becomes_what_debezium_wrote() {
                 snapshot: Snapshot::False,
                 now_ns: 0,
                 block: None,
+                origin: None,
             };
             encoder.create(&event, cells.row(), &mut out).unwrap();
             encoder.key(cells.row(), &mut out).unwrap();

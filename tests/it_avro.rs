@@ -16,6 +16,7 @@ use support::Pipeline;
 use support::scene::{
     AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, Keyed, PATIENCE, Raw, Scene, assert_once, read_raw, text,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
@@ -259,23 +260,63 @@ async fn a_schema_that_is_refused_halts_before_its_first_record() {
     let commit =
         text(&scene.source, &format!("SELECT pg_wal_lsn_diff('{}', '{before}') > 400", scene.confirmed().await)).await;
     assert_eq!(commit, "false", "the slot was moved past a change that was not written");
+    let (code, found) = check(&scene);
+    assert!(code == 3 && found.contains("error[SCHEMA_REFUSED]") && found.contains("table public.items"), "{found}");
+    assert_eq!(ask(&registry, "GET", &versions, "").1, json!([1, 2]), "check registers nothing");
 
     level("NONE");
+    let (_, found) = check(&scene);
+    assert!(found.contains(&format!("registry {registry}: ok")), "{found}");
     let mut process = scene.spawn(&[]);
     scene.equal(&mut process).await;
     assert_eq!(ask(&registry, "GET", &versions, "").1, json!([1, 2, 3]));
 }
 
-/// A registry that is down is waited for, in words; what happened meanwhile arrives once it is back.
+/// The exit code of `lockstep check`, and what it says.
+fn check(scene: &Scene) -> (i32, String) {
+    scene.pipeline.write().unwrap();
+    let output = scene.pipeline.command(&["check"]).unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    (output.status.code().unwrap(), text)
+}
+
+/// A web server that is no registry: whatever it is asked, it welcomes.
+async fn welcome(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            // One read: an answer is no answer to what is still on its way.
+            let mut asked = vec![0; 1 << 16];
+            let _ = stream.read(&mut asked).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\nwelcome").await;
+        });
+    }
+}
+
+/// What is no registry halts the source by name; one that is down is waited for, in words, and what happened meanwhile arrives once
+/// it is back. `check` says either before a start.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_down_is_waited_for() {
+async fn a_registry_that_is_none_halts_and_one_that_is_down_is_waited_for() {
     let schema = "CREATE TABLE public.items (id int PRIMARY KEY, v text)";
-    let scene = scene("avro_down", schema, &[("public.items", &["id"])]).await;
+    let scene = scene("avro_down", schema, &[("public.items", &["id"])]).await.configure(Pipeline::several);
     let real = scene.services.registry.clone();
     let (authority, base) = real.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
     let scene = scene.configure(|p| with_registry(p, &format!("http://127.0.0.1:{port}/{base}")));
     scene.sql("INSERT INTO items VALUES (1, 'one')").await;
+    let nonsense = tokio::spawn(welcome(listener));
+    let (code, found) = check(&scene);
+    assert!(code == 3 && found.contains("error[REGISTRY_REFUSED]") && found.contains(&port.to_string()), "{found}");
+    let mut process = scene.spawn(&[]);
+    let halted = |s: &support::Status| s.halt_code(None) == Some("REGISTRY_REFUSED");
+    process.wait_until("no registry", PATIENCE, halted).await.unwrap();
+    process.kill9().unwrap();
+    nonsense.abort();
+    let _ = nonsense.await;
+
+    let (code, found) = check(&scene);
+    assert!(code == 1 && found.contains("error: asking the schema registry"), "{code} {found}");
     let mut process = scene.spawn(&[]);
     let waits = |s: &support::Status| {
         let waiting = s.0["source"]["waiting_for"].as_str().unwrap_or_default();

@@ -5,11 +5,13 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::scene::{PATIENCE, Scene, text, wait_text};
+use support::scene::{PATIENCE, Scene, Seen, read_topic, text, wait_text};
 use support::{Pipeline, Process, Status};
 use tokio::time::sleep;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+/// Some chunks under writes take a second or two.
+const BUSY_PATIENCE: Duration = Duration::from_secs(60);
 const ITEMS: &str = "CREATE TABLE public.items (id int PRIMARY KEY, v text NOT NULL, n int)";
 const FILL: &str = "INSERT INTO items SELECT i, 'v' || i, i FROM generate_series(1, 200) i";
 
@@ -133,6 +135,79 @@ async fn a_label_of_an_enum_is_renamed() {
     let mut process = scene.start().await;
     scene.sql("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'").await;
     converge(&scene, &mut process, SUM).await;
+}
+
+/// Types deep inside of a column's: what is renamed or altered there changes rows, and no row tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_inside_a_type_is_altered() {
+    let schema = "CREATE TYPE public.mood AS ENUM ('sad', 'glad'); CREATE DOMAIN public.inner_mood AS public.mood;
+        CREATE DOMAIN public.outer_mood AS public.inner_mood; CREATE TYPE public.pair AS (m public.mood, n int);
+        CREATE TABLE public.items (id int PRIMARY KEY, o public.outer_mood, l public.inner_mood[], p public.pair[])";
+    let scene = Scene::new(LOCKSTEP, "ddl_nested", schema, &[("public.items", &["id"])]).await;
+    let row = |i: &str| {
+        format!(
+            "SELECT {i}, 'sad', '{{sad,NULL}}', ARRAY[ROW('glad', {i})::pair, ROW('sad', 0)::pair] FROM generate_series(1, 20) i"
+        )
+    };
+    scene.sql(&format!("INSERT INTO items {}", row("i"))).await;
+    // There the texts stay what they were until they are read again.
+    scene.orders().execute("ALTER TABLE items ALTER p TYPE text").await.unwrap();
+    let mut process = scene.start().await;
+    for (change, at_sink) in [
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "ALTER TYPE mood ADD VALUE 'blue'"),
+        ("ALTER TYPE pair ADD ATTRIBUTE t text", "SELECT"),
+        ("ALTER TYPE pair DROP ATTRIBUTE n", "SELECT"),
+    ] {
+        scene.orders().execute(at_sink).await.unwrap();
+        scene.sql(change).await;
+        converge(&scene, &mut process, SUM).await;
+    }
+    assert_eq!(rereads(&scene), 3, "{}", scene.log());
+}
+
+/// The stream says nothing of labels that come and types that are renamed, while what is read has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_ends_though_the_stream_has_not_heard_of_a_type() {
+    let schema = "CREATE TYPE public.mood AS ENUM ('sad', 'glad');
+                  CREATE TABLE public.items (id int PRIMARY KEY, v public.mood, n int)";
+    let scene = Scene::new(LOCKSTEP, "ddl_busy", schema, &[("public.items", &["id"])]).await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 10"));
+    scene.sql("INSERT INTO items SELECT i, 'sad' FROM generate_series(1, 100) i").await;
+    let mut process = scene.start().await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let writer = scene.source.connect().await.unwrap();
+    let writing = tokio::spawn(async move {
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            // Never at rest: there is always a change that a chunk's snapshot does not see.
+            writer.batch_execute("UPDATE public.items SET n = coalesce(n, 0) + 1 WHERE id = 7").await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let loaded = |scene: &Scene| scene.log().matches("existing rows loaded").count();
+    for (change, at_sink) in [
+        ("ALTER TYPE mood ADD VALUE 'new'", "ALTER TYPE mood ADD VALUE 'new'"),
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "ALTER TYPE mood ADD VALUE 'blue'"),
+        // A sink's type of another name is not known to hold it.
+        ("ALTER TYPE mood RENAME TO humour", "ALTER TABLE items ALTER v TYPE text"),
+    ] {
+        let before = loaded(&scene);
+        scene.orders().execute(at_sink).await.unwrap();
+        scene.sql(change).await;
+        if !change.contains("VALUE 'sad'") {
+            assert!(scene.pipeline.command(&["resync", "--all"]).unwrap().status.success());
+        }
+        let begun = Instant::now();
+        while loaded(&scene) == before {
+            process.ensure_running().unwrap();
+            assert!(begun.elapsed() < BUSY_PATIENCE, "{change}: the load does not end: {}", scene.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writing.await.unwrap();
+    converge(&scene, &mut process, SUM).await;
+    assert_eq!(text(scene.orders(), "SELECT count(*) FROM items WHERE v = 'blue'").await, "100");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,9 +514,12 @@ async fn another_key() {
 /// Ranges that were read by one key mean nothing under another.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_key_in_the_middle_of_a_load() {
-    let scene = Scene::new(LOCKSTEP, "ddl_key_load", ITEMS, &[("public.items", &["id"])]).await;
+    let schema = format!("{ITEMS}; CREATE TABLE public.before (id int PRIMARY KEY)");
+    let scene =
+        Scene::new(LOCKSTEP, "ddl_key_load", &schema, &[("public.before", &["id"]), ("public.items", &["id"])]).await;
     let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 10"));
     scene.orders().execute("ALTER TABLE items ADD UNIQUE (v, id)").await.unwrap();
+    scene.sql("INSERT INTO before SELECT generate_series(1, 300)").await;
     scene.sql("INSERT INTO items SELECT i, 'v' || i % 7, i FROM generate_series(1, 6000) i").await;
     let mut process = scene.spawn(&[]);
     wait_text(scene.orders(), "SELECT count(*) > 50 FROM items", "true", &mut process).await;
@@ -452,6 +530,7 @@ async fn another_key_in_the_middle_of_a_load() {
     converge(&scene, &mut process, SUM).await;
     scene.sql("UPDATE items SET n = 0 WHERE id % 100 = 0; UPDATE items SET v = 'w' WHERE id = 7").await;
     scene.equal(&mut process).await;
+    assert_eq!(scene.rows_read("public.before"), 300, "what was loaded of other tables is not read again");
 }
 
 // ---- Truncates, partitions, generated and identity columns, subtransactions, origins ----
@@ -628,6 +707,14 @@ async fn subtransactions_and_rows_of_another_origin() {
     scene.sql("INSERT INTO items VALUES (402, 'from here', 0)").await;
     let mut process = kill(&scene, process).await;
     scene.equal(&mut process).await;
+    let seen = read_topic(&scene.services.kafka, &format!("{}.public.items", scene.pipeline.name));
+    for (id, name, lsn) in [(401, Some(origin), Some(0xABCD)), (402, None, None)] {
+        let of_row = |seen: &&Seen| seen.value.as_ref().is_some_and(|value| value["after"]["id"] == id);
+        let found = seen.iter().filter(of_row).map(|seen| &seen.value.as_ref().unwrap()["source"]);
+        let wanted = serde_json::json!([name, lsn]);
+        let found: Vec<_> = found.map(|source| serde_json::json!([source["origin"], source["origin_lsn"]])).collect();
+        assert!(!found.is_empty() && found.iter().all(|found| *found == wanted), "{id}: {found:?}");
+    }
     superuser
         .batch_execute(&format!(
             "SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('{origin}')"

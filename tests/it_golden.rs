@@ -52,6 +52,9 @@ struct Verdicts {
     not_applicable: BTreeMap<String, String>,
     #[serde(default)]
     missing: BTreeMap<String, String>,
+    /// Run where the server has that extension, else not.
+    #[serde(default)]
+    needs_extension: BTreeMap<String, String>,
     /// The first version of Postgres that takes the case's SQL.
     #[serde(default)]
     since_postgres: BTreeMap<String, u32>,
@@ -80,6 +83,7 @@ enum Outcome {
     Equal,
     Better,
     NotApplicable,
+    NoExtension,
     /// This server is older than what the case writes.
     NewerPostgres,
     Missing,
@@ -101,7 +105,7 @@ async fn recordings_of_debezium_are_replayed() {
         .collect();
     names.sort();
     let listed = verdicts.better.keys().chain(verdicts.not_applicable.keys()).chain(verdicts.missing.keys());
-    for listed in listed.chain(verdicts.since_postgres.keys()) {
+    for listed in listed.chain(verdicts.since_postgres.keys()).chain(verdicts.needs_extension.keys()) {
         assert!(names.contains(listed), "verdicts.toml lists {listed}, which is no case");
     }
     names.retain(|name| only.as_ref().is_none_or(|only| only.contains(name)));
@@ -142,6 +146,11 @@ async fn judge(name: &str, dir: &Path, verdicts: &Verdicts, services: &Services,
     }
     if verdicts.since_postgres.get(name).is_some_and(|first| services.postgres_version < *first) {
         return (Outcome::NewerPostgres, String::new());
+    }
+    if let Some(extension) = verdicts.needs_extension.get(name)
+        && !services.catalog.has_extension(extension).await.unwrap()
+    {
+        return (Outcome::NoExtension, String::new());
     }
     let missing = verdicts.missing.get(name);
     // What is known to be missing is tried again only when it is asked for: it mostly ends in a deadline.

@@ -207,6 +207,7 @@ async fn a_restart_that_dies_between_two_steps_goes_on() {
                     tables: vec![],
                     asked_by: "test".into(),
                     old_ledger: None,
+                    taken: vec![],
                 }),
                 2 => Body::Source(intent.clone()),
                 3 => {

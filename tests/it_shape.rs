@@ -1,4 +1,4 @@
-//! What connectors make of their tables' rows: columns left out, masks, other keys. Sinks equal the source as it is shaped.
+//! What connectors make of their tables' rows: columns left out or under other names, masks, other keys. Sinks equal the source as it is shaped.
 
 mod support;
 
@@ -29,9 +29,10 @@ const SHAPED: &str =
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_equals_the_source_as_it_is_shaped() {
-    let sink = "CREATE TABLE public.t (id int PRIMARY KEY, name text, ssn varchar(11), big text)";
+    let sink = "CREATE TABLE public.t (\"the id\" int PRIMARY KEY, name text, ssn varchar(11), bulk text)";
+    let renames = "[rename_columns]\nid = \"the id\"\nbig = \"bulk\"\n";
     let masks = "[masks]\nname.truncate = 4\nssn = { hash = \"SHA-256\", salt = \"salty\" }\n[sinks.orders]\n";
-    let connector = format!("exclude_columns = [\"secret\"]\n{masks}");
+    let connector = format!("exclude_columns = [\"secret\"]\n{renames}{masks}");
     let scene = scene("shape", PEOPLE, sink, &connector).await;
     scene.sql("INSERT INTO t SELECT i, 'before ' || i, 'ssn-' || i, repeat('x', 5000), 'canary' FROM generate_series(1, 50) i").await;
     let mut process = scene.start().await;
@@ -55,8 +56,9 @@ async fn a_sink_equals_the_source_as_it_is_shaped() {
     // Under another shape the same rows are others: those that nobody touches too.
     drop(process);
     scene.sql("UPDATE t SET name = 'meanwhile' WHERE id = 14").await;
-    let otherwise = "columns = [\"id\", \"ssn\", \"name\", \"big\"]\n[masks.ssn]\nchars = 3\n[sinks.orders]\n";
-    let scene = scene.configure(|p| p.connector("public.t", otherwise));
+    let columns = "columns = [\"id\", \"ssn\", \"name\", \"big\"]\n";
+    let otherwise = format!("{columns}{renames}[masks.ssn]\nchars = 3\n[sinks.orders]\n");
+    let scene = scene.configure(|p| p.connector("public.t", &otherwise));
     let mut process = scene.spawn(&[]);
     shows(&scene, &mut process, "SELECT id, name, '***', big FROM t", "SELECT * FROM t").await;
     assert_eq!(scene.log().matches("its connector makes other records of them").count(), 1);
@@ -71,8 +73,8 @@ async fn a_sink_equals_the_source_as_it_is_shaped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_finds_rows_by_another_key() {
     let source = "CREATE TABLE public.t (id int PRIMARY KEY, sku text NOT NULL UNIQUE, v int); ALTER TABLE t REPLICA IDENTITY FULL";
-    let sink = "CREATE TABLE public.t (sku text PRIMARY KEY, v int)";
-    let connector = "exclude_columns = [\"id\"]\nkey = [\"sku\"]\n[sinks.orders]\n";
+    let sink = "CREATE TABLE public.t (code text PRIMARY KEY, v int)";
+    let connector = "exclude_columns = [\"id\"]\nkey = [\"sku\"]\n[rename_columns]\nsku = \"code\"\n[sinks.orders]\n";
     let scene = scene("shape_key", source, sink, connector).await;
     let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 20"));
     scene.sql("INSERT INTO t SELECT i, 'sku ' || i * 7 % 101, i FROM generate_series(1, 100) i").await;

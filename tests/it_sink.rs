@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::Folded;
 use lockstep::change::Op;
+use lockstep::config::Truncate;
 use lockstep::error::{Code, Error};
 use lockstep::key::KeyRange;
 use lockstep::relation::TableName;
@@ -361,6 +362,7 @@ fn truncate_empties_exactly_the_tables_named() {
         world.run("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1, 1)").await;
         let halt = halt(a.apply(&[(parent, net(parent, &["truncate"]))]).await.unwrap_err());
         assert_eq!(halt.code, Code::ConstraintRefused, "never CASCADE");
+        assert!(halt.hint.contains("truncate = \"delete\""), "{}", halt.hint);
         // Also where checks are pending in the same transaction.
         let to = a.begin().await;
         a.sink.apply(&[(child, net(child, &["insert 2|1|1"]))]).await.unwrap();
@@ -368,6 +370,38 @@ fn truncate_empties_exactly_the_tables_named() {
         a.sink.apply(&both).await.unwrap();
         a.commit(to).await;
         assert_eq!((world.rows("TABLE parent").await, world.rows("TABLE child").await), ("7|y".into(), String::new()));
+    });
+}
+
+#[test]
+fn an_enum_that_lacks_a_label_says_what_to_type() {
+    in_database(|world| async move {
+        let mut a = world.sink("CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood)").await;
+        let plan = plan(&a.sink, "t", "id:int4! m:public.mood").await;
+        let halt = halt(a.apply(&[(&plan, net(&plan, &["insert 1|new"]))]).await.unwrap_err());
+        assert_eq!((halt.code, halt.message.contains("column m")), (Code::ValueRefused, true));
+        assert!(halt.hint.starts_with("ALTER TYPE \"public\".\"mood\" ADD VALUE"), "{}", halt.hint);
+    });
+}
+
+/// A table of the service's own would refuse TRUNCATE even while it is empty.
+#[test]
+fn a_table_that_others_reference_is_emptied_row_by_row_where_that_is_asked_for() {
+    in_database(|world| async move {
+        let own = "CREATE TABLE own (id int REFERENCES parent ON DELETE SET NULL)";
+        let mut a = world.sink(&format!("{}; {own}", TREE.replace("ACTION", "DEFERRABLE"))).await;
+        let by_delete = |table, columns| WantedTable { truncate: Truncate::Delete, ..wanted(table, columns) };
+        let tables = [by_delete("child", "id:int4! parent:int4 boss:int4"), by_delete("parent", "id:int4! v:text")];
+        let plans = a.sink.plan(&tables).await.unwrap();
+        let (child, parent) = (&plans[0], &plans[1]);
+        world
+            .run("INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 1); INSERT INTO own VALUES (1)")
+            .await;
+        let both =
+            [(parent, net(parent, &["truncate", "insert 2|y"])), (child, net(child, &["truncate", "insert 3|2|3"]))];
+        a.apply(&both).await.unwrap();
+        assert_eq!((world.rows("TABLE parent").await, world.rows("TABLE child").await), ("2|y".into(), "3|2|3".into()));
+        assert_eq!(world.rows("SELECT count(*), count(id) FROM own").await, "1|0", "its ON DELETE action was heard");
     });
 }
 

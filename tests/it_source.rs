@@ -321,7 +321,7 @@ async fn a_relation_is_the_same_from_the_catalog_and_from_the_stream() {
             let facts = db.facts(table).await;
             let oids: Vec<u32> = message.columns.iter().map(|c| c.type_oid).collect();
             let types = types::types(&db.ours, &oids).await.unwrap();
-            let streamed = catalog::build_streamed_relation(message, Some(&facts), &types, shape()).unwrap();
+            let streamed = catalog::build_streamed_relation(message, Some(&facts), &types, &[], shape()).unwrap();
             assert_eq!(streamed, catalog::build_relation(&facts, shape()).unwrap());
         }
         let d = db.relation("d").await;
@@ -345,10 +345,10 @@ async fn a_relation_is_the_same_from_the_catalog_and_from_the_stream() {
 /// The stream is behind the catalog: the key's columns as flagged, types by OID, or texts.
 async fn stale_catalog(db: &Database, message: &StreamedRelation) {
     let types = types::types(&db.ours, &[1043, 1700, 1022, message.columns[2].type_oid]).await.unwrap();
-    let dropped = catalog::build_streamed_relation(message, None, &types, shape()).unwrap();
+    let dropped = catalog::build_streamed_relation(message, None, &types, &[], shape()).unwrap();
     assert_eq!(dropped.key_columns(), [0, 1]);
     assert_eq!(dropped.columns[2].type_name, "public.mood");
-    let gone = catalog::build_streamed_relation(message, None, &Default::default(), shape()).unwrap();
+    let gone = catalog::build_streamed_relation(message, None, &Default::default(), &[], shape()).unwrap();
     assert_eq!(gone.columns[2].type_name, "text", "a type that was dropped with its column");
 }
 

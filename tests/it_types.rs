@@ -46,6 +46,59 @@ async fn types_made_by_the_transaction_that_uses_them() {
     waited.unwrap();
 }
 
+/// Made of Postgres' own functions; between its elements stands what is in other types' values.
+const OWN_BASE: &str = "
+CREATE TYPE public.own;
+CREATE FUNCTION public.own_in(cstring) RETURNS public.own AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+CREATE FUNCTION public.own_out(public.own) RETURNS cstring AS 'textout' LANGUAGE internal IMMUTABLE STRICT;
+CREATE TYPE public.own (INPUT = public.own_in, OUTPUT = public.own_out, LIKE = text, DELIMITER = '|');
+";
+
+const CHANGING: &str = "
+CREATE TYPE public.mood AS ENUM ('sad', 'ok');
+CREATE TYPE public.pair AS (a int, b text);
+CREATE TABLE public.changing (id int PRIMARY KEY, m mood, ms mood[], p pair, ps pair[], o own, os own[]);
+INSERT INTO changing VALUES (1, 'sad', '{ok,NULL}', '(1,x)', ARRAY['(1,x)'::pair, NULL], 'a|b,c', '{\"a|b,c\"|NULL|\"\"}');
+";
+
+/// Types that are altered between transactions and within one, a base type that only its database knows, negative scales.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_that_change_and_types_of_one_s_own() {
+    let scene = Scene::bare(LOCKSTEP, "changing", "", 1).await.configure(|p| p.table("public.changing"));
+    let scene = Scene { tables: vec![TablePair::same("public.changing", &["id"])], ..scene };
+    for database in [&scene.source, scene.orders()] {
+        database.superuser().await.unwrap().batch_execute(OWN_BASE).await.unwrap();
+        database.execute(CHANGING).await.unwrap();
+    }
+    let both = async |sql: &str| {
+        scene.orders().execute(sql).await.unwrap();
+        scene.sql(sql).await;
+    };
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO changing SELECT 2, m, ms, p, ps, o, os FROM changing").await;
+    scene.equal(&mut process).await;
+    for (label, place) in [("be, {}", "BEFORE 'sad'"), ("back\\slash", ""), ("quo''ted \"", "AFTER 'sad'")] {
+        both(&format!("ALTER TYPE mood ADD VALUE '{label}' {place}")).await;
+        let row = format!("UPDATE changing SET m = '{label}', ms = ARRAY['{label}', 'ok', NULL]::mood[] WHERE id = 1");
+        scene.sql(&row).await;
+    }
+    both("ALTER TYPE mood RENAME VALUE 'sad' TO 'glad'").await;
+    scene.sql("UPDATE changing SET m = 'glad' WHERE id = 2").await;
+    scene.equal(&mut process).await;
+    both("ALTER TYPE pair ADD ATTRIBUTE c numeric").await;
+    scene.sql("BEGIN; UPDATE changing SET p = '(2,y,1.0)', ps = ARRAY['(2,y,1.0)'::pair] WHERE id = 1; INSERT INTO changing (id, p) VALUES (3, '(,,)'); COMMIT").await;
+    scene.equal(&mut process).await;
+    both("ALTER TYPE pair DROP ATTRIBUTE b").await;
+    scene.sql("INSERT INTO changing (id, p) VALUES (4, '(7,NaN)')").await;
+    scene.equal(&mut process).await;
+    if scene.services.postgres_version >= 15 {
+        both("ALTER TABLE changing ADD n numeric(3,-2), ADD f numeric(2,5)").await;
+        scene.sql("UPDATE changing SET n = 12345 * id, f = 0.00042; INSERT INTO changing (id, n) VALUES (5, 'NaN'), (6, -99900)").await;
+        scene.equal(&mut process).await;
+    }
+    process.terminate(PATIENCE).await.unwrap();
+}
+
 /// An empty database in another encoding; dropped with the value.
 async fn database(services: &Services, hint: &str, encoding: &str) -> Database {
     let database = services.catalog.create_database(hint).await.unwrap();
@@ -171,13 +224,16 @@ async fn generated_and_identity_columns() {
 /// The rights that docs/configuration.md asks for, and no others, with settings of the roles' own that must change nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_with_no_more_rights_than_they_need() {
-    let schema = "CREATE TABLE public.t (id int PRIMARY KEY, b bytea, f float8, d timestamptz, i interval, m money)";
+    let schema =
+        "CREATE TABLE public.t (id int PRIMARY KEY, b bytea, f float8, d timestamptz, i interval, m money, a text[])";
     let scene = Scene::new(LOCKSTEP, "least", schema, &[("public.t", &["id"])]).await;
     let (source, sink) = (scene.source.superuser().await.unwrap(), scene.orders().superuser().await.unwrap());
     let role = format!("poor_{}", scene.source.name);
     let odd = "SET bytea_output = escape; ALTER ROLE {role} SET extra_float_digits = -10; ALTER ROLE {role} SET TimeZone = 'Asia/Tokyo';
         ALTER ROLE {role} SET DateStyle = 'German'; ALTER ROLE {role} SET IntervalStyle = iso_8601;
-        ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere";
+        ALTER ROLE {role} SET statement_timeout = '1ms'; ALTER ROLE {role} SET idle_in_transaction_session_timeout = '1ms';
+        ALTER ROLE {role} SET idle_session_timeout = '1ms'; ALTER ROLE {role} SET default_transaction_isolation = serializable; ALTER ROLE {role} SET search_path = nowhere;
+        ALTER ROLE {role} SET array_nulls = off";
     let create =
         format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'; ALTER ROLE {role} {}", odd.replace("{role}", &role));
     let publication = format!("CREATE PUBLICATION {} FOR TABLE ONLY public.t", scene.slot());
@@ -198,7 +254,7 @@ async fn roles_with_no_more_rights_than_they_need() {
     let scene = scene.configure(|p| p.source_url(source_url).sink_url("orders", sink_url));
     let rows = |from: i32| {
         format!("INSERT INTO t SELECT i, decode(md5(i::text), 'hex'), 0.1 * i + 1e-15, timestamptz '2024-01-01 00:00:00.123456+00' + i * interval '1 hour',
-                 i * interval '1 mon -1 day 1.5 sec', i::money * 1234.5 FROM generate_series({from}, {from} + 30) i")
+                 i * interval '1 mon -1 day 1.5 sec', i::money * 1234.5, ARRAY['null', NULL] FROM generate_series({from}, {from} + 30) i")
     };
     scene.sql(&rows(0)).await;
     let mut process = scene.start().await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{Evolve, SinkTable};
+use lockstep::config::{Evolve, SinkTable, Truncate};
 use lockstep::error::Code;
 use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::relation::{Relation, TableName};
@@ -413,6 +413,7 @@ fn stale_rows_of_one_table_are_no_other_table_s_in_the_same_one() {
             table: TableName::new("public", "t"),
             columns: None,
             evolve: Evolve::Off,
+            truncate: Truncate::Truncate,
         };
         let wanted = WantedTable::of(&relation, &target).unwrap();
         let plan = a.sink.plan(&[wanted]).await.unwrap().remove(0);

@@ -265,6 +265,29 @@ async fn a_role_without_replication_is_told_the_command() {
     assert!(error.to_string().contains(&format!("ALTER ROLE \"{role}\" LOGIN REPLICATION")), "{error}");
 }
 
+/// Whatever takes longer would be begun again for ever.
+#[tokio::test]
+async fn limits_of_a_role_do_not_hold_for_our_sessions() {
+    let admin = session::connect(&unix(), "it_wire admin").await.unwrap();
+    let role = format!("it_wire_limited_{}", std::process::id());
+    let names =
+        "'statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout'";
+    let limit = format!(
+        "CREATE ROLE {role} LOGIN PASSWORD '{role}';
+         DO $$ DECLARE limited text; BEGIN
+           FOR limited IN SELECT name FROM pg_settings WHERE name IN ({names}) LOOP
+             EXECUTE format('ALTER ROLE {role} SET %I = %L', limited, '10s');
+           END LOOP; END $$"
+    );
+    admin.batch_execute(&limit).await.unwrap();
+    let session = session::connect(&database(Host::Tcp("127.0.0.1".into()), &role, Tls::Off), "it_wire").await.unwrap();
+    let found = format!("SELECT string_agg(DISTINCT setting, ',') FROM pg_settings WHERE name IN ({names})");
+    let found = first(&session, &found).await;
+    session.close().await;
+    admin.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();
+    assert_eq!(found, "0");
+}
+
 // ---- TLS that must not be trusted ----
 
 /// Runs openssl in a folder of its own.

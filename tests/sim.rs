@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use lockstep::apply::machine::{At, Item, Machine as Walk};
 use lockstep::apply::span::{SpanCheck, Verdict};
+use lockstep::capture::forgets::Forgets;
 use lockstep::capture::machine::{Acked, Admit, Machine as Cutter, ReadBack};
 use lockstep::ledger::entry::{Body, Checkpoint, Claim, Entry, SourceEntry, SourceIdentity};
 use lockstep::ledger::state::State;
@@ -487,7 +488,9 @@ impl World {
         }
         let Some(running) = &mut reader.running else { return };
         running.now += Duration::from_millis(1);
-        if let Some(checkpoint) = running.machine.next_append(running.now, &[TOPIC.to_owned()], &[], true) {
+        if let Some(checkpoint) =
+            running.machine.next_append(running.now, &[TOPIC.to_owned()], &mut Forgets::default(), true)
+        {
             running.appends += 1;
             reader.entry = Some(Entry::new(None, Body::Checkpoint(checkpoint)));
         }

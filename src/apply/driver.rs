@@ -22,6 +22,7 @@ use crate::kafka::groups;
 use crate::kafka::topics;
 use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
 use crate::ledger::state::State;
+use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::lsn::Position;
 use crate::relation::TableName;
@@ -152,8 +153,7 @@ impl Worker {
             Some(row) => row.standing.clone(),
             None => {
                 let (ledger, routes) = first_tables(&config, name, reporter).await?;
-                let names = taken(routes.config(), name).into_keys().collect();
-                join(&config, name, &names, &ledger).await?
+                join(&config, name, &taken(routes.config(), name), &ledger).await?
             }
         };
         let lease = Lease::new(sink.lease_timeout);
@@ -176,12 +176,16 @@ impl Worker {
         let known = state.joined(name);
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
+        let now: Vec<Taken> = tables.iter().map(|(table, target)| Taken::of(table, target)).collect();
+        let Otherwise { moved, reshaped } = Otherwise::of(&state, name, &now);
         // Should a table that is gone come back, it must be known that nothing of it was taken meanwhile. And tables that are
-        // missing are under load from here on, wherever the row stands.
-        for (kind, tables) in [(RequestKind::Leave, gone), (RequestKind::Join, missing)] {
-            if !tables.is_empty() {
+        // missing are under load from here on, wherever the row stands; so are those that are taken in another way now.
+        let (left, joined) = (&gone | &moved, &missing | &moved);
+        for (kind, names) in [(RequestKind::Leave, left), (RequestKind::Join, joined), (RequestKind::Resync, reshaped)]
+        {
+            if !names.is_empty() {
                 let asked = async {
-                    let offset = request(&config, kind, name, &tables, state.base).await?;
+                    let offset = request(&config, kind, name, (&names, &tables), state.base).await?;
                     fold_through(&config, offset).await
                 };
                 state = database.meanwhile(asked).await?;
@@ -385,7 +389,8 @@ impl Worker {
                     "gone at the source; what is here stays"
                 );
                 let (config, base) = (self.config.clone(), self.machine.state().base);
-                let asked = request(&config, RequestKind::Leave, &self.sink.name, &gone, base);
+                let targets = HashMap::new();
+                let asked = request(&config, RequestKind::Leave, &self.sink.name, (&gone, &targets), base);
                 self.writer.sink.meanwhile(asked).await.map(drop)
             }
         }
@@ -860,7 +865,13 @@ fn blank(ledger_topic_id: Uuid) -> Standing {
 }
 
 /// A sink without a row joins: its row begins at the last valid checkpoint before its request.
-async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, ledger: &Ledger) -> Result<Standing> {
+async fn join(
+    config: &Arc<Config>,
+    sink: &str,
+    targets: &HashMap<TableName, config::SinkTable>,
+    ledger: &Ledger,
+) -> Result<Standing> {
+    let tables: BTreeSet<TableName> = targets.keys().cloned().collect();
     // One that was asked for and could not be written down serves as well.
     let asked = |request: &Request| {
         request.sink == sink && request.tables.iter().collect::<BTreeSet<_>>() == tables.iter().collect()
@@ -868,7 +879,7 @@ async fn join(config: &Arc<Config>, sink: &str, tables: &BTreeSet<TableName>, le
     let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
     let offset = match open {
         Some(offset) => offset,
-        None => request(config, RequestKind::Join, sink, tables, ledger.state.base).await?,
+        None => request(config, RequestKind::Join, sink, (&tables, targets), ledger.state.base).await?,
     };
     let state = fold_through(config, offset).await?;
     let at = At::end_of(&state);
@@ -881,12 +892,12 @@ async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
     topic::beside(move || Ok(Reading::open(&shared.kafka)?.fold(offset + 1)?.0)).await
 }
 
-/// Writes a request for tables of the sink; gives its offset.
+/// Writes a request for tables of the sink, which takes them as `targets` say; gives its offset.
 async fn request(
     config: &Config,
     kind: RequestKind,
     sink: &str,
-    tables: &BTreeSet<TableName>,
+    (tables, targets): (&BTreeSet<TableName>, &HashMap<TableName, config::SinkTable>),
     base: Option<i64>,
 ) -> Result<i64> {
     let mut appender = Appender::open(&config.kafka)?;
@@ -898,6 +909,10 @@ async fn request(
         tables: tables.iter().cloned().collect(),
         asked_by: format!("sink:{sink}"),
         old_ledger: None,
+        taken: match kind {
+            RequestKind::Leave => vec![],
+            _ => tables.iter().filter_map(|table| Some(Taken::of(table, targets.get(table)?))).collect(),
+        },
     };
     let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
     appender.close(Duration::from_secs(1));

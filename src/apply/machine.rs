@@ -17,7 +17,8 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
-use crate::ledger::state::{Event, State, push_range, unread};
+use crate::ledger::loaded::{LoadedTable, Relations, orders};
+use crate::ledger::state::{Event, State};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -269,7 +270,9 @@ struct Loading {
     reread: bool,
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
-    ranges: Vec<(TableName, KeyRange)>,
+    loaded: LoadedTable,
+    /// Of the key that the ranges speak of, as far as anybody said.
+    orders: Option<Vec<KeyOrder>>,
 }
 
 impl Loads {
@@ -282,17 +285,14 @@ impl Loads {
         let mut loads = Loads::none(sink);
         for join in state.open_joins().filter(|join| join.request.sink == sink) {
             loads.joined(join.offset, &join.request);
-            for (table, range) in &join.loaded {
-                loads.push(table, range.clone());
+            for (table, loaded) in join.loaded.tables() {
+                if let Some(loading) = loads.tables.get_mut(table) {
+                    loading.orders = orders_of(loaded, &state.relations);
+                    loading.loaded = loaded.clone();
+                }
             }
         }
         loads
-    }
-
-    fn push(&mut self, table: &TableName, range: KeyRange) {
-        if let Some(loading) = self.tables.get_mut(table) {
-            push_range(&mut loading.ranges, table, range);
-        }
     }
 
     /// The request's tables take changes only where chunks that stand after it have been. A request counts as soon as it is
@@ -303,7 +303,13 @@ impl Loads {
             if newer {
                 let whole = self.tables.get(table).is_none_or(|loading| loading.reread);
                 let reread = whole && request.kind == RequestKind::Resync;
-                let loading = Loading { request: request.id, reread, since: offset, ranges: Vec::new() };
+                let loading = Loading {
+                    request: request.id,
+                    reread,
+                    since: offset,
+                    loaded: LoadedTable::default(),
+                    orders: None,
+                };
                 self.tables.insert(table.clone(), loading);
             }
         }
@@ -318,8 +324,11 @@ impl Loads {
     }
 
     /// A chunk that is wanted was applied.
-    pub fn chunk(&mut self, chunk: &Chunk) {
-        self.push(&chunk.table, chunk.range.clone());
+    pub fn chunk(&mut self, chunk: &Chunk, relations: &Relations) {
+        if let Some(loading) = self.tables.get_mut(&chunk.table) {
+            loading.loaded.insert(chunk, relations);
+            loading.orders = orders_of(&loading.loaded, relations);
+        }
     }
 
     /// The request's tables are no longer this sink's. A load that was asked for after it stays.
@@ -339,12 +348,12 @@ impl Loads {
 
     /// Nothing of the table is there yet, so no change of it is wanted.
     pub fn is_blank(&self, table: &TableName) -> bool {
-        self.tables.get(table).is_some_and(|loading| loading.ranges.is_empty())
+        self.tables.get(table).is_some_and(|loading| loading.loaded.cover.ranges.is_empty())
     }
 
     /// Everything of the table is there.
     pub fn is_whole(&self, table: &TableName) -> bool {
-        self.tables.get(table).is_none_or(|loading| unread(table, &loading.ranges).is_none())
+        self.tables.get(table).is_none_or(|loading| loading.loaded.cover.ranges.is_whole())
     }
 
     pub fn is_loading(&self, table: &TableName) -> bool {
@@ -358,31 +367,35 @@ impl Loads {
 
     /// The ranges that are there of a table under load, and so what is still to be read: all else.
     pub fn loaded_ranges(&self, table: &TableName) -> Option<Vec<KeyRange>> {
-        self.tables.get(table).map(|loading| loading.ranges.iter().map(|(_, range)| range.clone()).collect())
+        self.tables.get(table).map(|loading| loading.loaded.cover.ranges.iter().cloned().collect())
     }
 
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         let Some(loading) = self.tables.get(table) else { return Ok(true) };
-        for (_, range) in &loading.ranges {
-            if range.contains(orders, key).map_err(|e| {
-                Error::halt(
-                    Code::RecordInvalid,
-                    format!("a key of {table} is not of its type: {e}"),
-                    format!("lockstep resync {table} --sink {}", self.sink),
-                )
-            })? {
-                return Ok(true);
-            }
+        if loading.orders.as_ref().is_some_and(|known| known != orders) {
+            // A chunk that was on its way when the key was changed: what it says of other keys nobody knows.
+            return Ok(false);
         }
-        Ok(false)
+        loading.loaded.cover.ranges.contains(orders, key).map_err(|e| {
+            Error::halt(
+                Code::RecordInvalid,
+                format!("a key of {table} is not of its type: {e}"),
+                format!("lockstep resync {table} --sink {}", self.sink),
+            )
+        })
     }
+}
+
+fn orders_of(loaded: &LoadedTable, relations: &Relations) -> Option<Vec<KeyOrder>> {
+    loaded.relation.and_then(|relation| relations.get(&relation)).map(|relation| orders(relation))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ledger::entry::{Anchor, Body, Claim, Done};
+    use crate::ledger::loaded::tests::version;
 
     const A: Epoch = Epoch { offset: 0, nonce: 5 };
 
@@ -410,6 +423,7 @@ mod tests {
             spans: vec![],
             chunks: vec![],
             again: vec![],
+            forget: None,
             prev: prev.map(|(offset, epoch)| Anchor { offset, epoch, to: at(from) }),
         })
     }
@@ -468,6 +482,7 @@ mod tests {
             tables: vec![table()],
             asked_by: String::new(),
             old_ledger: None,
+            taken: vec![],
         };
         let chunk = Chunk {
             relation: crate::relation::Fingerprint(1),
@@ -488,8 +503,13 @@ mod tests {
         assert!(!loads.wants(3, &chunk) && loads.is_blank(&table()));
         assert!(loads.wants(5, &Chunk { sinks: Some(vec!["x".into()]), ..chunk.clone() }));
         assert!(loads.wants(5, &chunk));
-        loads.chunk(&chunk);
+        loads.chunk(&chunk, &Relations::new());
         assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
+        // The key is a text from here on, and the chunk was read before.
+        let made = crate::relation::Relation { fingerprint: chunk.relation, ..version(&table(), 1, 23) };
+        let relations = Relations::from([(chunk.relation, made.into())]);
+        loads.chunk(&chunk, &relations);
+        assert!(admits(&loads, b"3") && !loads.admits(&table(), &[KeyOrder::Text], &[b"3"]).unwrap());
         loads.loaded(Uuid::from_u128(1));
         assert!(admits(&loads, b"6") && loads.is_empty());
     }
@@ -498,7 +518,15 @@ mod tests {
     fn done_of_another_epoch_is_ignored() {
         let request = |id| {
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, "x".to_owned());
-            Body::Request(Request { id, kind, sink, tables: vec![table()], asked_by: String::new(), old_ledger: None })
+            Body::Request(Request {
+                id,
+                kind,
+                sink,
+                tables: vec![table()],
+                asked_by: String::new(),
+                old_ledger: None,
+                taken: vec![],
+            })
         };
         let done = |epoch| Body::Done(Done { id: Uuid::from_u128(1), epoch, result: "ok".into() });
         let mut m = machine(At::ORIGIN);

@@ -92,6 +92,7 @@ mod tests {
     use super::*;
     use crate::config::example;
     use crate::ledger::entry::{Join, Request, RequestKind};
+    use crate::ledger::loaded::Loaded;
     use crate::ledger::state::Routed;
     use uuid::Uuid;
 
@@ -102,8 +103,8 @@ mod tests {
     fn state(offset: i64, routed: &[&str], joined: &[&str]) -> State {
         let tables = joined.iter().map(|name| table(name)).collect();
         let (id, kind, sink, asked_by) = (Uuid::nil(), RequestKind::Join, "orders".to_owned(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None };
-        let joins = vec![Join { offset: 0, request, loaded: vec![], done: true }];
+        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] };
+        let joins = vec![Join { offset: 0, request, loaded: Loaded::default(), done: true }];
         let tables = routed.iter().map(|name| table(name)).collect();
         State { joins, routed: Some(Routed { offset, tables }), ..State::default() }
     }

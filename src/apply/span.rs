@@ -125,6 +125,7 @@ mod tests {
             spans: vec![span.clone()],
             chunks: vec![],
             again: vec![],
+            forget: None,
             prev: None,
         };
         SpanCheck::new(&checkpoint, &span)

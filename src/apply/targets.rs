@@ -101,7 +101,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::Evolve;
+    use crate::config::{Evolve, Truncate};
     use crate::key::KeyRange;
     use crate::ledger::entry::{Request, RequestKind};
     use crate::relation::{Column, Fingerprint, Format, Modes, TypeKind};
@@ -118,6 +118,7 @@ mod tests {
             table: name(&table[..1]),
             columns: None,
             evolve: Evolve::Off,
+            truncate: Truncate::Truncate,
         };
         ["a1", "a2", "b1"].map(|table| (name(table), target(table))).into()
     }
@@ -126,7 +127,7 @@ mod tests {
         let tables = of.iter().map(|table| name(table)).collect();
         let (kind, sink, asked_by) = (RequestKind::Join, "x".to_owned(), String::new());
         let mut loads = Loads::none("x");
-        loads.joined(1, &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None });
+        loads.joined(1, &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![] });
         loads
     }
 
@@ -153,6 +154,7 @@ mod tests {
             columns: vec![column("tenant", 25, 0), column("id", 23, 1)],
             avro: None,
             transforms: vec![Transform::Constant { column: "tenant".to_owned(), value: tenant.to_owned() }],
+            hidden: vec![],
         })
     }
 

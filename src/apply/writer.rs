@@ -18,14 +18,14 @@ use crate::codec::{self, Decoder};
 use crate::config::{self, Evolve};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
-use crate::ledger::entry::Chunk;
+use crate::ledger::entry::{Chunk, Join};
 use crate::ledger::state::State;
 use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
 use crate::sink::postgres::PostgresSink;
 use crate::sink::sql::SinkTablePlan;
-use crate::sink::{Counts, Outcome, WantedTable};
+use crate::sink::{Counts, Outcome, WantedTable, missing};
 use crate::value::RowBuf;
 
 /// How often the sink's tables are looked at again.
@@ -136,7 +136,16 @@ impl Writer {
             let name = &state.relations[*f].name;
             known.iter().filter(|other| state.relations[*other].name == *name).count() == 1
         };
-        for fingerprint in known.iter().filter(single) {
+        // A name that the table does not have may be that of a column that was just made: its version comes with the rows that
+        // are asked for.
+        let coming = |f: &&Fingerprint| {
+            let relation = &state.relations[*f];
+            let asked = |join: &Join| join.request.sink == self.name && join.request.tables.contains(&relation.name);
+            let lacks = missing(&self.tables[&relation.name], &[relation]).is_some();
+            lacks && state.open_joins().any(asked)
+        };
+        let known: Vec<Fingerprint> = known.iter().filter(single).filter(|f| !coming(f)).copied().collect();
+        for fingerprint in &known {
             self.version(*fingerprint, state).await?;
         }
         Ok(())
@@ -261,7 +270,7 @@ impl Writer {
         self.sink.end_range(load, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
-        self.loads.chunk(&chunk);
+        self.loads.chunk(&chunk, &state.relations);
         Ok(())
     }
 
@@ -296,7 +305,7 @@ impl Writer {
             Error::halt(Code::LedgerLost, message, format!("lockstep resync --all --sink {}", self.name))
         })?;
         let Some(target) = self.tables.get(&relation.name).cloned() else { return Ok(None) };
-        let wanted = WantedTable::of(&relation, &target)?;
+        let wanted = WantedTable::of_version(&relation, &target, &newest(state, &relation.name))?;
         if target.evolve != Evolve::Off {
             self.follow(&relation, &wanted, &target, state).await?;
         }
@@ -325,12 +334,13 @@ impl Writer {
     ) -> Outcome<()> {
         self.write_truncates().await?;
         self.flush().await?;
+        let newest = newest(state, &relation.name);
         // What the ledger tells of only behind this interval is to come.
         let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
         let others =
             state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
         let earlier: Vec<WantedTable> =
-            others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of(r, target).ok()).collect();
+            others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of_version(r, target, &newest).ok()).collect();
         self.sink.evolve(wanted, &earlier, target.evolve).await?;
         // Should one of them come back, it is looked at again.
         self.versions.retain(|_, version| version.table != relation.name);
@@ -452,6 +462,14 @@ impl Writer {
         self.counts.truncated += plans.len() as u64;
         Ok(())
     }
+}
+
+/// The newest versions of a table that are known; several where a base tells of them.
+fn newest<'a>(state: &'a State, table: &TableName) -> Vec<&'a Relation> {
+    let place = |r: &Relation| state.relations_at.get(&r.fingerprint).copied();
+    let versions = || state.relations.values().filter(|r| r.name == *table);
+    let last = versions().map(|r| place(r)).max().flatten();
+    versions().filter(|r| place(r) == last).map(|r| &**r).collect()
 }
 
 /// A change of a table without a key: its old row is named by all it held.

@@ -46,7 +46,15 @@ mod tests {
         let asks = |sink: &str, names: &[&str]| {
             let tables_asked = names.iter().map(|name| TableName::new("public", *name)).collect();
             let (id, kind, sink) = (Uuid::nil(), RequestKind::Join, sink.to_owned());
-            let request = Request { id, kind, sink, tables: tables_asked, asked_by: String::new(), old_ledger: None };
+            let request = Request {
+                id,
+                kind,
+                sink,
+                tables: tables_asked,
+                asked_by: String::new(),
+                old_ledger: None,
+                taken: vec![],
+            };
             is_answerable(&request, &tables, &there)
         };
         assert!(asks("orders", &["whole"]));

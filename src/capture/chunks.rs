@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::capture::{lanes, routing};
+use crate::capture::{lanes, partitions, routing};
 use crate::config::{Config, LeftOut};
-use crate::error::{Error, Result};
+use crate::error::{Error, Halt, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::lsn::Lsn;
@@ -70,6 +70,8 @@ pub struct Watched {
     pub rerouted: Option<String>,
     /// Tables that patterns match and that can't be followed yet.
     pub left_out: Vec<LeftOut>,
+    /// What is wrong with partitions that came while everything runs.
+    pub unfit: Vec<Halt>,
 }
 
 impl Visibility for PgSnapshot {
@@ -202,9 +204,10 @@ impl Watcher {
                 judged.map_err(|error| routing::with_left_out(error, &left_out))
             }
         };
+        let unfit = partitions::unfit(session, &config, &looks).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
-        let watched = Watched { current, retained, looks, published, rerouted, left_out };
+        let watched = Watched { current, retained, looks, published, rerouted, left_out, unfit };
         Ok(Answer::Watched(Box::new(watched)))
     }
 

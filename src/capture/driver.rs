@@ -7,6 +7,7 @@
 mod ledger;
 mod loads;
 mod report;
+mod shapes;
 mod tables;
 
 use std::collections::{HashMap, HashSet};
@@ -21,33 +22,33 @@ use crate::capture::answerable::TOPICS;
 use crate::capture::chunks::{Answer, ChunkReader};
 use crate::capture::departures::Departures;
 use crate::capture::emit::{Emitter, Streamed, Version};
+use crate::capture::forgets::Forgets;
 use crate::capture::looks::Looks;
 use crate::capture::machine::{Admit, Machine};
 use crate::capture::pace::{Hold, Pace};
 use crate::capture::schemas;
-use crate::capture::shape::{self, Shaped};
+use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
-use crate::codec::{self, Snapshot};
+use crate::codec::{self, Origin, Snapshot};
 use crate::config::{Config, LeftOut};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::http::metrics::SourceMetrics;
 use crate::kafka::consumer::{Entry as Record, Tail};
 use crate::kafka::producer::{Producer, Purpose};
-use crate::ledger::entry::{Assembler, Body, RelationEntry, TopicIdentity};
+use crate::ledger::entry::{Assembler, Body, Forget, RelationEntry, TopicIdentity};
 use crate::ledger::state::State;
 use crate::ledger::topic::Appender;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position};
-use crate::postgres::catalog::{self, Identity, RelationShape, StreamedColumn, StreamedRelation};
+use crate::postgres::catalog::{Identity, StreamedColumn, StreamedRelation};
 use crate::postgres::chunk;
 use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
-use crate::postgres::types;
 use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
@@ -130,6 +131,10 @@ struct Core {
     /// The stream's version of each table, by OID, and that of the rows of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
+    /// Versions that this reader writes records by, or did.
+    told: HashSet<Fingerprint>,
+    /// Messages of tables whose key only the catalog knows, by OID.
+    whole: HashMap<u32, StreamedRelation>,
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
     looks: Looks,
@@ -141,10 +146,14 @@ struct Core {
     departures: Departures,
     /// Tables that patterns match and that can't be followed yet.
     left_out: Vec<LeftOut>,
+    /// What is wrong with partitions that came.
+    unfit: Vec<Halt>,
     /// In words, why this reader has other tables than the next one; it ends in order.
     rerouted: Option<String>,
     scratch: Scratch,
     transaction: Option<Transaction>,
+    /// Where the transaction was before it came to the source.
+    origin: Option<Arc<Origin>>,
     last_commit_end: Option<Lsn>,
     /// When the last burst was read. All its records say so: clocks were up to a twentieth of the reader's time.
     read_ns: i64,
@@ -154,8 +163,8 @@ struct Core {
     /// Requests whose last chunk was placed at a position.
     done: Vec<(Position, Vec<Uuid>)>,
     joins_seen: Option<(usize, Instant)>,
-    /// Tables that the next reader reads from their beginning, should this one end before they are loaded.
-    again: Vec<TableName>,
+    /// What was loaded and is to be read again, also by the next reader.
+    forgets: Forgets,
     /// Of the base that is on its way.
     base_number: Option<u64>,
     /// Under way, and when the last one began.
@@ -264,22 +273,26 @@ impl Reader {
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
+            told: HashSet::new(),
+            whole: HashMap::new(),
             unrouted: HashSet::new(),
             looks: known,
             marks,
             gone: HashSet::new(),
             departures,
             left_out: Vec::new(),
+            unfit: Vec::new(),
             rerouted: None,
             scratch: Scratch::default(),
             transaction: None,
+            origin: None,
             last_commit_end: None,
             read_ns: 0,
             appending: None,
             sent_at: std::collections::VecDeque::new(),
             done: Vec::new(),
             joins_seen: None,
-            again: Vec::new(),
+            forgets: Forgets::default(),
             base_number: None,
             trimming: None,
             trimmed_at: None,
@@ -437,6 +450,7 @@ impl Core {
             Message::Begin { final_lsn, commit_time_us, xid } => {
                 let take = self.machine.begin(final_lsn) == Admit::Take;
                 self.transaction = Some(Transaction { take, xid, commit_time_us, has_rows: false });
+                self.origin = None;
             }
             Message::Commit { end_lsn, commit_time_us, .. } => {
                 let transaction = self.transaction.take().ok_or_else(out_of_place)?;
@@ -465,7 +479,11 @@ impl Core {
             Message::Message { transactional, prefix, content, .. } if !is_ours(prefix) => {
                 self.logical_message(start, transactional, prefix, content).await?;
             }
-            Message::Message { .. } | Message::Origin { .. } | Message::Type { .. } => {}
+            // Stands behind BEGIN, if at all.
+            Message::Origin { commit_lsn: lsn, name } => {
+                self.origin = Some(Arc::new(Origin { name: name.to_owned(), lsn }))
+            }
+            Message::Message { .. } | Message::Type { .. } => {}
         }
         Ok(())
     }
@@ -506,6 +524,7 @@ impl Core {
             snapshot: if transaction.is_some() { Snapshot::False } else { Snapshot::Incremental },
             now_ns,
             block: None,
+            origin: transaction.and(self.origin.as_ref()).cloned(),
         }
     }
 
@@ -515,11 +534,14 @@ impl Core {
             return Ok(());
         }
         let event = self.event(start, Some(transaction));
-        let version = match self.streamed.get(&oid) {
+        let mut version = match self.streamed.get(&oid) {
             Some(version) => version.clone(),
             None if self.unrouted.contains(&oid) => return Ok(()),
             None => return Err(out_of_place()),
         };
+        if self.is_older_than_its_key(oid, &version, data, kind) {
+            version = self.without_key(oid, version).await?;
+        }
         let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
         let columns = version.rows.width;
         self.transaction = Some(Transaction { has_rows: true, ..transaction });
@@ -541,7 +563,12 @@ impl Core {
 
     fn remember(&mut self, xid: u32, version: &Version, op: Op) -> Result<()> {
         let relation = &version.relation;
-        self.loader.remember(xid, &relation.name, version.rows.fingerprint, &version.rows.key_orders, op)
+        self.loader.remember(xid, &relation.name, version.rows.fingerprint, &version.rows.key_orders, op)?;
+        for (table, key) in self.loader.left_out() {
+            let at = self.machine.position();
+            self.forgets.push(Forget { table: Some(table), key: Some(key), at, ..Forget::default() });
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, start: Lsn, oids: &[u32]) -> Result<()> {
@@ -574,38 +601,11 @@ impl Core {
             return Ok(());
         };
         let name = table.name.clone();
-        let facts = catalog::table_facts(&*self.session, std::slice::from_ref(&name)).await?.remove(0);
-        // A table of that name that was made since is not the one whose rows are in the stream.
-        let facts = facts.filter(|facts| facts.oid == body.oid);
-        let streamed = announced(&body, &name);
-        let oids: Vec<u32> = body.columns.iter().map(|column| column.type_oid).collect();
-        let types = types::types(&*self.session, &oids).await?;
-        let rows = shape::relation_shape(table);
-        // A catalog that is ahead has forgotten what the message leaves out; the ledger has not.
-        let ahead = !facts.as_ref().is_some_and(|facts| streamed.is_within(facts));
-        let plain = table.shape.is_plain();
-        let mut told = self.state.relations.values().filter(|_| ahead);
-        let shaped = match told.clone().find(|known| plain && streamed.is_of(known, rows)) {
-            Some(known) => shape::plain(Relation::clone(known)),
-            None => {
-                // FULL flags every column, and which of them were the key only the catalog knew.
-                let told_at = |known: &&Arc<Relation>| self.state.relations_at.get(&known.fingerprint).copied();
-                let known = self.state.relations.values().filter(|r| r.oid == body.oid).max_by_key(told_at);
-                let key: Vec<String> = match (&facts, known) {
-                    (None, Some(known)) => known.row_key().into_iter().map(|(name, _)| name).collect(),
-                    _ => Vec::new(),
-                };
-                let rows = if rows.key.is_empty() { RelationShape { key: &key, ..rows } } else { rows };
-                let rows = catalog::build_streamed_relation(&streamed, facts.as_ref(), &types, rows)?;
-                let shaped = shape::shaped(table, rows, facts.as_ref(), &config.kafka.topic_prefix)?;
-                match told.find(|known| !plain && shape::resembles(&shaped.relation, known)) {
-                    Some(known) => Shaped { relation: Relation::clone(known), ..shaped },
-                    None => shaped,
-                }
-            }
-        };
+        let message = announced(&body, &name);
+        let shaped = self.shape_of(table, &message, true).await?;
         let oid = body.oid;
         let version = self.version(shaped).await?;
+        self.note_whole(table, message, &version);
         self.names.insert(name, version.rows.fingerprint);
         self.unrouted.remove(&oid);
         self.streamed.insert(oid, version);
@@ -623,6 +623,7 @@ impl Core {
             }
         };
         let fingerprint = version.relation.fingerprint;
+        self.told.insert(fingerprint);
         if !self.state.relations.contains_key(&fingerprint) {
             let relation = Relation::clone(&version.relation);
             // One producer, one partition: it stands before every checkpoint that is appended later.
@@ -654,14 +655,15 @@ impl Core {
         if !flush || self.base_soon {
             self.base_if_due()?;
         }
-        self.note_again();
+        let state = &self.state;
+        self.forgets.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
         if !flush {
             self.let_go()?;
         }
         let now = self.now();
         if !self.is_writing_base()
             && (!self.is_base_due() || (flush && !self.base_soon))
-            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &self.again, flush)
+            && let Some(checkpoint) = self.machine.next_append(now, &self.emitter.topics, &mut self.forgets, flush)
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));

@@ -67,20 +67,6 @@ impl Version {
         self.key.is_empty().then_some(0)
     }
 
-    /// What a change did to a row as the source has it. Rows without a key are told apart by all they hold.
-    fn op(&self, change: Streamed<'_>) -> Op {
-        match change {
-            Streamed::Insert(new) => Op::Insert(new.to_owned()),
-            Streamed::Delete { old } => Op::Delete(old.to_owned()),
-            Streamed::Update { old: Some((kind, old)), new }
-                if (self.rows.key.is_empty() && kind == OldKind::Full) || moves(old, new, &self.rows.key) =>
-            {
-                Op::Rekey { old: old.to_owned(), new: new.to_owned() }
-            }
-            Streamed::Update { new, .. } => Op::Update(new.to_owned()),
-        }
-    }
-
     /// Further headers of the record that was just written.
     fn headers<'r>(&self, record: &'r RecordBuf) -> &'r Headers {
         if self.has_headers { &record.headers } else { NO_HEADERS }
@@ -120,6 +106,21 @@ impl<'a> Streamed<'a> {
             Streamed::Delete { old } => (None, Some(old)),
         };
         new.into_iter().chain(old)
+    }
+
+    /// What the change did to a row as the source has it, whose key is these columns. Rows without a key are told apart by all
+    /// they hold.
+    pub fn op(self, key: &[usize]) -> Op {
+        match self {
+            Streamed::Insert(new) => Op::Insert(new.to_owned()),
+            Streamed::Delete { old } => Op::Delete(old.to_owned()),
+            Streamed::Update { old: Some((kind, old)), new }
+                if (key.is_empty() && kind == OldKind::Full) || moves(old, new, key) =>
+            {
+                Op::Rekey { old: old.to_owned(), new: new.to_owned() }
+            }
+            Streamed::Update { new, .. } => Op::Update(new.to_owned()),
+        }
     }
 
     /// The same change of the rows as they are written.
@@ -286,7 +287,7 @@ impl Emitter {
 
     /// The event with its record's place in the transaction. The first record of a transaction writes its BEGIN.
     async fn counted(&mut self, machine: &mut Machine, collection: Option<&str>, event: &Event) -> Result<Event> {
-        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(*event) };
+        let (Some(counts), Some(xid)) = (&mut self.counts, event.xid) else { return Ok(event.clone()) };
         let begins = counts.total == 0;
         counts.total += 1;
         let place = collection.and_then(|name| counts.collections.iter_mut().find(|(found, _)| found == name));
@@ -308,7 +309,7 @@ impl Emitter {
             self.events.transaction(&mark, &mut self.record);
             self.transaction_record(machine).await?;
         }
-        Ok(Event { block: Some(block), ..*event })
+        Ok(Event { block: Some(block), ..event.clone() })
     }
 
     /// The transaction ends at `end`: its END is written if it had records.
@@ -392,7 +393,7 @@ impl Emitter {
             }
             _ => change,
         };
-        let op = keep.then(|| version.op(change));
+        let op = keep.then(|| change.op(&version.rows.key));
         match &version.transformer {
             None => self.write(machine, version, event, change).await?,
             Some(transformer) => {

@@ -141,7 +141,7 @@ fn request<'a>(config: &Config, table: &'a Table, relation: &'a Relation, read: 
         relation,
         key: relation_shape(table).key,
         filter: table.shape.filter.as_deref(),
-        extent: Extent::Range(read.range.clone()),
+        extent: read.range.key().map_or_else(|| Extent::Range(read.range.clone()), |key| Extent::Key(key.clone())),
         rows_max: read.rows_max,
         bytes_max: read.bytes_max,
         keyless_bytes_max: config.source.snapshot.keyless_bytes,

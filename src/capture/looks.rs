@@ -83,6 +83,7 @@ mod tests {
             leaves: vec![],
             published: published.map(str::to_owned),
             labels: vec![],
+            composites: vec![],
             shape: None,
             filter: None,
         }

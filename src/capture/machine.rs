@@ -15,11 +15,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::capture::forgets::Forgets;
 use crate::ledger::entry::{Anchor, Checkpoint, Chunk, LastCheckpoint, Span};
 use crate::ledger::state::Event;
 use crate::lsn::{CHUNK_ORDINAL_BASE, Lsn, Position};
 use crate::record::Epoch;
-use crate::relation::TableName;
 
 /// An open interval is cut at a commit once it holds this many records: small enough that memory for spans stays small, large
 /// enough that single-row transactions share an interval when Kafka is the bottleneck.
@@ -301,14 +301,13 @@ impl Machine {
         interval
     }
 
-    /// The checkpoint to append now, if any. `names` are the topics of the routes, `again` tables that the loader may have to
-    /// read again. Nothing is appended while an append is in flight; `flush` appends whatever is ripe without waiting for its
+    /// The checkpoint to append now, if any. `names` are the topics of the routes, `forgets` what no longer counts as loaded. Nothing is appended while an append is in flight; `flush` appends whatever is ripe without waiting for its
     /// time.
     pub fn next_append(
         &mut self,
         now: Duration,
         names: &[String],
-        again: &[TableName],
+        forgets: &mut Forgets,
         flush: bool,
     ) -> Option<Checkpoint> {
         if self.appending.is_some() {
@@ -324,6 +323,7 @@ impl Machine {
             return None;
         }
         let merged = self.take_ripe();
+        let (again, forget) = forgets.tell(merged.to);
         let checkpoint = Checkpoint {
             epoch: self.epoch,
             from: self.prev.map_or(Position::ORIGIN, |prev| prev.to),
@@ -332,7 +332,8 @@ impl Machine {
             commit_time: merged.commit_time,
             spans: merged.spans.iter().map(|span| named(span, names)).collect(),
             chunks: merged.chunks,
-            again: again.to_vec(),
+            again,
+            forget,
             prev: self.prev,
         };
         self.appended_at = Some(now);

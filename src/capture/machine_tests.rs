@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 
+use super::forgets::Forgets;
 use super::machine::*;
 use crate::key::KeyRange;
 use crate::ledger::entry::{Anchor, Checkpoint, Chunk, LastCheckpoint};
@@ -70,7 +71,12 @@ impl Script {
             }
             "wait" => self.now += Duration::from_millis(number(1)),
             "append?" => {
-                let next = self.machine.next_append(self.now, &["t".to_owned()], &[], words.get(1) == Some(&"flush"));
+                let next = self.machine.next_append(
+                    self.now,
+                    &["t".to_owned()],
+                    &mut Forgets::default(),
+                    words.get(1) == Some(&"flush"),
+                );
                 self.say(line, &next.as_ref().map_or("nothing".to_owned(), summary));
                 self.sent = next.or(self.sent.take());
             }

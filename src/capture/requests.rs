@@ -8,19 +8,21 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::capture::snapshot::Job;
-use crate::key::KeyRange;
+use uuid::Uuid;
+
+use crate::capture::chunks::range_key;
+use crate::capture::snapshot::{Job, Resumed};
 use crate::ledger::entry::{Join, Request};
-use crate::ledger::state::{State, unread};
-use crate::relation::{Relation, TableName};
+use crate::ledger::state::State;
+use crate::relation::TableName;
 
 /// Open requests that this reader `answers`.
 pub fn answerable(answers: impl Fn(&Request) -> bool, state: &State) -> impl Iterator<Item = &Join> {
     state.open_joins().filter(move |join| answers(&join.request))
 }
 
-/// What to load next: everything that is asked for when every sink asks, otherwise the oldest request for its sink alone, so
-/// that sinks which have their rows are not bothered.
+/// What to load next: everything that is asked for when every sink asks, otherwise what the sink of the oldest request asks
+/// for, for it alone, so that sinks which have their rows are not bothered.
 /// `sinks_of` says which sinks take a table, `order` the tables that there are, parents first.
 pub fn plan<'a>(
     answers: impl Fn(&Request) -> bool,
@@ -34,16 +36,18 @@ pub fn plan<'a>(
         open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
     };
     let everybody = asked.iter().all(|table| sinks_of(table).iter().all(|sink| asks(sink, table)));
-    let (requests, only, wanted) = if everybody {
-        (open.iter().map(|join| join.request.id).collect(), None, asked)
-    } else {
-        let first = &open[0].request;
-        (vec![first.id], Some((first.sink.clone(), first.id)), first.tables.iter().collect())
-    };
+    let sink = (!everybody).then(|| open[0].request.sink.clone());
+    let answered = open.iter().filter(|join| sink.as_ref().is_none_or(|sink| join.request.sink == *sink));
+    let answered: Vec<&Request> = answered.map(|join| &join.request).collect();
+    let wanted: BTreeSet<&TableName> = answered.iter().flat_map(|request| &request.tables).collect();
+    let requests = answered.iter().map(|request| request.id).collect();
+    // A sink takes chunks only for what it asked for last.
+    let ids = answered.iter().flat_map(|request| request.tables.iter().map(|table| (table.clone(), request.id)));
+    let only = sink.map(|sink| (sink, ids.collect()));
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
     let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
     let initial = !tables.iter().any(loaded);
-    Job { requests, only, tables, initial, loaded: Vec::new(), keys: HashMap::new() }
+    Job { requests, only, tables, initial, resumed: HashMap::new() }
 }
 
 /// Requests of which something is loaded.
@@ -51,44 +55,56 @@ pub fn begun(state: &State) -> impl Iterator<Item = &Join> {
     state.open_joins().filter(|join| !join.loaded.is_empty())
 }
 
-pub fn tables_of(join: &Join) -> Vec<TableName> {
-    join.request.tables.clone()
-}
-
-/// What need not be read again for a job: the beginning of each table that all its requests have alike.
-pub fn loaded(job: &Job, state: &State) -> Vec<(TableName, KeyRange)> {
-    let joins: Vec<&Join> = state.joins.iter().filter(|join| job.requests.contains(&join.request.id)).collect();
-    let beginning = |table: &TableName| {
-        if state.again.contains(table) || !has_one_key(table, state) {
+/// What need not be read again for a job: what of each table all that its chunks answer have alike.
+pub fn resumed(job: &Job, state: &State) -> HashMap<TableName, Resumed> {
+    let of = |table: &TableName| {
+        if !state.forgets && state.again.contains(table) {
             return None;
         }
-        let mut left = joins.iter().map(|join| unread(table, &join.loaded));
-        let first = left.next()?;
-        if !left.all(|other| other == first) {
-            return None;
+        let answered = state.joins.iter().filter(|join| is_answered(join, table, job));
+        let mut loaded = answered.map(|join| join.loaded.table(table));
+        let first = loaded.next()??;
+        let relation = state.relations.get(&first.relation?).filter(|_| first.cover.ranges.is_rising())?;
+        let mut cover = first.cover.clone();
+        for other in loaded {
+            let other =
+                other.filter(|other| (&other.cover.ranges, other.relation) == (&cover.ranges, first.relation))?;
+            cover.again.extend(other.cover.again.iter().cloned());
         }
-        match first {
-            Some(KeyRange { after: None, .. }) => None,
-            Some(KeyRange { after, .. }) => Some((table.clone(), KeyRange { after: None, through: after })),
-            None => Some((table.clone(), KeyRange::ALL)),
-        }
+        Some(Resumed { key: range_key(relation), cover })
     };
-    job.tables.iter().filter_map(beginning).collect()
+    job.tables.iter().filter_map(|table| Some((table.clone(), of(table)?))).collect()
 }
 
-/// Whether ranges of a table mean the same in every version of it: in another table or under another key they do not.
-fn has_one_key(table: &TableName, state: &State) -> bool {
-    let key = |relation: &Relation| (relation.oid, relation.row_key());
-    let mut keys = state.relations.values().filter(|relation| relation.name == *table).map(|relation| key(relation));
-    let first = keys.next();
-    keys.all(|other| Some(other) == first)
+/// Whether the job's chunks of the table answer this request.
+fn is_answered(join: &Join, table: &TableName, job: &Job) -> bool {
+    job.requests.contains(&join.request.id)
+        && join.request.tables.contains(table)
+        && job.answers(table).is_none_or(|(_, id)| id == join.request.id)
+}
+
+/// What of open requests is loaded and the job does not go on with: nobody watches it from here on.
+pub fn unwatched(job: Option<&Job>, state: &State) -> Vec<(TableName, Uuid)> {
+    let is_watched = |join: &Join, table: &TableName| {
+        job.is_some_and(|job| job.resumed.contains_key(table) && is_answered(join, table, job))
+    };
+    let tables = |join: &'_ Join| {
+        let tables = join.loaded.tables().map(|(table, _)| table).filter(|table| !is_watched(join, table));
+        tables.map(|table| (table.clone(), join.request.id)).collect::<Vec<_>>()
+    };
+    begun(state).flat_map(tables).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
+    use crate::key::KeyRange;
     use crate::ledger::entry::RequestKind;
-    use uuid::Uuid;
+    use crate::ledger::loaded::tests::{chunks, version};
+    use crate::ledger::loaded::{Loaded, Relations};
+    use crate::relation::{Fingerprint, Relation};
 
     fn table(name: &str) -> TableName {
         TableName::new("public", name)
@@ -112,8 +128,9 @@ mod tests {
             tables,
             asked_by: String::new(),
             old_ledger: None,
+            taken: vec![],
         };
-        Join { offset: i64::try_from(number).unwrap(), request, loaded: Vec::new(), done: false }
+        Join { offset: i64::try_from(number).unwrap(), request, loaded: Loaded::default(), done: false }
     }
 
     fn state(joins: Vec<Join>) -> State {
@@ -128,10 +145,6 @@ mod tests {
         let job = plan(answers, sinks_of, &order(), state);
         let tables = job.tables.iter().map(|name| name.table.clone()).collect();
         (job.requests.iter().map(Uuid::as_u128).collect(), job.only.map(|(sink, _)| sink), tables, job.initial)
-    }
-
-    fn through(border: &str) -> KeyRange {
-        KeyRange { after: None, through: Some(vec![border.into()]) }
     }
 
     #[test]
@@ -156,19 +169,74 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_is_answered_for_what_it_asked_for_last() {
+        let mut whole = join(1, "b", &["parent"]);
+        whole.done = true;
+        let twice = state(vec![whole, join(2, "a", &["child", "parent"]), join(3, "a", &["parent"])]);
+        assert_eq!(planned(&twice), (vec![2, 3], Some("a".into()), vec!["parent".into(), "child".into()], false));
+        let job = plan(answers, sinks_of, &order(), &twice);
+        let answered = |name| job.answers(&table(name)).unwrap().1.as_u128();
+        assert_eq!((answered("parent"), answered("child")), (3, 2));
+    }
+
+    /// The parent as `number` describes it, told by version.
+    fn told(number: u64, oid: u32) -> (Fingerprint, Arc<Relation>) {
+        let fingerprint = Fingerprint(number);
+        (fingerprint, Arc::new(Relation { fingerprint, ..version(&table("parent"), oid, 23) }))
+    }
+
+    /// The parent's rows are loaded up to 5 under a version.
+    fn loaded(join: &mut Join, relation: u64, relations: &Relations) {
+        join.loaded.checkpoint(&chunks(&[(None, Some("5"), relation, 1)], &[]), join.request.id, |_| true, relations);
+    }
+
+    fn goes_on_with(state: &State) -> Vec<(String, Vec<KeyRange>)> {
+        let job = plan(answers, sinks_of, &order(), state);
+        let resumed = resumed(&job, state).into_iter();
+        resumed.map(|(table, resumed)| (table.table, resumed.cover.left())).collect()
+    }
+
+    #[test]
     fn what_all_its_requests_have_is_not_read_again() {
-        let mut one = join(1, "a", &["parent"]);
-        one.loaded = vec![(table("parent"), through("5"))];
-        let mut other = join(2, "b", &["parent"]);
-        other.loaded.clone_from(&one.loaded);
-        let mut both = state(vec![one, other]);
-        let job = plan(answers, sinks_of, &order(), &both);
-        assert_eq!(loaded(&job, &both), [(table("parent"), through("5"))]);
+        let relations = Relations::from([told(1, 7)]);
+        let (mut one, mut other) = (join(1, "a", &["parent", "child"]), join(2, "b", &["parent"]));
+        loaded(&mut one, 1, &relations);
+        loaded(&mut other, 1, &relations);
+        let mut both = State { relations, ..state(vec![one, other]) };
+        let rest = vec![("parent".to_owned(), vec![KeyRange { after: Some(vec!["5".into()]), through: None }])];
+        assert_eq!(goes_on_with(&both), rest);
         assert_eq!(begun(&both).count(), 2);
         both.again = vec![table("parent")];
-        assert_eq!(loaded(&job, &both), [], "somebody said that it must be");
-        both.again.clear();
-        both.joins[1].loaded.clear();
-        assert_eq!(loaded(&job, &both), [], "one of them has nothing");
+        assert_eq!(goes_on_with(&both), [], "an older writer said that it must be");
+        both.forgets = true;
+        assert_eq!(goes_on_with(&both), rest, "this one says what");
+        let whole = plan(answers, sinks_of, &order(), &both);
+        let job = Job { resumed: resumed(&whole, &both), ..whole };
+        assert_eq!(unwatched(Some(&job), &both), []);
+        both.joins[1].loaded = Loaded::default();
+        assert_eq!(goes_on_with(&both), [], "one of them has nothing");
+        assert_eq!(unwatched(None, &both), [(table("parent"), Uuid::from_u128(1))]);
+    }
+
+    #[test]
+    fn a_key_that_the_table_once_had_does_not_matter_to_a_load_under_another() {
+        let mut relations = Relations::from([told(1, 7), told(2, 8)]);
+        let mut one = join(1, "a", &["parent"]);
+        loaded(&mut one, 2, &relations);
+        relations.extend([told(3, 9)]);
+        let alone = State { relations, ..state(vec![one]) };
+        assert_eq!(goes_on_with(&alone).len(), 1, "tables of that name were there before, and one is there by now");
+    }
+
+    #[test]
+    fn a_single_key_is_read_again_and_not_its_table() {
+        let relations = Relations::from([told(1, 7)]);
+        let (mut one, mut other) = (join(1, "a", &["parent"]), join(2, "b", &["parent"]));
+        loaded(&mut one, 1, &relations);
+        loaded(&mut other, 1, &relations);
+        one.loaded.checkpoint(&chunks(&[], &[("parent", Some("3"), 2)]), one.request.id, |_| true, &relations);
+        let both = State { relations, forgets: true, ..state(vec![one, other]) };
+        let after = KeyRange { after: Some(vec!["5".into()]), through: None };
+        assert_eq!(goes_on_with(&both), [("parent".to_owned(), vec![after, KeyRange::of_key(vec!["3".into()])])]);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::codec::avro::{EventKind, SchemaIds};
 use crate::config::{Config, Wire};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::relation::{AvroSchemas, Format, Relation};
 
@@ -31,6 +31,31 @@ pub async fn event_ids(registry: Option<&Registry>, config: &Config) -> Result<O
     Ok(Some(found))
 }
 
+/// What asking for all these ids would be refused for, found out without registering anything: a finding for each schema, but a
+/// single one where the registry itself is the trouble.
+pub async fn refusals(registry: &Registry, config: &Config, relations: &[Relation]) -> Vec<Error> {
+    if let Err(error) = registry.answers().await {
+        return vec![error];
+    }
+    let of_tables = relations.iter().filter_map(|relation| {
+        let schemas = relation.avro.clone()?;
+        Some((format!("table {}", relation.name), relation.topic.clone(), schemas))
+    });
+    let wire = &config.wire;
+    let of_events = EventKind::ALL.into_iter().filter(|_| wire.tables.format == Format::Avro).filter_map(|kind| {
+        let topic = topic(kind, wire)?;
+        Some((format!("topic {topic}"), topic.to_owned(), kind.schemas(&wire.tables.modes)))
+    });
+    let mut errors = Vec::new();
+    for (what, topic, schemas) in of_tables.chain(of_events) {
+        let key = schemas.key.iter().map(|schema| (subject(&topic, "key"), schema));
+        for (subject, schema) in key.chain([(subject(&topic, "value"), &schemas.value)]) {
+            errors.extend(registry.would_take(&what, &subject, schema).await.err());
+        }
+    }
+    errors
+}
+
 /// The topic of these records; `None` if they are not asked for.
 fn topic(kind: EventKind, wire: &Wire) -> Option<&str> {
     match kind {
@@ -41,10 +66,14 @@ fn topic(kind: EventKind, wire: &Wire) -> Option<&str> {
 }
 
 /// Subjects are named after the topic (Confluent's TopicNameStrategy).
+fn subject(topic: &str, part: &str) -> String {
+    format!("{topic}-{part}")
+}
+
 async fn ids(registry: &Registry, what: &str, topic: &str, schemas: &AvroSchemas) -> Result<SchemaIds> {
     let key = match &schemas.key {
-        Some(schema) => Some(registry.register(what, &format!("{topic}-key"), schema).await?),
+        Some(schema) => Some(registry.register(what, &subject(topic, "key"), schema).await?),
         None => None,
     };
-    Ok(SchemaIds { key, value: registry.register(what, &format!("{topic}-value"), &schemas.value).await? })
+    Ok(SchemaIds { key, value: registry.register(what, &subject(topic, "value"), &schemas.value).await? })
 }

@@ -16,7 +16,8 @@ use crate::postgres::chunk;
 use crate::postgres::filter::{self, Filters};
 use crate::postgres::named_key;
 use crate::postgres::publication::PublicationFacts;
-use crate::relation::{Fingerprint, Relation, TableName};
+use crate::postgres::row_key;
+use crate::relation::{Column, Fingerprint, Relation, TableName, TypeKind};
 use crate::session::Session;
 use crate::transform::Transformer;
 
@@ -33,6 +34,7 @@ pub struct Shaped {
 
 /// A version of the rows of a table as the source sends them.
 pub struct Rows {
+    /// Of what their texts are, and of nothing else: see [`version_of_rows`].
     pub fingerprint: Fingerprint,
     /// Columns of a row.
     pub width: usize,
@@ -45,8 +47,24 @@ impl Rows {
     fn of(rows: &Relation) -> Rows {
         let key = rows.key_columns();
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(rows.columns[i].type_oid))).collect();
-        Rows { fingerprint: rows.fingerprint, width: rows.columns.len(), key, key_orders }
+        Rows { fingerprint: version_of_rows(rows), width: rows.columns.len(), key, key_orders }
     }
+}
+
+/// What rows of the stream and of chunks must share to be laid over each other: the table, its columns' names and types, and the
+/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given, a
+/// type's name, NOT NULL, a default. So a stream's version can lack them for as long as its reader lives.
+fn version_of_rows(rows: &Relation) -> Fingerprint {
+    let plain = |column: &Column| Column {
+        type_name: String::new(),
+        kind: TypeKind::Base,
+        nullable: true,
+        default: None,
+        exact: true,
+        ..column.clone()
+    };
+    let columns = rows.columns.iter().map(plain).collect();
+    Relation { columns, avro: None, ..rows.clone() }.sealed().fingerprint
 }
 
 /// The version of a table's rows that a connector asks for.
@@ -155,7 +173,7 @@ fn shape_findings(config: &Config, facts: &[TableFacts]) -> Vec<Halt> {
     let shaped = config.tables.iter().filter(|table| !table.shape.is_plain());
     let finding = |table: &Table| {
         let facts = facts.iter().find(|facts| facts.name == table.name)?;
-        if catalog::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
+        if row_key::identity_finding(facts).is_some_and(|_| !relation_shape(table).insert_only) {
             return None;
         }
         let asked = !table.shape.key.is_empty() || table.shape.filter.is_some();

@@ -14,28 +14,28 @@
 //! What a later position of the stream would make wrong (another relation version, an absent column without a base, too much
 //! to remember) makes the loader read the chunk again, never guess; chunks behind it stay as they are.
 //!
-//! A new incarnation goes on behind what the ledger says is loaded. Only ranges that must be read a second time
-//! are known to the incarnation that saw why and to no other: it names their tables ([`Loader::again`]) in every checkpoint,
-//! and the next one reads those from their beginning.
+//! A new incarnation reads what the ledger does not say is loaded, and single keys that it says are to be read a second time:
+//! who sees why tells of each ([`Loader::left_out`]). A table that changed without a trace begins anew by itself
+//! ([`Loader::begin_anew`]); the others of its job go on.
 
 mod overlay;
 mod pieces;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::capture::pace::ChunkSize;
 use crate::change::Op;
-use crate::error::Result;
-use crate::key::{KeyOrder, KeyRange};
-use crate::ledger::state::unread;
+use crate::error::{Code, Error, Result};
+use crate::key::{KeyError, KeyOrder, KeyRange};
+use crate::ledger::cover::{Cover, KeyTexts};
 use crate::relation::{Fingerprint, TableName};
 use crate::value::RowBuf;
-use overlay::{Place, contains, key_texts, overlay};
+use overlay::{Place, key_strings, overlay};
 use pieces::{Pieces, Taken};
 
 /// Changes remembered while one chunk is read; beyond it the chunk is read again, smaller, behind a new fence.
@@ -56,17 +56,45 @@ pub trait Visibility {
 pub struct Job {
     /// Requests that the job answers, to be told when it is done.
     pub requests: Vec<Uuid>,
-    /// `Some`: the chunks name this one sink and request; `None`: they are for every sink and answer every request.
-    pub only: Option<(String, Uuid)>,
+    /// `Some`: the chunks name this one sink, and of each table the request that they answer; `None`: they are for every sink
+    /// and answer every request.
+    pub only: Option<(String, HashMap<TableName, Uuid>)>,
     /// Parents first.
     pub tables: Vec<TableName>,
-    /// Their keys.
-    pub keys: HashMap<TableName, RangeKey>,
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
     /// remembered ever since, so only a job that starts before anything is streamed may have some.
-    pub loaded: Vec<(TableName, KeyRange)>,
+    pub resumed: HashMap<TableName, Resumed>,
+}
+
+/// What is loaded of a table, and under which key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resumed {
+    pub key: RangeKey,
+    pub cover: Cover,
+}
+
+impl Job {
+    /// The sink and the request that the table's chunks are for, if not for all.
+    pub fn answers(&self, table: &TableName) -> Option<(String, Uuid)> {
+        let (sink, requests) = self.only.as_ref()?;
+        Some((sink.clone(), *requests.get(table).expect("somebody asked for every table of a job")))
+    }
+
+    /// Requests that a table's rows answer from now on too.
+    fn answer(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
+        for (sink, id) in requests {
+            match &mut self.only {
+                Some((only, _)) if only != sink => continue,
+                Some((_, ids)) => drop(ids.insert(table.clone(), *id)),
+                None => {}
+            }
+            if !self.requests.contains(id) {
+                self.requests.push(*id);
+            }
+        }
+    }
 }
 
 /// What a range's borders are texts of: the key's columns and their orders. Under another key they say nothing.
@@ -154,16 +182,14 @@ struct Running<V> {
     job: Job,
     /// What is still to be emitted, in order.
     pieces: Pieces<V>,
-    /// Ranges that are loaded, for finding the one that a key lies in.
-    emitted: Vec<(TableName, KeyRange)>,
-    /// Tables that ever had a range to be read again.
-    torn: BTreeSet<TableName>,
+    /// What is loaded.
+    covers: HashMap<TableName, Cover>,
+    /// Keys to be read again that nobody was told of yet.
+    untold: Vec<(TableName, KeyTexts)>,
     keys: HashMap<TableName, RangeKey>,
     fenced: bool,
     /// Name of the fence that was asked for. An answer under another name is late and means nothing.
     fence: Option<Uuid>,
-    /// Keys of rows that the sinks left out, with their tables: they can't be moved or made there.
-    left_out: HashSet<(TableName, Vec<Vec<u8>>)>,
     /// The table of the last row that was emitted.
     rows_of: Option<TableName>,
 }
@@ -194,33 +220,45 @@ impl<V: Visibility + Clone> Loader<V> {
         self.running.as_ref().and_then(|running| running.pieces.front()).map(|piece| &piece.table)
     }
 
-    /// Tables of which this incarnation knows a range to be read again, or knew one.
-    pub fn again(&self) -> impl Iterator<Item = &TableName> {
-        self.running.iter().flat_map(|running| &running.torn)
+    /// Keys that turned out to be in need of a second reading since this was asked last: rows that the sinks left out.
+    pub fn left_out(&mut self) -> Vec<(TableName, KeyTexts)> {
+        self.running.as_mut().map_or_else(Vec::new, |running| std::mem::take(&mut running.untold))
     }
 
     /// Begins a job; remembering starts here, so the fence that follows covers everything streamed before.
     pub fn start(&mut self, job: Job) {
         assert!(self.running.is_none() && self.remembered.is_empty(), "one job at a time");
-        let pieces = job.tables.iter().filter_map(|table| Some((table.clone(), unread(table, &job.loaded)?)));
+        let pieces = job.tables.iter().flat_map(|table| {
+            let ranges = job.resumed.get(table).map_or_else(|| vec![KeyRange::ALL], |resumed| resumed.cover.left());
+            ranges.into_iter().map(|range| (table.clone(), range))
+        });
+        let resumed = job.resumed.iter();
         self.running = Some(Running {
             pieces: pieces.collect(),
-            emitted: job.loaded.clone(),
-            torn: BTreeSet::new(),
-            keys: job.keys.clone(),
+            covers: resumed.clone().map(|(table, resumed)| (table.clone(), resumed.cover.clone())).collect(),
+            untold: Vec::new(),
+            keys: resumed.map(|(table, resumed)| (table.clone(), resumed.key.clone())).collect(),
             fenced: false,
             fence: None,
-            left_out: HashSet::new(),
             rows_of: None,
             job,
         });
     }
 
-    /// Gives the job up, as a new incarnation would: what it was for is still asked for.
-    pub fn cancel(&mut self) {
-        self.running = None;
-        self.remembered.clear();
-        self.remembered_bytes = 0;
+    /// What was read of the table is of another one, or under another key: it is read from its beginning, and the rest of the
+    /// job goes on. `requests`, by their sinks, were made for this; those of sinks that the job is for are answered by it.
+    pub fn begin_anew(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
+        let Some(running) = self.running.as_mut().filter(|running| running.job.tables.contains(table)) else { return };
+        running.pieces.begin_anew(table);
+        running.covers.remove(table);
+        running.keys.remove(table);
+        running.untold.retain(|(name, _)| name != table);
+        running.job.answer(table, requests);
+    }
+
+    /// Whether some of the table was read: under which key is known.
+    pub fn has_begun(&self, table: &TableName) -> bool {
+        self.running.as_ref().is_some_and(|running| running.keys.contains_key(table))
     }
 
     /// A table is gone: the rest of the job goes on without it.
@@ -228,9 +266,8 @@ impl<V: Visibility + Clone> Loader<V> {
         let Some(running) = &mut self.running else { return };
         running.job.tables.retain(|name| name != table);
         running.pieces.let_go(table);
-        running.emitted.retain(|(name, _)| name != table);
-        running.left_out.retain(|(name, _)| name != table);
-        running.torn.remove(table);
+        running.covers.remove(table);
+        running.untold.retain(|(name, _)| name != table);
         self.remembered.retain(|r| r.table != *table);
         self.remembered_bytes = self.remembered.iter().map(|r| r.bytes).sum();
     }
@@ -407,7 +444,7 @@ impl<V: Visibility + Clone> Loader<V> {
         if !rows.is_empty() {
             running.rows_of = Some(table.clone());
         }
-        running.emitted.push((table.clone(), chunk.range.clone()));
+        running.emitted(&table, &chunk.range, chunk.key)?;
         let next = running.pieces.front();
         let extent = running.job.initial.then(|| Extent {
             first: before.is_none(),
@@ -415,7 +452,7 @@ impl<V: Visibility + Clone> Loader<V> {
             last_of_table: next.is_none_or(|next| next.table != table),
             last: next.is_none(),
         });
-        let only = running.job.only.clone();
+        let only = running.job.answers(&table);
         if let Some(known) = self.known.clone() {
             self.saw(&known);
         }
@@ -424,24 +461,29 @@ impl<V: Visibility + Clone> Loader<V> {
 }
 
 impl<V: Visibility + Clone> Running<V> {
-    /// A row moved to a key whose range is loaded. If the sinks can't have it, because its old key was not loaded yet and a
-    /// column was not sent, or because they had to leave it out before, they leave it out: its new range is read again.
+    /// The table's chunk entered the stream: what lies in its range is loaded, under its key.
+    fn emitted(&mut self, table: &TableName, range: &KeyRange, key: RangeKey) -> Result<()> {
+        let cover = self.covers.entry(table.clone()).or_default();
+        let orders: Vec<KeyOrder> = key.iter().map(|(_, order)| *order).collect();
+        cover.emitted(&orders, range).map_err(not_of_type)?;
+        self.pieces.keep_keys(table, |key| cover.again.contains(key));
+        self.keys.insert(table.clone(), key);
+        Ok(())
+    }
+
+    /// A row moved to a key that is loaded and can't be there: it is read again.
     fn read_again(&mut self, table: &TableName, key: &[(usize, KeyOrder)], old: &RowBuf, new: &RowBuf) -> Result<()> {
+        let Some(cover) = self.covers.get_mut(table) else { return Ok(()) };
         let (columns, orders): (Vec<usize>, Vec<KeyOrder>) = key.iter().copied().unzip();
-        let (from, to) = (key_texts(old, &columns)?, key_texts(new, &columns)?);
-        let (mut had, mut loaded) = (false, None);
-        for (_, range) in self.emitted.iter().filter(|(name, _)| name == table) {
-            had |= contains(range, &orders, &from)?;
-            if loaded.is_none() && contains(range, &orders, &to)? {
-                loaded = Some(range.clone());
-            }
-        }
-        let missing = (!had && new.row().has_absent()) || self.left_out.contains(&(table.clone(), from));
-        if let Some(range) = loaded.filter(|_| missing) {
-            self.left_out.insert((table.clone(), to));
-            self.torn.insert(table.clone());
-            self.pieces.again(table.clone(), range);
+        let (from, to) = (key_strings(old, &columns)?, key_strings(new, &columns)?);
+        if cover.moved(&orders, &from, &to, new.row().has_absent()).map_err(not_of_type)? {
+            self.pieces.again(table.clone(), to.clone());
+            self.untold.push((table.clone(), to));
         }
         Ok(())
     }
+}
+
+fn not_of_type(error: KeyError) -> Error {
+    Error::halt(Code::SourceProtocol, format!("a key's text is not of its type: {error}"), "lockstep check")
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::driver::check_progress;
-use crate::capture::{routing, shape, start};
+use crate::capture::{routing, schemas, shape, start};
 use crate::codec;
 use crate::config::{Config, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -24,7 +24,8 @@ use crate::postgres::chunk::check_condition;
 use crate::postgres::preflight;
 use crate::postgres::publication::publication_facts;
 use crate::postgres::slot::{check_slot, slot_facts};
-use crate::relation::{Relation, TableName};
+use crate::registry::Registry;
+use crate::relation::{Format, Relation, TableName};
 use crate::session;
 use crate::sink::WantedTable;
 use crate::sink::postgres::PostgresSink;
@@ -69,6 +70,7 @@ async fn check(config: &Arc<Config>) -> Vec<Part> {
     source.findings.extend(left_out.iter().map(|table| Finding::Warning(table.to_string())));
     let (ledger, told) = check_ledger_part(config).await;
     let mut parts = vec![source, kafka, ledger];
+    parts.extend(check_registry(config, &relations).await);
     for sink in &config.sinks {
         parts.push(check_sink(config, sink, &relations, told.as_ref()).await);
     }
@@ -211,6 +213,17 @@ async fn kafka_findings(config: &Config, findings: &mut Vec<Finding>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Nothing where no table needs one. Of tables that could not be read at the source nothing is asked.
+async fn check_registry(config: &Config, relations: &[Relation]) -> Option<Part> {
+    let mut formats = config.tables.iter().map(|table| table.wire.format).chain([config.wire.tables.format]);
+    formats.find(|format| *format == Format::Avro)?;
+    let (place, errors) = match Registry::open(config.registry.as_ref()?) {
+        Ok(registry) => (registry.place(), schemas::refusals(&registry, config, relations).await),
+        Err(error) => ("registry".to_owned(), vec![error]),
+    };
+    Some(Part { place, findings: errors.into_iter().map(Finding::from).collect() })
 }
 
 async fn check_sink(config: &Arc<Config>, sink: &Sink, relations: &[Relation], told: Option<&Told>) -> Part {

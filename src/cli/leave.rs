@@ -50,6 +50,7 @@ pub fn run(args: &LeaveArgs) -> Result<u8, Failure> {
         tables: Vec::new(),
         asked_by: "lockstep leave".to_owned(),
         old_ledger: None,
+        taken: vec![],
     };
     super::block_on(async {
         let mut appender = Appender::open(&config.kafka)?;

@@ -137,13 +137,18 @@ fn line(body: &Body, event: &Event) -> String {
 }
 
 fn checkpoint_line(checkpoint: &Checkpoint) -> String {
-    let Checkpoint { from, to, closed, spans, chunks, .. } = checkpoint;
+    let Checkpoint { from, to, closed, spans, chunks, forget, .. } = checkpoint;
     let mut text = format!("checkpoint  ({from}, {to}] closed {closed}");
     for span in spans {
         let _ = write!(text, " {}/{}={}..{}/{}", span.topic, span.partition, span.first, span.last, span.count);
     }
     for chunk in chunks {
         let _ = write!(text, " chunk {} rows {}", chunk.table, chunk.rows);
+    }
+    for forget in forget.iter().flatten() {
+        let table = forget.table.as_ref().map_or_else(|| "every table".to_owned(), ToString::to_string);
+        let key = forget.key.as_ref().map(|key| format!(" {key:?}")).unwrap_or_default();
+        let _ = write!(text, " forget {table}{key} up to {}", forget.at);
     }
     text
 }
@@ -176,6 +181,7 @@ mod tests {
             spans: vec![Span { topic: "shop.public.t".into(), partition: 0, first: 0, last: 2, count: 3 }],
             chunks: vec![],
             again: vec![],
+            forget: None,
             prev: None,
         });
         let mut state = State::default();

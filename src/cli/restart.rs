@@ -50,6 +50,7 @@ pub fn run(args: &RestartArgs) -> Result<u8, Failure> {
             tables: Vec::new(),
             asked_by: args.reason.clone(),
             old_ledger,
+            taken: vec![],
         };
         let mut appender = Appender::open(&config.kafka)?;
         appender.base = state.base;

@@ -78,6 +78,7 @@ fn requests(config: &Config, args: &ResyncArgs) -> Result<Vec<Request>, Failure>
             .collect(),
         asked_by: "lockstep resync".to_owned(),
         old_ledger: None,
+        taken: vec![],
     });
     let requests: Vec<Request> = requests.filter(|request| !request.tables.is_empty()).collect();
     match requests.is_empty() {

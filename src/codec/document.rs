@@ -3,7 +3,7 @@
 //! The rules are those of Debezium's JSON expansion (tests/golden/18-outbox-expand-*): objects are structs named after their
 //! path, a list has the type of its members, null and an empty list have none, so that a field with one is left out.
 //! Whole numbers are of 32 or 64 bits, all others doubles; in a list the widest that is needed. What has no such form at all
-//! (a list of different things, a document that is no object or list) is not a [`Document`].
+//! (a list of different things, a document that is no object or list, one of more than [`DEPTH_MAX`]) is not a [`Document`].
 //!
 //! Numbers keep their digits, fields their order.
 
@@ -15,6 +15,10 @@ use serde_json::value::RawValue;
 
 use super::json_encode::push_str;
 use super::schema::{Field, Schema, Type};
+
+/// Objects and lists inside each other. They are walked by recursion, and the schema nests twice as deep as the document: this is
+/// what parsers with a limit still read. Jackson, which Debezium reads documents with, takes 1000.
+const DEPTH_MAX: usize = 60;
 
 /// A document and its schema.
 pub(super) struct Document<'a> {
@@ -58,10 +62,14 @@ enum Node<'a> {
 
 impl<'a> Node<'a> {
     fn parse(text: &'a str) -> Option<Node<'a>> {
-        Node::of(serde_json::from_str(text).ok()?)
+        Node::of(serde_json::from_str(text).ok()?, 0)
     }
 
-    fn of(raw: &'a RawValue) -> Option<Node<'a>> {
+    /// `around`: how many objects and lists it is in.
+    fn of(raw: &'a RawValue, around: usize) -> Option<Node<'a>> {
+        if around > DEPTH_MAX {
+            return None;
+        }
         let text = raw.get();
         Some(match text.as_bytes().first()? {
             b'n' => Node::Null,
@@ -70,12 +78,12 @@ impl<'a> Node<'a> {
             b'"' => Node::Text(serde_json::from_str::<Text<'_>>(text).ok()?.0),
             b'[' => {
                 let items: Vec<&RawValue> = serde_json::from_str::<Items<'_>>(text).ok()?.0;
-                Node::List(items.into_iter().map(Node::of).collect::<Option<_>>()?)
+                Node::List(items.into_iter().map(|item| Node::of(item, around + 1)).collect::<Option<_>>()?)
             }
             b'{' => {
                 let mut fields: Vec<(Cow<'_, str>, Node<'_>)> = Vec::new();
                 for (name, raw) in serde_json::from_str::<Fields<'_>>(text).ok()?.0 {
-                    let node = Node::of(raw)?;
+                    let node = Node::of(raw, around + 1)?;
                     // Of two with one name the last one counts.
                     match fields.iter_mut().find(|(found, _)| *found == name) {
                         Some((_, found)) => *found = node,
@@ -317,6 +325,15 @@ mod tests {
         }
         assert_eq!(value(r#"{"y":{"z":null},"e":[]}"#).unwrap(), r#"{"y":{}}"#);
         assert_eq!(value(r#"{"a":1,"b":2,"a":3}"#).unwrap(), r#"{"a":3,"b":2}"#);
+    }
+
+    #[test]
+    fn documents_without_a_bottom_have_no_form() {
+        let lists = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(value(&lists(DEPTH_MAX)).unwrap(), lists(DEPTH_MAX));
+        assert_eq!(value(&lists(DEPTH_MAX + 1)), None);
+        assert_eq!(value(&lists(20_000)), None);
+        assert!(is_expandable(&lists(20_000)));
     }
 
     #[test]

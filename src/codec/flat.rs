@@ -185,7 +185,9 @@ impl Facts {
             Fact::Table => text(&self.table.table),
             Fact::TxId => event.xid.map_or(Value::Null, unsigned),
             Fact::Lsn => unsigned(event.lsn.0),
-            Fact::Xmin | Fact::Origin | Fact::OriginLsn => Value::Null,
+            Fact::Xmin => Value::Null,
+            Fact::Origin => event.origin.as_ref().map_or(Value::Null, |origin| Value::Text(origin.name.clone().into())),
+            Fact::OriginLsn => event.origin.as_ref().map_or(Value::Null, |origin| unsigned(origin.lsn.0)),
             Fact::TransactionId => match (event.block, event.xid) {
                 (Some(_), Some(xid)) => Value::Text(transaction_id(xid, event.lsn.0).into()),
                 _ => Value::Null,
@@ -242,7 +244,7 @@ fn schema_of(fact: Fact) -> Schema {
 #[cfg(test)]
 mod tests {
     use super::super::mapping::oid;
-    use super::super::tests::{EVENT, column, relation_of};
+    use super::super::tests::{EVENT, column, foreign, relation_of};
     use super::super::{Block, Decoder, Encoder};
     use super::*;
     use crate::error::Code;
@@ -287,6 +289,12 @@ mod tests {
         assert_eq!(buf.headers, [header("__o", "d"), ("__source_snapshot".to_owned(), None), header("__db", "db")]);
         rewrite.tombstone(&mut buf);
         assert_eq!(buf.headers, [header("__o", "d")]);
+
+        let origin =
+            Encoder::new(flat(DeleteMode::Drop, &["source.origin", "source.origin_lsn"], &[], false), "p", "db");
+        let event = Event { origin: foreign("there"), ..EVENT };
+        origin.create(&event, row(Cell::Null).row(), &mut buf).unwrap();
+        assert_eq!(value(&buf), r#"{"id":1,"v":null,"__source_origin":"there","__source_origin_lsn":74565}"#);
 
         let read = Event { snapshot: Snapshot::Last, ..EVENT };
         rewrite.read(&read, row(Cell::Text(b"x")).row(), &mut buf).unwrap();

@@ -460,8 +460,8 @@ pub(super) fn read_raw(encoding: &Encoding, raw: &str, out: &mut Vec<u8>) -> Opt
             };
             out.extend_from_slice(text.as_bytes());
         }
-        Encoding::Bool | Encoding::Bit => {
-            let bit = *encoding == Encoding::Bit;
+        Encoding::Bool | Encoding::Bit { .. } => {
+            let bit = *encoding != Encoding::Bool;
             out.push(match raw {
                 "true" if bit => b'1',
                 "false" if bit => b'0',

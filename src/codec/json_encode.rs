@@ -14,12 +14,12 @@ use super::events::head;
 use super::mapping::{self, Encoding};
 use super::schema::{RelationSchemas, Value};
 use super::shell::{EncoderId, Shell};
-use super::write::{FLOAT_NAMES, Fidelity, Unfit, Writer, write};
-use super::{Event, Op, RecordBuf, VERSION, no_key, unfit, wrong_width};
+use super::write::{FLOAT_NAMES, Fidelity, Writer, write};
+use super::{Event, Op, RecordBuf, VERSION, check_skipped_key, may_be_unsaid, no_key, unfit, wrong_width};
 use crate::error::Result;
 use crate::pgtext;
 use crate::record::{Side, push_text};
-use crate::relation::{ConversionFailure, Relation};
+use crate::relation::Relation;
 use crate::value::{Cell, Row};
 
 /// Writes the records of one relation version.
@@ -52,7 +52,7 @@ struct Field {
     /// For `after` and `before` when the value was not sent.
     unavailable: Vec<u8>,
     unsent: Vec<u8>,
-    /// What NULL is shown as where the modes replace it; the header then says that it is NULL.
+    /// What NULL is shown as where the modes or a schema replace it; the header then says that it is NULL.
     null: Option<Vec<u8>>,
     /// The column stands in keys and in no row.
     key_only: bool,
@@ -72,10 +72,13 @@ impl Encoder {
         let fields = relation.columns.iter().enumerate().map(|(i, column)| {
             let encoding = mapping::encoding(column, modes);
             let null = mapping::default(column, &encoding).filter(|_| modes.null_as_default);
+            let unsent = mapping::unsent(column, &encoding, modes);
+            // The catalog may know of a NOT NULL that is younger than the row, and the schema says what the catalog says.
+            let null = null.or_else(|| (modes.schemas && !column.nullable).then(|| unsent.clone()));
             Field {
                 label: [b",", quoted(&modes.field_names.field(&column.name)).as_slice(), b":"].concat(),
                 unavailable: json_of(&mapping::unavailable(column, &encoding, modes)),
-                unsent: json_of(&mapping::unsent(column, &encoding, modes)),
+                unsent: json_of(&unsent),
                 null: null.map(|default| json_of(&default)),
                 encoding,
                 key_only: relation.is_key_only(i),
@@ -131,6 +134,7 @@ impl Encoder {
         for &column in &self.key {
             let field = &self.fields[column];
             if field.is_skipped() {
+                check_skipped_key(&self.relation, column, row.get(column))?;
                 continue;
             }
             out.extend_from_slice(&field.label[usize::from(first)..]);
@@ -174,7 +178,7 @@ impl Encoder {
         value.extend_from_slice(lsn);
         value.extend_from_slice(&shell.middle);
         value.extend_from_slice(lsn);
-        value.extend_from_slice(SOURCE_END);
+        value.extend_from_slice(&shell.origin);
         value.extend_from_slice(br#","transaction":"#);
         push_block(event, value);
         value.extend_from_slice(br#","op":""#);
@@ -189,6 +193,7 @@ impl Encoder {
     fn render(&self, event: &Event, shell: &mut Shell) {
         self.source.push_before_lsn(event, &mut shell.head);
         self.source.push_between(event, &mut shell.middle);
+        push_origin(event, &mut shell.origin);
         let tail = &mut shell.tail;
         tail.extend_from_slice(br#"","ts_ms":"#);
         push_integer(tail, event.now_ns.div_euclid(1_000_000));
@@ -247,7 +252,7 @@ impl Encoder {
         let start = out.len();
         match write(&field.encoding, text, &mut JsonWriter::new(out)) {
             Ok(fidelity) => Ok(fidelity),
-            Err(Unfit::NoForm) if self.relation.modes.conversion_failure == ConversionFailure::Null => {
+            Err(why) if may_be_unsaid(why, &self.relation.modes) => {
                 out.truncate(start);
                 out.extend_from_slice(&field.unsent);
                 Ok(Fidelity::NeedsText)
@@ -281,7 +286,7 @@ impl Source {
         push_integer(out, event.lsn.0);
         self.push_between(event, out);
         push_integer(out, event.lsn.0);
-        out.extend_from_slice(SOURCE_END);
+        push_origin(event, out);
     }
 
     /// Up to where the event's place first stands, within `sequence`.
@@ -317,8 +322,17 @@ impl Source {
     }
 }
 
-/// What stands behind the event's place.
-const SOURCE_END: &[u8] = br#","xmin":null,"origin":null,"origin_lsn":null}"#;
+/// What stands behind the event's place, up to the end of the source block.
+fn push_origin(event: &Event, out: &mut Vec<u8>) {
+    let Some(origin) = &event.origin else {
+        return out.extend_from_slice(br#","xmin":null,"origin":null,"origin_lsn":null}"#);
+    };
+    out.extend_from_slice(br#","xmin":null,"origin":"#);
+    out.extend_from_slice(&quoted(&origin.name));
+    out.extend_from_slice(br#","origin_lsn":"#);
+    push_integer(out, origin.lsn.0);
+    out.push(b'}');
+}
 
 /// The transaction block, or null.
 pub(super) fn push_block(event: &Event, out: &mut Vec<u8>) {

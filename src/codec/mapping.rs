@@ -9,7 +9,7 @@ use super::schema::{self, Schema, Type, Value};
 use super::write::{TreeWriter, write};
 use crate::relation::{
     BinaryMode, Column, ColumnDefault, DecimalMode, HstoreMode, IntervalMode, Modes, Relation, TimeMode, TypeKind,
-    TypeName, UnknownMode,
+    TypeName, UnknownMode, type_names,
 };
 
 /// How the values of a column are written.
@@ -44,8 +44,10 @@ pub enum Encoding {
     /// Connect's Decimal with two digits.
     Money,
     Bytes(BinaryMode),
-    /// bit(1).
-    Bit,
+    /// bit(1), and bit varying(1), which can be empty too.
+    Bit {
+        varying: bool,
+    },
     /// Little-endian bytes without trailing zeros; `length` is the column's, in bits.
     Bits {
         length: u32,
@@ -82,7 +84,11 @@ pub enum Encoding {
     SparseVector,
     /// int2vector and oidvector: numbers between spaces.
     NumberVector(Box<Encoding>),
-    Array(Box<Encoding>),
+    Array {
+        element: Box<Encoding>,
+        /// In the text, between elements.
+        delimiter: u8,
+    },
     /// Bytes of the Postgres text.
     Opaque(BinaryMode),
     /// No field: the value is in `ls-text` alone.
@@ -163,7 +169,7 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
         TypeKind::Enum { labels } => return Encoding::Enum { labels: labels.clone() },
         // A domain's own modifier is its base's; the column has none.
         TypeKind::Domain { base } => return of_type(base.oid, &base.name, base.typmod, &base.kind, modes),
-        TypeKind::Array { element } => return array(element, typmod, modes),
+        TypeKind::Array { element, delimiter } => return array(element, *delimiter, typmod, modes),
         TypeKind::Base | TypeKind::Composite | TypeKind::Range | TypeKind::Multirange => {}
     }
     match type_oid {
@@ -181,7 +187,7 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
         oid::BOOL => Encoding::Bool,
         oid::BYTEA => Encoding::Bytes(modes.binary),
         // bit without a length is bit(1), and its modifier says so.
-        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit,
+        oid::BIT | oid::VARBIT if typmod == 1 => Encoding::Bit { varying: type_oid == oid::VARBIT },
         oid::BIT | oid::VARBIT => Encoding::Bits { length: u32::try_from(typmod).unwrap_or(i32::MAX.unsigned_abs()) },
         oid::DATE => match modes.time {
             TimeMode::Connect => Encoding::ConnectDate,
@@ -228,16 +234,16 @@ fn of_type(type_oid: u32, name: &str, typmod: i32, kind: &TypeKind, modes: &Mode
 
 /// Types of extensions have no fixed OIDs; their names are those that Debezium looks for.
 fn of_extension(name: &str, kind: &TypeKind, modes: &Modes) -> Encoding {
-    let plain = name.rsplit_once('.').filter(|_| kind.is_base()).map_or("", |(_, plain)| plain);
-    match plain {
+    let (schema, plain) = type_names::split(name);
+    match if schema.is_some() && kind.is_base() { &*plain } else { "" } {
         "hstore" => match modes.hstore {
             HstoreMode::Json => Encoding::HstoreJson,
             HstoreMode::Map => Encoding::HstoreMap,
         },
         "citext" | "isbn" => Encoding::Text(None),
         "ltree" => Encoding::Text(Some("io.debezium.data.Ltree")),
-        "geometry" => Encoding::Geometry("io.debezium.data.geometry.Geometry"),
-        "geography" => Encoding::Geometry("io.debezium.data.geometry.Geography"),
+        "geometry" => Encoding::Geometry(GEOMETRY),
+        "geography" => Encoding::Geometry(GEOGRAPHY),
         "vector" => Encoding::DoubleVector,
         "halfvec" => Encoding::FloatVector,
         "sparsevec" => Encoding::SparseVector,
@@ -250,11 +256,11 @@ fn of_extension(name: &str, kind: &TypeKind, modes: &Modes) -> Encoding {
 }
 
 /// An array's modifier is its elements'.
-fn array(element: &TypeName, typmod: i32, modes: &Modes) -> Encoding {
+fn array(element: &TypeName, delimiter: u8, typmod: i32, modes: &Modes) -> Encoding {
     let typmod = if element.typmod == -1 { typmod } else { element.typmod };
     match of_type(element.oid, &element.name, typmod, &element.kind, modes) {
         Encoding::Skipped => Encoding::Skipped,
-        element => Encoding::Array(Box::new(element)),
+        element => Encoding::Array { element: Box::new(element), delimiter },
     }
 }
 
@@ -282,6 +288,8 @@ fn numeric_shape(typmod: i32) -> (u16, Option<u16>) {
 }
 
 const JSON: &str = "io.debezium.data.Json";
+const GEOMETRY: &str = "io.debezium.data.geometry.Geometry";
+const GEOGRAPHY: &str = "io.debezium.data.geometry.Geography";
 
 /// For [`Column::exact`]: whether the format carries every value that Postgres prints for the column. Where it does not,
 /// `ls-text` rides beside some or all.
@@ -300,17 +308,17 @@ fn carries_all(encoding: &Encoding) -> bool {
             | Encoding::Enum { .. }
             | Encoding::MoneyText
             | Encoding::Bytes(_)
-            | Encoding::Bit
+            | Encoding::Bit { varying: false }
             | Encoding::Time(_)
             | Encoding::TimestampTz { .. }
     )
 }
 
-/// The schema of a column; `None` for one that has no field.
+/// The schema of a column; `None` for one that has no field. Debezium's schema of a geometry is optional whatever the column is.
 pub fn schema(column: &Column, modes: &Modes) -> Option<Schema> {
     let encoding = encoding(column, modes);
     let schema = schema_of(&encoding)?.with_default(default(column, &encoding));
-    Some(if column.nullable { schema.optional() } else { schema })
+    Some(if column.nullable || encoding == Encoding::Geometry(GEOMETRY) { schema.optional() } else { schema })
 }
 
 /// The schema of an encoding: not optional, no default.
@@ -320,7 +328,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
     let decimal =
         |scale: u16| named(Type::Bytes, "org.apache.kafka.connect.data.Decimal").with_parameter("scale", scale);
     Some(match encoding {
-        Encoding::Bool | Encoding::Bit => new(Type::Boolean),
+        Encoding::Bool | Encoding::Bit { .. } => new(Type::Boolean),
         Encoding::Int16 => new(Type::Int16),
         Encoding::Int32 => new(Type::Int32),
         Encoding::Int64 => new(Type::Int64),
@@ -373,7 +381,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
         }
         Encoding::Geometry(name) => {
             let of = schema::fields([("wkb", new(Type::Bytes)), ("srid", schema::int32().optional())]);
-            named(of, name)
+            named(of, name).with_doc(name.rsplit_once('.').map_or(*name, |(_, plain)| plain))
         }
         Encoding::DoubleVector => named(Type::Array(Box::new(new(Type::Float64))), "io.debezium.data.DoubleVector"),
         Encoding::FloatVector => named(Type::Array(Box::new(new(Type::Float32))), "io.debezium.data.FloatVector"),
@@ -383,7 +391,7 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
             named(of, "io.debezium.data.SparseDoubleVector").with_doc("Sparse double vector")
         }
         Encoding::NumberVector(number) => new(Type::Array(Box::new(schema_of(number)?))),
-        Encoding::Array(element) => {
+        Encoding::Array { element, .. } => {
             let items = schema_of(element)?;
             // Debezium makes the elements of these three required, and drops arrays that hold NULL. Ours say what is true,
             // except where the schema must not differ.
@@ -396,13 +404,13 @@ pub fn schema_of(encoding: &Encoding) -> Option<Schema> {
 /// The default that a column's schema shows.
 pub fn default(column: &Column, encoding: &Encoding) -> Option<Value> {
     let text = match column.default.as_ref()? {
-        ColumnDefault::Call => return zero(encoding),
+        ColumnDefault::Call => return if is_extended(encoding) { None } else { zero(encoding) },
         ColumnDefault::Literal(text) => text,
     };
     // Debezium reads no defaults of these.
     let without = matches!(
         encoding,
-        Encoding::Array(_)
+        Encoding::Array { .. }
             | Encoding::Bytes(_)
             | Encoding::Opaque(_)
             | Encoding::MoneyText
@@ -426,6 +434,11 @@ pub fn default(column: &Column, encoding: &Encoding) -> Option<Value> {
     tree.value()
 }
 
+/// Of PostGIS or pgvector: Debezium reads no defaults of these at all.
+fn is_extended(encoding: &Encoding) -> bool {
+    matches!(encoding, Encoding::Geometry(_) | Encoding::SparseVector)
+}
+
 /// A numeric's default is printed with the digits that were written, not with the column's.
 fn default_text(encoding: &Encoding, text: &str) -> String {
     match encoding {
@@ -443,7 +456,7 @@ fn default_text(encoding: &Encoding, text: &str) -> String {
 pub fn zero(encoding: &Encoding) -> Option<Value> {
     let text = match encoding {
         Encoding::Bool => "f",
-        Encoding::Bit => "0",
+        Encoding::Bit { .. } => "0",
         Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => "0",
         Encoding::Float32 | Encoding::Float64 => "0.0",
         Encoding::DecimalDouble | Encoding::DecimalText { .. } | Encoding::Decimal { .. } => "0",
@@ -460,10 +473,14 @@ pub fn zero(encoding: &Encoding) -> Option<Value> {
         Encoding::TimeTz => "00:00:00+00",
         Encoding::IntervalText | Encoding::IntervalMicros => "00:00:00",
         Encoding::Point => "(0,0)",
+        // GEOMETRYCOLLECTION EMPTY
+        Encoding::Geometry(_) => "010700000000000000",
         // An empty collection.
-        Encoding::Array(_) | Encoding::NumberVector(_) => return Some(Value::Array(Vec::new())),
+        Encoding::Array { .. } | Encoding::NumberVector(_) => return Some(Value::Array(Vec::new())),
         Encoding::DoubleVector | Encoding::FloatVector => return Some(Value::Array(Vec::new())),
-        Encoding::Geometry(_) | Encoding::SparseVector | Encoding::Skipped => return None,
+        // Debezium's connector stops here, for want of one.
+        Encoding::SparseVector => "{}/0",
+        Encoding::Skipped => return None,
     };
     let mut tree = TreeWriter::default();
     write(encoding, default_text(encoding, text).as_bytes(), &mut tree).ok()?;
@@ -487,7 +504,7 @@ pub fn unavailable(column: &Column, encoding: &Encoding, modes: &Modes) -> Value
         Encoding::Text(_) | Encoding::Enum { .. } | Encoding::DecimalText { .. } | Encoding::HstoreJson => text(),
         Encoding::Bytes(BinaryMode::Bytes) | Encoding::Opaque(BinaryMode::Bytes) => Value::Bytes(bytes),
         Encoding::HstoreMap => Value::Map(vec![(text(), text())]),
-        Encoding::Array(element) => match **element {
+        Encoding::Array { element, .. } => match **element {
             Encoding::Text(_) | Encoding::Enum { .. } => Value::Array(vec![text()]),
             Encoding::Int32 | Encoding::Int64 => Value::Array(signed()),
             _ => unsent(column, encoding, modes),

@@ -42,8 +42,8 @@ pub use outbox::{OutboxEncoder, Written};
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;
 use crate::record::Side;
-use crate::relation::{Format, Relation};
-use crate::value::{Row, RowBuf};
+use crate::relation::{ConversionFailure, Format, Modes, Relation};
+use crate::value::{Cell, Row, RowBuf};
 use write::Unfit;
 
 /// What `source.version` says: the program that wrote the record, as Debezium says its own version there.
@@ -55,7 +55,7 @@ pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
 pub const HEADER_OLD_KEY: &str = "__debezium.oldkey";
 
 /// What the envelope says about where and when a change happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
     /// End of the last commit that this reader streamed before the change's transaction; `None` until there was one.
     pub last_commit_lsn: Option<Lsn>,
@@ -70,6 +70,17 @@ pub struct Event {
     pub now_ns: i64,
     /// The record's place in its transaction, where transactions are told of.
     pub block: Option<Block>,
+    /// Where the transaction was first, if it was replicated to the source.
+    pub origin: Option<Arc<Origin>>,
+}
+
+/// Where a transaction comes from: `source.origin` and `source.origin_lsn`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Of the replication origin at the source.
+    pub name: String,
+    /// Its commit there.
+    pub lsn: Lsn,
 }
 
 /// Places counted from 1, as Debezium's `transaction` block has them.
@@ -374,6 +385,15 @@ fn invalid(relation: &Relation, column: Option<usize>, found: &str, hint: String
 }
 
 /// A value that the format or the modes can't say.
+/// Whether consumers may see something else than the value; its text stands beside.
+fn may_be_unsaid(why: Unfit, modes: &Modes) -> bool {
+    match why {
+        Unfit::Unsayable => true,
+        Unfit::NoForm => modes.conversion_failure == ConversionFailure::Null,
+        Unfit::NotUtf8 | Unfit::NotOfItsType => false,
+    }
+}
+
 fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
     let found = match why {
         Unfit::NoForm => {
@@ -383,7 +403,7 @@ fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
             return invalid(relation, Some(column), found, hint.to_owned());
         }
         Unfit::NotUtf8 => "a value is not valid UTF-8, so it can't be written without loss",
-        Unfit::NotOfItsType => "a value is not the text that Postgres prints for the column's type",
+        Unfit::NotOfItsType | Unfit::Unsayable => "a value is not the text that Postgres prints for the column's type",
     };
     // Only a database without an encoding, or a damaged one, sends such bytes although the session asks for UTF-8.
     let hint = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database(); \
@@ -394,6 +414,15 @@ fn unfit(relation: &Relation, column: usize, why: Unfit) -> Error {
 fn no_key(relation: &Relation, column: usize, found: &str) -> Error {
     let hint = format!("ALTER TABLE {} REPLICA IDENTITY FULL", relation.name.quoted());
     invalid(relation, Some(column), found, hint)
+}
+
+/// A key column that has no field rides beside the key, and is asked for there like any other.
+fn check_skipped_key(relation: &Relation, column: usize, cell: Cell<'_>) -> Result<()> {
+    match cell {
+        Cell::Null if !relation.columns[column].nullable => Err(no_key(relation, column, "NULL in a key column")),
+        Cell::Absent => Err(no_key(relation, column, "the source did not send this key column")),
+        Cell::Null | Cell::Text(_) => Ok(()),
+    }
 }
 
 fn wrong_width(relation: &Relation, columns: usize) -> Error {

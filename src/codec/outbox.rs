@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::document::{Document, is_expandable};
 use super::json_encode::{Encoder as JsonEncoder, push_str};
 use super::schema::{Field, Schema, Type, push_json};
+use super::write::Unfit;
 use super::{Headers, RecordBuf, invalid, mapping};
 use crate::error::{Error, Result};
 use crate::relation::names::{fill_topic, topic_name};
@@ -132,7 +133,7 @@ impl OutboxEncoder {
     }
 
     fn push_key(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
-        if self.outbox.format == EventFormat::String {
+        if self.outbox.format != EventFormat::Json {
             let key = self.plain(self.key, row)?;
             out.extend_from_slice(key.as_deref().unwrap_or_default());
             return Ok(key.is_some());
@@ -152,8 +153,12 @@ impl OutboxEncoder {
         if is_empty && self.outbox.tombstones {
             return Ok(false);
         }
-        if self.outbox.format == EventFormat::String {
-            let payload = self.plain(self.payload, row)?;
+        let whole = match self.outbox.format {
+            EventFormat::Json => None,
+            EventFormat::String => Some(self.plain(self.payload, row)?),
+            EventFormat::Bytes => Some(text.map(|text| self.bytes(text)).transpose()?),
+        };
+        if let Some(payload) = whole {
             out.extend_from_slice(payload.as_deref().unwrap_or_default());
             return Ok(payload.is_some());
         }
@@ -163,6 +168,15 @@ impl OutboxEncoder {
             Some(schemas) => self.push_with_schema(schemas, row, expanding, out)?,
         }
         Ok(true)
+    }
+
+    /// The payload's bytes: those of a bytea, the text of anything else.
+    fn bytes(&self, text: &[u8]) -> Result<Vec<u8>> {
+        if self.relation.columns[self.payload].type_oid != mapping::oid::BYTEA {
+            return Ok(text.to_vec());
+        }
+        let bytes = text.strip_prefix(b"\\x").and_then(|digits| hex::decode(digits).ok());
+        bytes.ok_or_else(|| super::unfit(&self.relation, self.payload, Unfit::NotOfItsType))
     }
 
     /// The payload, and what stands beside it. `expanded` is JSON that stands in its place as it is.
@@ -321,6 +335,26 @@ mod tests {
         let encoder = encoder(Outbox { format: EventFormat::String, ..plain() }, false);
         assert_eq!(written(&encoder, &row(Some("r"), Some(""), Some("[1, \"a\"]"))), ("".into(), "[1, \"a\"]".into()));
         assert_eq!(written(&encoder, &row(Some("r"), None, None)), ("-".into(), "-".into()));
+    }
+
+    #[test]
+    fn bytes_pass_through() {
+        let bytes = Outbox { format: EventFormat::Bytes, ..plain() };
+        let of_text = encoder(bytes.clone(), false);
+        assert_eq!(written(&of_text, &row(Some("r"), Some("k"), Some("\\x41"))), ("k".into(), "\\x41".into()));
+        let mut relation = Relation::clone(&relation(bytes, false));
+        let payload = relation.columns.iter_mut().find(|column| column.name == "payload").unwrap();
+        payload.type_oid = oid::BYTEA;
+        let of_bytea = OutboxEncoder::new(&Arc::new(relation), "p", "db").unwrap();
+        // Confluent's framing of an Avro string, as an application's serializer writes it.
+        let mut out = RecordBuf::default();
+        let of_bytea_row = |payload| row(Some("r"), Some("k"), payload);
+        of_bytea.record(of_bytea_row(Some("\\x00000000070461ff")).row(), &mut out).unwrap();
+        assert_eq!(out.value, [0, 0, 0, 0, 7, 4, b'a', 0xff]);
+        assert_eq!(written(&of_bytea, &of_bytea_row(None)), ("k".into(), "-".into()));
+        assert_eq!(written(&of_bytea, &of_bytea_row(Some("\\x"))), ("k".into(), "".into()));
+        let error = of_bytea.record(of_bytea_row(Some("\\x0")).row(), &mut out).unwrap_err();
+        assert_eq!(error.code(), Some(Code::RecordInvalid));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Debezium passes on: digits of integers, characters of dates as they are printed, 2147483647 where there is no limit.
 
 use super::mapping::oid;
-use crate::relation::{Column, TypeKind};
+use crate::relation::{Column, TypeKind, type_names};
 
 /// The driver's word for "no limit".
 const UNLIMITED: i64 = i32::MAX as i64;
@@ -14,7 +14,7 @@ const DIGITS: i64 = 6;
 /// Names and values, in Debezium's order.
 pub fn parameters(column: &Column) -> [(&'static str, String); 4] {
     let (length, scale) = size(column.type_oid, column.typmod, &column.kind);
-    let type_name = column.type_name.rsplit_once('.').map_or(column.type_name.as_str(), |(_, plain)| plain);
+    let (_, type_name) = type_names::split(&column.type_name);
     [
         ("__debezium.source.column.type", type_name.to_uppercase()),
         ("__debezium.source.column.length", length.to_string()),
@@ -27,7 +27,7 @@ pub fn parameters(column: &Column) -> [(&'static str, String); 4] {
 fn size(type_oid: u32, typmod: i32, kind: &TypeKind) -> (i64, i64) {
     match kind {
         TypeKind::Domain { base } => return size(base.oid, base.typmod, &base.kind),
-        TypeKind::Array { element } => {
+        TypeKind::Array { element, .. } => {
             let typmod = if element.typmod == -1 { typmod } else { element.typmod };
             return size(element.oid, typmod, &element.kind);
         }

@@ -34,6 +34,7 @@ pub fn relation_of(columns: Vec<Column>) -> Arc<Relation> {
         columns,
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     };
     Arc::new(relation.sealed())
 }
@@ -54,7 +55,13 @@ pub const EVENT: Event = Event {
     snapshot: Snapshot::False,
     now_ns: 1_700_000_001_000_000_007,
     block: None,
+    origin: None,
 };
+
+/// Where a transaction was first.
+pub fn foreign(name: &str) -> Option<Arc<Origin>> {
+    Some(Arc::new(Origin { name: name.to_owned(), lsn: Lsn(74_565) }))
+}
 
 fn row(cells: &[Cell<'_>]) -> RowBuf {
     cells.iter().copied().collect()
@@ -75,7 +82,7 @@ impl Record {
 
     fn field(&self, side: &str, name: &str) -> String {
         let value: serde_json::Value = serde_json::from_slice(&self.buf.value).unwrap();
-        value[side][name].to_string()
+        value.get("payload").unwrap_or(&value)[side][name].to_string()
     }
 }
 
@@ -100,6 +107,9 @@ fn one_buffer_serves_all_encoders_and_transactions() {
         Event { commit_time_us: 1, ..EVENT },
         Event { snapshot: Snapshot::Incremental, ..EVENT },
         Event { now_ns: 1, ..EVENT },
+        Event { origin: foreign("a"), ..EVENT },
+        Event { origin: foreign("b"), ..EVENT },
+        EVENT,
     ];
     let row = row(&[Cell::Text(b"1"), Cell::Text(b"x")]);
     let mut shared = RecordBuf::default();
@@ -263,6 +273,9 @@ fn the_envelope_is_debeziums() {
         r#""ts_us":1700000001000000,"ts_ns":1700000001000000007}"#
     );
     assert_eq!(String::from_utf8(out.value.clone()).unwrap(), expected.replace("0.1.0", env!("CARGO_PKG_VERSION")));
+    encoder.delete(&Event { origin: foreign("over \"there\""), ..EVENT }, old.row(), &mut out).unwrap();
+    let written = String::from_utf8(out.value.clone()).unwrap();
+    assert!(written.contains(r#","lsn":17,"xmin":null,"origin":"over \"there\"","origin_lsn":74565},"transaction""#));
     encoder.key(old.row(), &mut out).unwrap();
     assert_eq!(out.key(), Some(br#"{"id":1}"#.as_slice()));
     encoder.truncate(&EVENT, &mut out).unwrap();
@@ -351,6 +364,10 @@ fn what_can_not_be_written_without_loss_is_refused_by_name() {
         (oid::INT4, b"secret"),
         (oid::INT4, b"007"),
         (oid::INT4, b""),
+        (oid::INT4, b"-0"),
+        (oid::INT2, b"32768"),
+        (oid::INT4, b"-2147483649"),
+        (oid::INT8, b"9223372036854775808"),
         (oid::FLOAT8, b"1."),
         (oid::FLOAT8, b"nan"),
         (oid::NUMERIC, b"secret"),
@@ -676,8 +693,15 @@ fn of(type_oid: u32, typmod: i32) -> Column {
 }
 
 fn array_of(type_oid: u32) -> Column {
-    let element = TypeName { oid: type_oid, name: String::new(), typmod: -1, kind: TypeKind::Base };
-    Column { kind: TypeKind::Array { element: Box::new(element) }, ..of(1, -1) }
+    array_by(b',', inner(type_oid, "", -1))
+}
+
+fn array_by(delimiter: u8, element: TypeName) -> Column {
+    Column { kind: TypeKind::Array { element: Box::new(element), delimiter }, ..of(1, -1) }
+}
+
+fn inner(oid: u32, name: &str, typmod: i32) -> TypeName {
+    TypeName { oid, name: name.into(), typmod, kind: TypeKind::Base }
 }
 
 fn extension(name: &str) -> Column {
@@ -736,6 +760,10 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
         (m(), of(oid::BIT, 9), "100000001", r#""AQE=""#),
         (m(), of(oid::VARBIT, 20), "00000000000000000001", r#""AQ==""#),
         (m(), of(oid::VARBIT, -1), "", r#""""#),
+        (m(), of(oid::VARBIT, 1), "1", "true"),
+        (m(), of(oid::VARBIT, 1), "", "null"),
+        (m(), Column { nullable: false, ..of(oid::VARBIT, 1) }, "", "false"),
+        (m(), array_by(b',', inner(oid::VARBIT, "varbit", 1)), r#"{"",1,NULL}"#, "[null,true,null]"),
         (
             m(),
             of(oid::POINT, -1),
@@ -768,6 +796,18 @@ fn every_mode_writes_what_debezium_writes_and_loses_nothing() {
             r#"{"",NULL,"NULL","a,b","c\"d","e\\f","{g}",é}"#,
             r#"["",null,"NULL","a,b","c\"d","e\\f","{g}","é"]"#,
         ),
+        (
+            m(),
+            array_by(b';', inner(603, "box", -1)),
+            "{(1,1),(0,0);NULL;(3,3),(2,2)}",
+            r#"["(1,1),(0,0)",null,"(3,3),(2,2)"]"#,
+        ),
+        (
+            m(),
+            array_by(b':', inner(70_000, "public.geometry", -1)),
+            "{0101000020E610000000000000000000000000000000000000:NULL}",
+            r#"[{"srid":4326,"wkb":"AQEAACDmEAAAAAAAAAAAAAAAAAAAAAAAAA=="},null]"#,
+        ),
         (m(), array_of(oid::INTERVAL), r#"{"1 day",NULL}"#, r#"["P0Y0M1DT0H0M0S",null]"#),
     ] {
         assert_eq!(in_modes(modes, of, text), json, "{text}");
@@ -796,6 +836,16 @@ fn in_modes_of_one(modes: Modes, of: Column, whole: &RowBuf) -> String {
     record.field("after", "c0")
 }
 
+/// Consumers with schemas refuse a null in a field that is required.
+#[test]
+fn what_was_not_sent_of_a_required_column_is_shown_as_something() {
+    for name in ["p.geometry", "p.geography", "p.vector", "p.halfvec", "p.sparsevec"] {
+        let of = Column { nullable: false, ..extension(name) };
+        let encoding = mapping::encoding(&of, &Modes::default());
+        assert_ne!(mapping::unsent(&of, &encoding, &Modes::default()), schema::Value::Null, "{name}");
+    }
+}
+
 #[test]
 fn null_shown_as_the_default_is_null_at_our_sinks() {
     let of = Column { default: Some(ColumnDefault::Literal("7".into())), ..of(oid::INT4, -1) };
@@ -803,6 +853,53 @@ fn null_shown_as_the_default_is_null_at_our_sinks() {
     let modes = Modes { null_as_default: true, ..Modes::default() };
     assert_eq!(in_modes_of_one(modes, of.clone(), &whole), "7");
     assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+}
+
+/// It rides beside the key, where a sink would miss it.
+#[test]
+fn a_key_column_without_a_field_is_there_or_refused() {
+    let mut relation = Relation::clone(&relation_of(vec![Column { key: Some(0), nullable: false, ..of(3220, -1) }]));
+    relation.modes.unknown = UnknownMode::Skip;
+    let avro = Relation { format: Format::Avro, ..relation.clone() };
+    let avro = Arc::new(avro::complete(avro, "p").unwrap());
+    let ids = avro::SchemaIds { key: Some(1), value: 2 };
+    for encoder in [Encoder::new(Arc::new(relation), "p", "d"), Encoder::avro(avro, ids, "p", "d").unwrap()] {
+        let mut out = RecordBuf::default();
+        for cell in [Cell::Null, Cell::Absent] {
+            refusal(encoder.key(row(&[cell]).row(), &mut out));
+        }
+        encoder.key(row(&[Cell::Text(b"0/1")]).row(), &mut out).unwrap();
+    }
+}
+
+/// What the schema has no room for, readers of that schema would refuse or cut.
+#[test]
+fn numbers_of_extensions_beyond_their_schema_are_refused() {
+    let srid = |hex: &str| format!("01010000A0{hex}000000000000F03F0000000000000040");
+    for (name, text) in [
+        ("p.geometry", srid("00000080")),
+        ("p.sparsevec", "{1:1}/2147483648".to_owned()),
+        ("p.sparsevec", "{2147483648:1}/5".to_owned()),
+    ] {
+        let relation = relation_of(vec![column("id", oid::INT4, -1, false, Some(0)), extension(name)]);
+        refusal(update(&relation, None, row(&[Cell::Text(b"1"), Cell::Text(text.as_bytes())]).row()));
+    }
+}
+
+/// The catalog says NOT NULL by now, and the row is older.
+#[test]
+fn null_where_the_schema_has_none_is_null_at_our_sinks() {
+    let whole = row(&[Cell::Text(b"1"), Cell::Null]);
+    for (of, shown) in [
+        (of(oid::INT4, -1), "0"),
+        (of(oid::TEXT, -1), r#""""#),
+        (Column { default: Some(ColumnDefault::Literal("7".into())), ..of(oid::INT4, -1) }, "7"),
+    ] {
+        let of = Column { nullable: false, ..of };
+        let modes = Modes { schemas: true, ..Modes::default() };
+        assert_eq!(in_modes_of_one(modes, of.clone(), &whole), shown);
+        assert_eq!(in_modes_of_one(Modes::default(), of, &whole), "null");
+    }
 }
 
 proptest! {

@@ -84,6 +84,8 @@ pub enum Unfit {
     NotOfItsType,
     /// The mode can't say it: NaN as a precise decimal, the year 20000 in nanoseconds.
     NoForm,
+    /// No mode can say it, and so its text does: an empty bit varying(1), which is neither true nor false.
+    Unsayable,
 }
 
 fn exact_if(exact: bool) -> Fidelity {
@@ -98,7 +100,7 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             Ok(Fidelity::Exact)
         }
         Encoding::Int16 | Encoding::Int32 | Encoding::Int64 => {
-            out.digits(pgtext::is_integer(text).then_some(text).ok_or(Unfit::NotOfItsType)?);
+            out.digits(is_integer_of(encoding, text).then_some(text).ok_or(Unfit::NotOfItsType)?);
             Ok(Fidelity::Exact)
         }
         Encoding::Float32 | Encoding::Float64 => float(text, out),
@@ -128,10 +130,11 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             opaque(*mode, utf8(text)?.as_bytes(), out);
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Bit => {
+        Encoding::Bit { varying } => {
             out.boolean(match text {
                 b"1" => true,
                 b"0" => false,
+                b"" if *varying => return Err(Unfit::Unsayable),
                 _ => return Err(Unfit::NotOfItsType),
             });
             Ok(Fidelity::Exact)
@@ -168,7 +171,7 @@ pub fn write<W: Writer>(encoding: &Encoding, text: &[u8], out: &mut W) -> Result
             out.end_array();
             Ok(Fidelity::NeedsText)
         }
-        Encoding::Array(element) => array(element, text, out),
+        Encoding::Array { element, delimiter } => array(element, *delimiter, text, out),
         Encoding::Skipped => Ok(Fidelity::NeedsText),
     }
 }
@@ -185,6 +188,19 @@ fn prints_as(out: &mut impl Writer, text: &[u8], print: impl FnOnce(&mut Vec<u8>
     let same = &scratch[start..] == text;
     scratch.truncate(start);
     same
+}
+
+/// Whether the text is an integer as Postgres prints it that its type holds.
+fn is_integer_of(encoding: &Encoding, text: &[u8]) -> bool {
+    // So many bytes can't be too large, whatever they are.
+    let (least, most, bytes_sure) = match encoding {
+        Encoding::Int16 => (i64::from(i16::MIN), i64::from(i16::MAX), 4),
+        Encoding::Int32 => (i64::from(i32::MIN), i64::from(i32::MAX), 9),
+        _ => (i64::MIN, i64::MAX, 18),
+    };
+    let number = || std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
+    let held = || text.len() <= bytes_sure || number().is_some_and(|number| (least..=most).contains(&number));
+    pgtext::is_integer(text) && text != b"-0" && held()
 }
 
 fn float(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> {
@@ -693,7 +709,11 @@ fn geometry(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> {
         Some(if wkb[0] == 1 { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
     };
     let of = word(1).ok_or(Unfit::NotOfItsType)?;
-    let srid = if of & HAS_SRID == 0 { None } else { Some(word(5).ok_or(Unfit::NotOfItsType)?) };
+    let srid = match of & HAS_SRID {
+        0 => None,
+        // Its field is an int32; PostGIS' own are below a million.
+        _ => Some(word(5).and_then(|srid| i32::try_from(srid).ok()).ok_or(Unfit::NotOfItsType)?),
+    };
     out.begin_struct();
     out.field("wkb");
     out.bytes(&wkb);
@@ -722,7 +742,8 @@ fn sparse_vector(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> 
     let text = utf8(text)?;
     let (entries, dimensions) =
         text.strip_prefix('{').and_then(|text| text.split_once("}/")).ok_or(Unfit::NotOfItsType)?;
-    let integer = |text: &str| text.parse::<i64>().map_err(|_| Unfit::NotOfItsType);
+    // pgvector's limit is 10^9. Debezium's schema says int16, which Avro writes as an int.
+    let integer = |text: &str| text.parse::<i32>().map(i64::from).map_err(|_| Unfit::NotOfItsType);
     out.begin_struct();
     out.field("dimensions");
     out.integer(integer(dimensions)?);
@@ -741,7 +762,7 @@ fn sparse_vector(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> 
 }
 
 /// An array as array_out prints it. Bounds are in `ls-text` alone.
-fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
+fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
     let body = match text.first() {
         // `[0:2]={…}`
         Some(b'[') => {
@@ -778,15 +799,14 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
                     break;
                 }
             }
-            b',' => at += 1,
+            byte if *byte == delimiter => at += 1,
             _ => {
-                let (value, end) = array_element(body, at)?;
+                let (value, end) = array_element(body, at, delimiter)?;
                 out.element();
-                match value {
-                    None => out.null(),
-                    Some(value) => {
-                        write(element, &value, out)?;
-                    }
+                let written = value.map(|value| write(element, &value, out));
+                match written {
+                    None | Some(Err(Unfit::Unsayable)) => out.null(),
+                    Some(written) => drop(written?),
                 }
                 at = end;
             }
@@ -802,9 +822,9 @@ fn array<W: Writer>(element: &Encoding, text: &[u8], out: &mut W) -> Result<Fide
 type Element<'a> = Option<Cow<'a, [u8]>>;
 
 /// The element at `at` and where it ends.
-fn array_element(body: &[u8], at: usize) -> Result<(Element<'_>, usize), Unfit> {
+fn array_element(body: &[u8], at: usize, delimiter: u8) -> Result<(Element<'_>, usize), Unfit> {
     if body[at] != b'"' {
-        let len = body[at..].iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::NotOfItsType)?;
+        let len = body[at..].iter().position(|b| *b == delimiter || *b == b'}').ok_or(Unfit::NotOfItsType)?;
         let text = &body[at..at + len];
         return Ok(((text != b"NULL").then_some(Cow::Borrowed(text)), at + len));
     }

@@ -19,7 +19,7 @@ use super::reader::{Section, Text};
 use super::records::{Places, snapshot_where};
 use super::shape::{self, ShapeText, shape};
 use super::wire::table_wire;
-use super::{Evolve, TableWire};
+use super::{Evolve, TableWire, Truncate};
 use crate::relation::{TableName, quote_identifier};
 
 /// Kafka has no limit; each partition costs its broker files and every sink a fetch.
@@ -55,6 +55,7 @@ pub(super) struct ConnectorSink {
     pub table: Option<(TableTemplate, At)>,
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
+    pub truncate: Truncate,
 }
 
 /// `wire` is what lockstep.toml says for every table.
@@ -144,9 +145,11 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let table = section.text("table").and_then(|table| target(section, table));
     let words = [Evolve::Off, Evolve::Add, Evolve::Full].map(|evolve| (evolve.as_str(), evolve));
     let evolve = section.choice("evolve", &words).unwrap_or_default();
+    let words = [Truncate::Truncate, Truncate::Delete].map(|how| (how.as_str(), how));
+    let truncate = section.choice("truncate", &words).unwrap_or_default();
     let columns = shape::names(section, "columns", "[\"id\", \"name\"]");
     let columns = columns.map(|columns| columns.into_iter().map(|column| column.value).collect());
-    ConnectorSink { name, table, columns, evolve }
+    ConnectorSink { name, table, columns, evolve, truncate }
 }
 
 /// A message and a spelling that may be meant.

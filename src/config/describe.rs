@@ -255,6 +255,7 @@ fn alike(out: &mut String, table: &Table, targets: &[String]) {
             pair(out, "columns", toml::Value::from(columns.clone()).to_string());
         }
         pair(out, "evolve", text(sink.evolve.as_str()));
+        pair(out, "truncate", text(sink.truncate.as_str()));
     }
 }
 

@@ -229,11 +229,11 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
     };
     let (topic, topic_at) = topic.unzip();
     let (mut targets, mut sinks_at) = (Vec::new(), Vec::new());
-    let like_sink = |ConnectorSink { name: sink, table, columns, evolve }: ConnectorSink| {
+    let like_sink = |ConnectorSink { name: sink, table, columns, evolve, truncate }: ConnectorSink| {
         let (target, at) = table.unzip();
         targets.push(target);
         sinks_at.push(at.unwrap_or(sink.at));
-        SinkTable { sink: sink.value, table: nameless(), columns, evolve }
+        SinkTable { sink: sink.value, table: nameless(), columns, evolve, truncate }
     };
     let sinks = sinks.into_iter().map(like_sink).collect();
     let (name, shape, topic_of_none) = (nameless(), shape.shape, String::new());

@@ -303,6 +303,25 @@ pub struct SinkTable {
     /// `None`: every column.
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
+    pub truncate: Truncate,
+}
+
+/// How a sink's table is emptied where the source's was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Truncate {
+    #[default]
+    Truncate,
+    /// Row by row: other tables of the service may reference it, and who reads an older snapshot still sees the rows.
+    Delete,
+}
+
+impl Truncate {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Truncate::Truncate => "truncate",
+            Truncate::Delete => "delete",
+        }
+    }
 }
 
 /// What a sink's table does when the source's changes its columns. Columns that only the sink has are never touched.

@@ -11,7 +11,8 @@ use crate::relation::outbox::{Additional, Columns, EventFormat, Outbox, Placemen
 
 /// Placeholders of an event's topic.
 const TOPIC: [&str; 4] = ["route", "prefix", "schema", "table"];
-const FORMATS: [(&str, EventFormat); 2] = [("json", EventFormat::Json), ("string", EventFormat::String)];
+const FORMATS: [(&str, EventFormat); 3] =
+    [("json", EventFormat::Json), ("string", EventFormat::String), ("bytes", EventFormat::Bytes)];
 const UPDATES: [(&str, Updates); 2] = [("warn", Updates::Warn), ("halt", Updates::Halt)];
 
 /// The section and where it stands; `None` if the file has none. The topic's other placeholders are still in it.
@@ -77,13 +78,16 @@ pub(super) fn check(table: &Table, at: &At, report: &Report) {
         report.add(at, "an outbox has events, and records = \"flat\" makes rows of them", hint);
     }
     if table.wire.format == Format::Avro {
-        let hint =
-            "write format = \"json\" into [wire] of this connector, with schemas = true where consumers need types";
-        report.add(at, "events of an outbox are written in JSON or as strings, not in Avro", hint);
+        let hint = "write format = \"json\" into [wire] of this connector, with schemas = true where consumers need types; payloads \
+                    that are Avro already pass through with format = \"bytes\" in [outbox]";
+        report.add(at, "events of an outbox are written in JSON, as strings or as bytes, not in Avro", hint);
     }
     let shaped = outbox.expand || outbox.envelope().next().is_some() || table.wire.modes.schemas;
-    if outbox.format == EventFormat::String && shaped {
-        let message = "format = \"string\" writes the payload's text alone";
+    if outbox.format != EventFormat::Json && shaped {
+        let message = match outbox.format {
+            EventFormat::Bytes => "format = \"bytes\" writes the payload's bytes alone",
+            _ => "format = \"string\" writes the payload's text alone",
+        };
         let hint = "write format = \"json\", or no expand_json_payload, no envelope in additional_placement and, in [wire], \
                     schemas = false";
         report.add(at, message, hint);

@@ -35,6 +35,7 @@ pub(super) struct ShapeText {
     columns: Vec<Text>,
     key: Vec<Text>,
     masked: Vec<Text>,
+    renamed: Vec<Text>,
 }
 
 pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
@@ -52,6 +53,7 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
         Some((column, mask))
     });
     let masks: Vec<(Text, Mask)> = masks.into_iter().flatten().collect();
+    let renamed = renames(top);
     let report = top.report();
     if only.is_some()
         && let Some(at) = top.place("exclude_columns")
@@ -64,7 +66,13 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
         (None, Some(except)) => (Columns::Except(values(&except)), except),
         (None, None) => (Columns::All, Vec::new()),
     };
-    let shape = Shape { columns, constants: Vec::new(), masks: Vec::new(), key: values(&key), filter };
+    let renames = renamed.iter().map(|(from, to)| (from.value.clone(), to.value.clone())).collect();
+    let shape = Shape { columns, renames, key: values(&key), filter, ..Shape::default() };
+    for (column, _) in renamed.iter().filter(|(column, _)| !shape.keeps(&column.value)) {
+        let name = &column.value;
+        let message = format!("column {name:?} has another name in records, but is left out");
+        report.add(&column.at, message, format!("delete {name} from [rename_columns]"));
+    }
     for (column, _) in &masks {
         let name = &column.value;
         if !shape.keeps(name) {
@@ -78,7 +86,22 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
     }
     let masked = masks.iter().map(|(column, _)| column.clone()).collect();
     let masks = masks.into_iter().map(|(column, mask)| (column.value, mask)).collect();
-    ShapeText { shape: Shape { masks, ..shape }, columns: listed, key, masked }
+    let renamed = renamed.into_iter().map(|(column, _)| column).collect();
+    ShapeText { shape: Shape { masks, ..shape }, columns: listed, key, masked, renamed }
+}
+
+/// Columns and the names that records have for them.
+fn renames(top: &mut Section<'_>) -> Vec<(Text, Text)> {
+    let renamed = top.each_text("rename_columns");
+    for (i, (column, name)) in renamed.iter().enumerate() {
+        check_identifier(top, "column", column);
+        check_identifier(top, "column", name);
+        if renamed[..i].iter().any(|(_, before)| before.value == name.value) {
+            let message = format!("two columns have the name {:?} in records", name.value);
+            top.report().add(&name.at, message, "write another name for one of them");
+        }
+    }
+    renamed
 }
 
 /// A list of columns; `None` if it is not there.
@@ -162,18 +185,27 @@ impl ShapeText {
     /// What sinks take must be in the records, the key among it.
     pub fn check_sinks(&self, sinks: &[ConnectorSink], constants: &ConstantsText, report: &super::findings::Report) {
         let words = if matches!(self.shape.columns, Columns::Only(_)) { "columns" } else { "exclude_columns" };
-        for (word, named) in [(words, &self.columns), ("key", &self.key), ("masks", &self.masked)] {
+        let named =
+            [(words, &self.columns), ("key", &self.key), ("masks", &self.masked), ("rename_columns", &self.renamed)];
+        for (word, named) in named {
             constants.check_named(word, named, report);
         }
         constants.check_sinks(sinks, report);
-        let kept = |column: &str| self.shape.keeps(column) || constants.columns.iter().any(|(name, _)| name == column);
+        let added = |column: &str| constants.columns.iter().any(|(name, _)| name == column);
+        let kept = |column: &str| added(column) || self.shape.has_record_column(column);
         for sink in sinks {
             let wanted = sink.columns.iter().flatten();
             if let Some(column) = wanted.clone().find(|column| !kept(column)) {
                 let name = &sink.name.value;
                 let message =
                     format!("sink {name:?} takes column {column:?}, which is left out of this table's records");
-                report.add(&sink.name.at, message, format!("delete {column:?} from columns under [sinks.{name}]"));
+                let hint = match self.shape.name_of(column) {
+                    to if to != column => {
+                        format!("write {to:?}, as records name it, into columns under [sinks.{name}]")
+                    }
+                    _ => format!("delete {column:?} from columns under [sinks.{name}]"),
+                };
+                report.add(&sink.name.at, message, hint);
             }
         }
         let (Some(sink), false) = (sinks.first(), self.key.is_empty()) else { return };
@@ -198,6 +230,11 @@ pub(super) fn describe(out: &mut String, table: &Table) {
     }
     if !shape.key.is_empty() {
         pair(out, "key", list(&shape.key));
+    }
+    if !shape.renames.is_empty() {
+        let renames: Vec<String> =
+            shape.renames.iter().map(|(from, to)| format!("{} = {}", text(from), text(to))).collect();
+        pair(out, "rename_columns", format!("{{ {} }}", renames.join(", ")));
     }
     if let Some(filter) = &shape.filter {
         pair(out, "where", text(filter));

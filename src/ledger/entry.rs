@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
+use crate::ledger::loaded::Loaded;
+use crate::ledger::taken::Taken;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position, decimal};
 use crate::record::Epoch;
@@ -92,10 +94,13 @@ pub struct Checkpoint {
     pub spans: Vec<Span>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chunks: Vec<Chunk>,
-    /// Tables under load of which a range that was loaded must be read again. Which one it is only this reader knows: the next
-    /// one reads such a table from its beginning.
+    /// Tables under load that a reader which knows no `forget` reads from their beginning; where that is told, this counts
+    /// for nobody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub again: Vec<TableName>,
+    /// What was loaded and no longer counts as loaded. `None`: nothing, or an older writer's, whose `again` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget: Option<Vec<Forget>>,
     /// The valid checkpoint before this one; `None` after the origin.
     pub prev: Option<Anchor>,
 }
@@ -136,6 +141,30 @@ impl Chunk {
     }
 }
 
+/// What chunks up to a position say is loaded no longer counts: the next reader reads it again. Sinks go on as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forget {
+    /// `None`: every table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableName>,
+    /// Only the row with this key, which the sinks had to leave out; `None`: everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Vec<String>>,
+    pub at: Position,
+    /// As far as it answers this request; `None`: whichever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Uuid>,
+    /// Not of these requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub besides: Vec<Uuid>,
+}
+
+impl Forget {
+    pub fn is_of(&self, request: Uuid) -> bool {
+        self.request.is_none_or(|id| id == request) && !self.besides.contains(&request)
+    }
+}
+
 /// A valid checkpoint as others refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
@@ -157,6 +186,13 @@ pub struct Base {
     /// Of the last valid checkpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub again: Vec<TableName>,
+    /// That checkpoint told of what no longer counts by `forget`, which is in `joins`; `again` is for older readers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgets: bool,
+    /// What its writer had read back: relations that were told of up to here and are not in it nobody needs any more. `None`:
+    /// an older writer, which left none out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<i64>,
     /// The source's tables as the writer last saw them; what differed by then was asked for before this entry.
     #[serde(default)]
     pub catalog: Vec<(TableName, Look)>,
@@ -190,8 +226,8 @@ pub struct Join {
     /// Of the request.
     pub offset: i64,
     pub request: Request,
-    /// Ranges in the order of their chunks.
-    pub loaded: Vec<(TableName, KeyRange)>,
+    #[serde(flatten)]
+    pub loaded: Loaded,
     pub done: bool,
 }
 
@@ -207,6 +243,9 @@ pub struct Request {
     /// For a restart: the ledger that the sinks followed until now, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_ledger: Option<Uuid>,
+    /// How the sink takes these tables; of others nothing is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<Taken>,
 }
 
 /// Kinds of later versions (`wait`) are refused by name.
@@ -407,6 +446,7 @@ mod tests {
             tables: (0..tables).map(|i| TableName::new("public", format!("t{i}é"))).collect(),
             asked_by: "test".into(),
             old_ledger: None,
+            taken: vec![],
         });
         Entry::new(Some(7), body)
     }
@@ -426,6 +466,7 @@ mod tests {
                 spans: vec![Span { topic: "t".into(), partition: 0, first: 0, last: 2, count: 3 }],
                 chunks: vec![],
                 again: vec![],
+                forget: None,
                 prev: None,
             }),
         );

@@ -4,18 +4,21 @@
 //! does (a zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
 //! arrives at the same state as one that began at the first entry (models/base.py).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::key::KeyRange;
 use crate::ledger::entry::{
-    Anchor, Base, Body, Checkpoint, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
+    Anchor, Base, Body, Checkpoint, Chunk, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
     SourceIdentity, TopicIdentity,
 };
+use crate::ledger::loaded::{Loaded, Relations};
 use crate::look::Look;
 use crate::lsn::Position;
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
+
+/// Versions of a table that outlive those who write by them. A sink that follows a table's shape compares with the one before.
+const VERSIONS_KEPT: usize = 4;
 
 /// The fold. Cheap to clone but for the relations, which are shared.
 #[derive(Debug, Clone, Default)]
@@ -30,14 +33,16 @@ pub struct State {
     pub intent: Option<String>,
     pub source: Option<SourceIdentity>,
     pub last: Option<LastCheckpoint>,
-    pub relations: HashMap<Fingerprint, Arc<Relation>>,
+    pub relations: Relations,
     /// Where each relation was told of last, or the base that the fold began at.
     pub relations_at: HashMap<Fingerprint, i64>,
     pub topics: BTreeMap<String, TopicIdentity>,
-    /// Every join and resync since the start, in ledger order; those of one sink say which tables it has.
+    /// Joins and resyncs in ledger order, but for those that later ones cover; those of one sink say which tables it has.
     pub joins: Vec<Join>,
-    /// Tables that a new reader reads from their beginning, whatever was loaded of them.
+    /// Tables that an older reader reads from their beginning, whatever was loaded of them.
     pub again: Vec<TableName>,
+    /// What was loaded and no longer counts is told of by itself; `again` counts for nobody who reads this.
+    pub forgets: bool,
     /// The source's tables as the newest valid base knows them.
     pub catalog: BTreeMap<TableName, Look>,
     /// The newest base that an entry may name: one that says what was true where it stands. A base is made from what its
@@ -111,7 +116,7 @@ impl State {
             Body::Request(request) => {
                 match request.kind {
                     RequestKind::Join | RequestKind::Resync | RequestKind::Load => {
-                        let join = Join { offset, request: request.clone(), loaded: Vec::new(), done: false };
+                        let join = Join { offset, request: request.clone(), loaded: Loaded::default(), done: false };
                         self.joins.push(join);
                     }
                     RequestKind::Leave => self.leave(&request),
@@ -128,6 +133,7 @@ impl State {
                     return Event::Superseded(done.epoch);
                 }
                 self.finish(done.id);
+                self.prune_joins(done.id);
                 Event::Done(done)
             }
         }
@@ -144,16 +150,17 @@ impl State {
             commit_time: if checkpoint.commit_time == 0 { before } else { checkpoint.commit_time },
         });
         self.again.clone_from(&checkpoint.again);
-        for chunk in &checkpoint.chunks {
-            for join in self.joins.iter_mut().filter(|join| !join.done) {
-                let answers = match chunk.request {
-                    Some(id) => id == join.request.id,
-                    None => chunk.is_for(&join.request.sink),
+        self.forgets = checkpoint.forget.is_some();
+        for join in self.joins.iter_mut().filter(|join| !join.done) {
+            let request = &join.request;
+            let answers = |chunk: &Chunk| {
+                let is_asked = match chunk.request {
+                    Some(id) => id == request.id,
+                    None => chunk.is_for(&request.sink),
                 };
-                if answers && join.request.tables.contains(&chunk.table) {
-                    push_range(&mut join.loaded, &chunk.table, chunk.range.clone());
-                }
-            }
+                is_asked && request.tables.contains(&chunk.table)
+            };
+            join.loaded.checkpoint(&checkpoint, request.id, answers, &self.relations);
         }
         Event::Valid(checkpoint)
     }
@@ -161,7 +168,7 @@ impl State {
     fn leave(&mut self, leave: &Request) {
         for join in self.joins.iter_mut().filter(|join| join.request.sink == leave.sink) {
             join.request.tables.retain(|table| !leave.tables.is_empty() && !leave.tables.contains(table));
-            join.loaded.retain(|(table, _)| join.request.tables.contains(table));
+            join.loaded.retain(|table| join.request.tables.contains(table));
         }
         self.joins.retain(|join| !join.request.tables.is_empty());
     }
@@ -177,7 +184,7 @@ impl State {
         // Topics may be others, and every sink asks for its tables again.
         self.topics.clear();
         self.joins.clear();
-        self.again.clear();
+        (self.again, self.forgets) = (Vec::new(), false);
         self.catalog.clear();
         self.routed = None;
         // A sink may have been away since the restart before.
@@ -208,7 +215,7 @@ impl State {
         self.source = base.source;
         self.topics = base.topics;
         self.joins = base.joins;
-        self.again = base.again;
+        (self.again, self.forgets) = (base.again, base.forgets);
         self.catalog = base.catalog.into_iter().collect();
         self.restarted = base.restarted;
         self.route(offset, base.tables);
@@ -216,6 +223,7 @@ impl State {
             self.relations_at.insert(relation.fingerprint, offset);
             self.relations.insert(relation.fingerprint, Arc::new(relation));
         }
+        self.joins.iter_mut().for_each(|join| join.loaded.put_in_order(&self.relations));
         Event::Base
     }
 
@@ -227,22 +235,83 @@ impl State {
 
     /// Whether a start at this base would know what is known here.
     fn is_described_by(&self, base: &Base) -> bool {
-        let known: std::collections::HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        let known: HashSet<Fingerprint> = base.relations.iter().map(|r| r.fingerprint).collect();
+        let is_left_out = |fingerprint| match (self.relations_at.get(fingerprint), base.read) {
+            (Some(at), Some(read)) => *at <= read,
+            _ => false,
+        };
         (self.last, &self.source, self.timeline.unwrap_or_default()) == (base.last, &base.source, base.timeline)
             && self.joins == base.joins
-            && self.again == base.again
+            && (&self.again, self.forgets) == (&base.again, base.forgets)
             && self.restarted == base.restarted
             // An open restart is told by its own entries: a start must see them.
             && self.asked.is_none()
-            && self.relations.keys().all(|fingerprint| known.contains(fingerprint))
+            // What its writer had read back and left out nobody needs any more.
+            && self.relations.keys().all(|fingerprint| known.contains(fingerprint) || is_left_out(fingerprint))
+    }
+
+    /// The versions of the relation with this OID, newest first.
+    pub fn versions_of(&self, oid: u32) -> Vec<Arc<Relation>> {
+        let mut found: Vec<Arc<Relation>> = self.relations.values().filter(|r| r.oid == oid).cloned().collect();
+        // One that was not read back yet is the newest.
+        let at = |r: &Arc<Relation>| self.relations_at.get(&r.fingerprint).copied().unwrap_or(i64::MAX);
+        found.sort_by_key(|relation| std::cmp::Reverse(at(relation)));
+        found
     }
 
     /// The request is answered: from here on nobody asks for its ranges.
     pub fn finish(&mut self, request: uuid::Uuid) {
         if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {
             join.done = true;
-            join.loaded = Vec::new();
+            join.loaded = Loaded::default();
         }
+    }
+
+    /// Forgets requests that later ones cover: each of their tables was loaded for their sink once more. A first load is
+    /// covered by nothing less, for a sink that stands before both has nothing of the table. The one that was answered
+    /// just now stays: its sink is still to see it.
+    fn prune_joins(&mut self, answered: uuid::Uuid) {
+        let is_covered = |place: usize, join: &Join| {
+            let covers = |later: &Join, table: &TableName| {
+                later.done
+                    && later.request.sink == join.request.sink
+                    && later.request.tables.contains(table)
+                    && (later.request.kind != RequestKind::Resync || join.request.kind == RequestKind::Resync)
+                    // How the sink takes a table is told by the newest request that says so.
+                    && (later.request.says(table) || !join.request.says(table))
+            };
+            let later = &self.joins[place + 1..];
+            join.done && join.request.tables.iter().all(|table| later.iter().any(|later| covers(later, table)))
+        };
+        let keep: Vec<bool> = self
+            .joins
+            .iter()
+            .enumerate()
+            .map(|(place, join)| join.request.id == answered || !is_covered(place, join))
+            .collect();
+        let mut keep = keep.into_iter();
+        self.joins.retain(|_| keep.next().expect("one for each"));
+    }
+
+    /// Forgets versions that no record behind the next base is of: the reader's `used` ones stay, those that open loads speak
+    /// of, and the newest of each table that somebody has, by which sinks see what became of a table.
+    pub fn prune_relations(&mut self, used: &HashSet<Fingerprint>, routed: &[TableName]) {
+        let mut tables: HashSet<&TableName> = routed.iter().collect();
+        tables.extend(self.joins.iter().flat_map(|join| &join.request.tables));
+        let mut keep = used.clone();
+        keep.extend(self.open_joins().flat_map(|join| join.loaded.tables()).filter_map(|(_, of)| of.relation));
+        let mut versions: HashMap<&TableName, Vec<(i64, Fingerprint)>> = HashMap::new();
+        for relation in self.relations.values().filter(|relation| tables.contains(&relation.name)) {
+            // One that was told of and not read back yet is the newest.
+            let at = self.relations_at.get(&relation.fingerprint).copied().unwrap_or(i64::MAX);
+            versions.entry(&relation.name).or_default().push((at, relation.fingerprint));
+        }
+        for mut of_table in versions.into_values() {
+            of_table.sort_unstable_by(|a, b| b.cmp(a));
+            keep.extend(of_table.into_iter().take(VERSIONS_KEPT).map(|(_, fingerprint)| fingerprint));
+        }
+        self.relations.retain(|fingerprint, _| keep.contains(fingerprint));
+        self.relations_at.retain(|fingerprint, _| keep.contains(fingerprint));
     }
 
     /// This state as a base entry of the epoch in force; `tables` are those that its writer has.
@@ -264,6 +333,8 @@ impl State {
             topics,
             joins: self.joins.clone(),
             again: self.again.clone(),
+            forgets: self.forgets,
+            read: self.offset,
             catalog: catalog.into_iter().collect(),
             timeline,
             restarted: self.restarted.clone(),
@@ -296,40 +367,11 @@ impl State {
     }
 }
 
-/// Adds a range, joined to the one before it where it goes on from there: a load that reads on needs one range, not
-/// thousands.
-pub fn push_range(ranges: &mut Vec<(TableName, KeyRange)>, table: &TableName, range: KeyRange) {
-    match ranges.last_mut() {
-        Some((last, before)) if last == table && before.through.is_some() && before.through == range.after => {
-            before.through = range.through;
-        }
-        _ => ranges.push((table.clone(), range)),
-    }
-}
-
-/// What is still to be read of a table when these ranges are loaded; `None`: nothing. Loads read in rising order, so it is
-/// what lies behind ranges that go on from one another; where several loads began anew, behind those read last.
-pub fn unread(table: &TableName, loaded: &[(TableName, KeyRange)]) -> Option<KeyRange> {
-    let mut ends = vec![(0, None)];
-    for next in 0.. {
-        let Some((_, after)) = ends.get(next).cloned() else { break };
-        for (place, (_, range)) in
-            loaded.iter().enumerate().filter(|(_, (name, range))| name == table && range.after == after)
-        {
-            let end = (place + 1, Some(range.through.clone()?));
-            if !ends.contains(&end) {
-                ends.push(end);
-            }
-        }
-    }
-    let (_, after) = ends.into_iter().max_by_key(|(place, _)| *place).expect("at least the beginning");
-    Some(KeyRange { after, through: None })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::entry::{Chunk, Claim, SourceEntry};
+    use crate::key::KeyRange;
+    use crate::ledger::entry::{Claim, RelationEntry, SourceEntry};
     use crate::lsn::Lsn;
     use uuid::Uuid;
 
@@ -348,6 +390,7 @@ mod tests {
             spans: vec![],
             chunks,
             again: vec![],
+            forget: None,
             prev: None,
         })
     }
@@ -386,7 +429,7 @@ mod tests {
         let request = |id: u128, sink: &str| {
             let tables = vec![table.clone()];
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, sink.to_owned());
-            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None })
+            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None, taken: vec![] })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
             relation: Fingerprint(1),
@@ -407,24 +450,9 @@ mod tests {
             checkpoint(a, 2, vec![chunk(None, None)]),
             request(3, "z"),
         ]);
-        let loaded: Vec<usize> = state.joins.iter().map(|join| join.loaded.len()).collect();
-        assert_eq!(loaded, [2, 1, 0]);
-    }
-
-    #[test]
-    fn what_is_unread_lies_behind_ranges_that_go_on_from_one_another() {
-        let table = TableName::new("public", "t");
-        let unread = |ranges: &[(&str, &str)]| {
-            let key = |text: &str| (!text.is_empty()).then(|| vec![text.to_owned()]);
-            let range = |&(after, through): &(&str, &str)| KeyRange { after: key(after), through: key(through) };
-            let loaded: Vec<_> = ranges.iter().map(|r| (table.clone(), range(r))).collect();
-            super::unread(&table, &loaded).map(|range| range.after.map_or(String::new(), |key| key.concat()))
-        };
-        assert_eq!(unread(&[]), Some(String::new()));
-        assert_eq!(unread(&[("", "5"), ("5", "9")]), Some("9".to_owned()));
-        assert_eq!(unread(&[("", "5"), ("7", "9"), ("9", "")]), Some("5".to_owned()));
-        assert_eq!(unread(&[("", "5"), ("", "3"), ("3", "")]), None, "a load that began anew");
-        assert_eq!(unread(&[("", "5"), ("", "3")]), Some("3".to_owned()));
+        let ranges = |join: &Join| join.loaded.table(&table).map_or(0, |table| table.cover.ranges.iter().count());
+        let loaded: Vec<usize> = state.joins.iter().map(ranges).collect();
+        assert_eq!(loaded, [2, 1, 0], "of a version that nobody told of each range stands by itself");
     }
 
     #[test]
@@ -458,7 +486,7 @@ mod tests {
         let mut asked = full.clone();
         let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
         let (sink, asked_by) = (String::new(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None };
+        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] };
         asked.apply(4, Entry::new(None, Body::Request(request)));
         assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
@@ -470,7 +498,7 @@ mod tests {
     fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
         let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
         let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
-        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None })
+        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] })
     }
 
     #[test]
@@ -484,6 +512,65 @@ mod tests {
         assert_eq!(left(request(leave, "x", &["a"])), (vec!["b".into()], vec!["a".into()]));
         assert_eq!(left(request(leave, "x", &[])), (vec![], vec!["a".to_owned()]));
         assert_eq!(left(request(leave, "y", &["a", "b"])), (vec!["a".into(), "b".into()], vec![]));
+    }
+
+    fn asked(number: u128, kind: RequestKind, tables: &[&str]) -> Body {
+        let Body::Request(request) = request(kind, "x", tables) else { unreachable!("just made") };
+        Body::Request(Request { id: Uuid::from_u128(number), ..request })
+    }
+
+    fn done(number: u128) -> Body {
+        let epoch = Epoch { offset: 0, nonce: 5 };
+        Body::Done(Done { id: Uuid::from_u128(number), epoch, result: String::new() })
+    }
+
+    #[test]
+    fn a_request_that_later_ones_cover_is_forgotten_and_a_first_load_is_not_for_a_second_reading() {
+        let (join, resync) = (RequestKind::Join, RequestKind::Resync);
+        let kept = |bodies: &[Body]| -> Vec<u128> {
+            let (state, _) = fold(&[&[claim(5)], bodies].concat());
+            state.joins.iter().map(|join| join.request.id.as_u128()).collect()
+        };
+        let first = [asked(1, join, &["a", "b"]), asked(2, resync, &["a"]), asked(3, resync, &["b"])];
+        let again = [asked(4, resync, &["a"]), asked(5, resync, &["a", "b"])];
+        let bodies = [&first[..], &[done(1), done(2), done(3)], &again].concat();
+        assert_eq!(kept(&bodies), [1, 2, 3, 4, 5], "they are not answered");
+        assert_eq!(kept(&[&bodies[..], &[done(4)]].concat()), [1, 3, 4, 5]);
+        assert_eq!(kept(&[&bodies[..], &[done(5)]].concat()), [1, 4, 5], "one that is open is still to be loaded");
+        assert_eq!(kept(&[&bodies[..], &[done(5), done(4)]].concat()), [1, 4, 5], "its sink is still to see it");
+        assert_eq!(kept(&[&bodies[..], &[done(5), done(4), asked(6, join, &["a", "b"]), done(6)]].concat()), [6]);
+    }
+
+    #[test]
+    fn a_base_leaves_out_versions_that_nobody_needs_and_is_named_all_the_same() {
+        let name = |table: &str| TableName::new("public", table);
+        let told = |number: u64, table: &str| {
+            let fingerprint = Fingerprint(number);
+            let relation = Relation { fingerprint, ..crate::ledger::loaded::tests::version(&name(table), 1, 23) };
+            Body::Relation(Box::new(RelationEntry { relation }))
+        };
+        let mut bodies = vec![claim(5), request(RequestKind::Join, "x", &["joined"])];
+        bodies.extend((1..=6).map(|number| told(number, "routed")));
+        bodies.extend([told(7, "joined"), told(8, "gone")]);
+        let (mut reader, _) = fold(&bodies);
+        let (sink, _) = fold(&bodies);
+        reader.prune_relations(&HashSet::from([Fingerprint(1)]), &[name("routed")]);
+        let mut left: Vec<u64> = reader.relations.keys().map(|fingerprint| fingerprint.0).collect();
+        left.sort_unstable();
+        assert_eq!(left, [1, 3, 4, 5, 6, 7]);
+        let (epoch, none) = (Epoch { offset: 0, nonce: 5 }, BTreeMap::new);
+        let base = reader.as_base(epoch, none(), BTreeMap::new(), vec![]);
+        let named = |mut state: State, ahead: Option<Body>, base: Base| {
+            if let Some(body) = ahead {
+                state.apply(20, Entry::new(None, body));
+            }
+            state.apply(21, Entry::new(None, Body::Base(Box::new(base))));
+            (state.base, state.relations.len())
+        };
+        assert_eq!(named(sink.clone(), None, base.clone()), (Some(21), 8), "who still has records of them keeps them");
+        assert_eq!(named(reader, None, base.clone()), (Some(21), 6));
+        assert_eq!(named(sink.clone(), Some(told(9, "routed")), base.clone()).0, None, "that one it does not know");
+        assert_eq!(named(sink, None, Base { read: None, ..base }).0, None, "an older writer leaves none out");
     }
 
     fn source(slot: &str) -> Body {

@@ -10,15 +10,17 @@
 //! Invariants: columns are those that pgoutput publishes (not dropped, not generated) in attnum order; a key is in the order
 //! of its index; names of types are resolved by OID, because a RELATION message has no names.
 //!
-//! Deliberately not here: watching for DDL, and the right `exact` of a type (the codec's, handed in).
+//! Deliberately not here: which columns are the key (`row_key`), watching for DDL, and the right `exact` of a type (the codec's,
+//! handed in).
 
 use std::collections::HashMap;
 
 use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
+use super::row_key::{identity_finding, row_key_of, streamed_key};
 use super::types::{self, column_default, type_name};
-use crate::error::{Code, Error, Halt, Result};
+use crate::error::Result;
 use crate::relation::{
     Column, ColumnDefault, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, quote_identifier,
 };
@@ -235,7 +237,7 @@ pub struct TableFacts {
 }
 
 impl TableFacts {
-    fn position(&self, column: &str) -> Option<usize> {
+    pub(super) fn position(&self, column: &str) -> Option<usize> {
         self.columns.iter().position(|c| c.name == column)
     }
 }
@@ -333,12 +335,14 @@ fn rows_estimate(tuples: f64) -> Option<u64> {
     (tuples >= 0.0).then_some(tuples as u64)
 }
 
-/// Without locks on the partitions, unlike `pg_partition_tree`.
+/// Without locks on the partitions, unlike `pg_partition_tree`. One that is being detached concurrently is none any more, for
+/// queries of the root as for the stream.
 async fn leaves_of(client: &(impl GenericClient + Sync), root: u32) -> Result<Vec<LeafFacts>> {
     const SQL: &str = "
         WITH RECURSIVE below AS (
-          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
-          UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid)
+          SELECT inhrelid FROM pg_inherits WHERE inhparent = $1 AND NOT inhdetachpending
+          UNION ALL
+          SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.inhrelid AND NOT i.inhdetachpending)
         SELECT n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident
         FROM below b JOIN pg_class c ON c.oid = b.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind <> 'p' ORDER BY 1, 2";
@@ -475,87 +479,6 @@ async fn foreign_keys_of(client: &(impl GenericClient + Sync), oids: &[u32]) -> 
     Ok(keys)
 }
 
-/// Which columns name a row: indexes into [`TableFacts::columns`] in key order; empty where only the whole row does.
-pub fn key_of(table: &TableFacts) -> Result<Vec<usize>> {
-    let name = table.name.quoted();
-    let index = match (table.identity, &table.primary_key, &table.identity_index) {
-        (Identity::Index, _, Some(index)) | (_, Some(index), _) => index,
-        (_, None, _) => return Ok(Vec::new()),
-    };
-    let position = |column: &String| {
-        table.position(column).ok_or_else(|| {
-            Error::halt(
-                Code::ReplicaIdentity,
-                format!(
-                    "column {column:?} of the key of table {} is generated, so it is not in the stream",
-                    table.name
-                ),
-                format!("ALTER TABLE {name} ADD UNIQUE (…), then ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"),
-            )
-        })
-    };
-    index.columns.iter().map(position).collect()
-}
-
-/// The same where the connector names the key: its columns, in its order.
-pub fn row_key_of(table: &TableFacts, named: &[String]) -> Result<Vec<usize>> {
-    if named.is_empty() {
-        return key_of(table);
-    }
-    let position = |name: &String| table.position(name).ok_or_else(|| key_missing(&table.name, name));
-    named.iter().map(position).collect()
-}
-
-fn key_missing(table: &TableName, column: &str) -> Error {
-    let found = format!("connector of table {table}: key names column {column:?}, which its rows do not have");
-    Error::halt(Code::ConnectorColumns, found, "write other columns into key, or delete key from the connector")
-}
-
-/// Why the application could not change rows of the table any more, once it is published: the stream carries the old row
-/// only as the replica identity says, and Postgres refuses an UPDATE or DELETE that it can't tell of. A table that is only
-/// ever inserted into may be published all the same.
-pub fn identity_finding(table: &TableFacts) -> Option<Halt> {
-    let name = table.name.quoted();
-    match (table.identity, &table.primary_key) {
-        (Identity::Nothing, _) => Some(breaks_updates(
-            format!("table {} has REPLICA IDENTITY NOTHING", table.name),
-            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
-        )),
-        (Identity::Index, _) if table.identity_index.is_none() => Some(breaks_updates(
-            format!("the replica identity index of table {} is gone", table.name),
-            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
-        )),
-        (Identity::Default, Some(index)) if !index.immediate => Some(breaks_updates(
-            format!("the primary key of table {} is deferrable, which is no replica identity", table.name),
-            format!("ALTER TABLE {name} REPLICA IDENTITY FULL"),
-        )),
-        (Identity::Default, None) => Some(without_identity(&table.name)),
-        (Identity::Default | Identity::Full | Identity::Index, _) => None,
-    }
-}
-
-fn breaks_updates(message: String, hint: String) -> Halt {
-    Halt { code: Code::ReplicaIdentity, message, facts: vec![BREAKS_UPDATES.into(), INSERT_ONLY.into()], hint }
-}
-
-fn without_identity(name: &TableName) -> Halt {
-    let facts = vec![
-        BREAKS_UPDATES.into(),
-        format!("or, without a key: ALTER TABLE {} REPLICA IDENTITY FULL", name.quoted()),
-        INSERT_ONLY.into(),
-    ];
-    Halt {
-        code: Code::TableWithoutKey,
-        message: format!("table {name} has no primary key and no other replica identity"),
-        facts,
-        hint: format!("ALTER TABLE {} ADD PRIMARY KEY (…)", name.quoted()),
-    }
-}
-
-const BREAKS_UPDATES: &str = "published like this, the application's own UPDATE and DELETE on it would fail";
-pub(super) const INSERT_ONLY: &str =
-    "or, if nothing but INSERT and TRUNCATE ever happens to it: insert_only = true in its connector";
-
 /// What shapes a relation version besides the table itself.
 #[derive(Clone, Copy, Debug)]
 pub struct RelationShape<'a> {
@@ -639,14 +562,16 @@ pub struct StreamedColumn {
 }
 
 /// The relation version of a RELATION message. The message has no nullability, key order or names of types: they come from
-/// the catalog, which may be ahead (`table` is `None` once the table is dropped). `types` names the types by OID.
+/// the catalog, which may be ahead (`table` is `None` once the table is dropped). `types` names the types by OID, `told` are the keys
+/// that the ledger knows of the table, newest first.
 pub fn build_streamed_relation(
     message: &StreamedRelation,
     table: Option<&TableFacts>,
     types: &HashMap<u32, TypeName>,
+    told: &[Vec<String>],
     shape: RelationShape<'_>,
 ) -> Result<Relation> {
-    let key = streamed_key(message, table, shape)?;
+    let key = streamed_key(message, table, told, shape)?;
     let mut columns = Vec::with_capacity(message.columns.len());
     for (i, column) in message.columns.iter().enumerate() {
         let known = table.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
@@ -673,48 +598,6 @@ pub fn build_streamed_relation(
     Ok(seal(message.oid, message.name.clone(), columns, shape))
 }
 
-/// The key of a RELATION message: indexes into its columns in key order.
-///
-/// DEFAULT and USING INDEX flag the key's columns, but in table order: the catalog knows the index's order, and is believed
-/// if it speaks of the same columns. FULL flags every column, so the key is the catalog's primary key, if there is one.
-fn streamed_key(
-    message: &StreamedRelation,
-    table: Option<&TableFacts>,
-    shape: RelationShape<'_>,
-) -> Result<Vec<usize>> {
-    let position = |name: &String| message.columns.iter().position(|c| c.name == *name);
-    if !shape.key.is_empty() {
-        let named = |name: &String| position(name).ok_or_else(|| key_missing(&message.name, name));
-        return shape.key.iter().map(named).collect();
-    }
-    let flagged: Vec<usize> = (0..message.columns.len()).filter(|&i| message.columns[i].key).collect();
-    let index = match message.identity {
-        Identity::Index => table.and_then(|t| t.identity_index.as_ref()),
-        Identity::Default | Identity::Full | Identity::Nothing => table.and_then(|t| t.primary_key.as_ref()),
-    };
-    let catalog: Option<Vec<usize>> = index.and_then(|index| index.columns.iter().map(position).collect());
-    let keyless = table.is_some_and(|table| table.primary_key.is_none());
-    match (message.identity, catalog) {
-        (Identity::Full, Some(key)) => Ok(key),
-        (Identity::Default | Identity::Index, Some(key)) if same_members(&key, &flagged) => Ok(key),
-        (Identity::Default | Identity::Index, _) if !flagged.is_empty() => Ok(flagged),
-        (Identity::Full, None) if keyless => Ok(Vec::new()),
-        (Identity::Default | Identity::Nothing, key) if shape.insert_only => Ok(key.unwrap_or_default()),
-        (Identity::Nothing, _) => Err(breaks_updates(
-            format!("table {} was published with REPLICA IDENTITY NOTHING", message.name),
-            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", message.name.quoted()),
-        )
-        .into()),
-        (Identity::Default | Identity::Index | Identity::Full, _) => Err(without_identity(&message.name).into()),
-    }
-}
-
-fn same_members(key: &[usize], ascending: &[usize]) -> bool {
-    let mut sorted = key.to_vec();
-    sorted.sort_unstable();
-    sorted == ascending
-}
-
 fn ordinal(place: Option<usize>) -> Option<u16> {
     place.map(|at| u16::try_from(at).expect("an index has at most 32 columns"))
 }
@@ -734,6 +617,7 @@ fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShap
         columns,
         avro: None,
         transforms: Vec::new(),
+        hidden: Vec::new(),
     }
     .sealed()
 }

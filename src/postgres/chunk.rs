@@ -27,10 +27,11 @@ use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
-use super::catalog::{Kind, TableFacts, quoted_list, row_key_of, table_facts};
+use super::catalog::{Kind, TableFacts, quoted_list, table_facts};
 use super::copytext::CopyRows;
 use super::failure::{failed, is_not_utf8, unreadable};
 use super::filter::{condition, refused};
+use super::row_key::row_key_of;
 use super::slot::{holder, snapshot_now};
 use super::snapshot::PgSnapshot;
 use crate::error::{Code, Error, Result};
@@ -470,6 +471,7 @@ mod tests {
             columns: vec![],
             avro: None,
             transforms: vec![],
+            hidden: vec![],
         };
         let mut request = ChunkRequest {
             relation: &relation,

@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::look::Look;
 use crate::relation::TableName;
 
-/// The key is that of [`super::catalog::key_of`]; columns are those that are published.
+/// What a column's type is made of, at any depth, is followed where somebody made it: types that the server came with have OIDs
+/// below 16384 and are made of their own kind alone. The key is that of [`super::row_key::key_of`]; columns are those that are published.
 const SQL: &str = "
     SELECT w.ord, jsonb_build_object('oid', c.oid::int8, 'file', c.relfilenode::int8,
       'columns', coalesce((
@@ -22,7 +23,8 @@ const SQL: &str = "
         SELECT jsonb_agg(k.attnum ORDER BY k.ord)
         FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
         WHERE i.indrelid = c.oid AND i.indisvalid AND k.ord <= i.indnkeyatts
-          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '[]'),
+          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'f' THEN i.indisprimary AND i.indimmediate
+                                  ELSE i.indisprimary END), '[]'),
       'leaves', coalesce((
         WITH RECURSIVE below AS (
           SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = c.oid AND NOT i.inhdetachpending
@@ -37,14 +39,28 @@ const SQL: &str = "
         WHERE p.pubname = $3 AND r.prrelid = c.oid),
       'labels', coalesce((
         SELECT jsonb_agg(jsonb_build_array(e.oid::int8, e.enumlabel) ORDER BY e.oid)
-        FROM pg_enum e WHERE e.enumtypid IN (
-          SELECT unnest(ARRAY[t.oid, t.typelem, t.typbasetype, b.typelem])
-          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype
-          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')), '[]')
+        FROM pg_enum e WHERE e.enumtypid = ANY (made.types)), '[]'),
+      'composites', coalesce((
+        SELECT jsonb_agg(jsonb_build_object('oid', t.typrelid::int8, 'attributes', coalesce((
+          SELECT jsonb_agg(jsonb_build_array(a.attnum, a.atttypid::int8) ORDER BY a.attnum)
+          FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped), '[]')) ORDER BY t.typrelid)
+        FROM pg_type t WHERE t.oid = ANY (made.types) AND t.typrelid <> 0), '[]')
     )::text
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
     JOIN pg_namespace n ON n.nspname = w.nsp
-    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel";
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
+    CROSS JOIN LATERAL (
+      WITH RECURSIVE of (type) AS (
+        SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.atttypid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+        UNION
+        SELECT part.type FROM of JOIN pg_type t ON t.oid = of.type, LATERAL (
+          SELECT t.typelem UNION ALL SELECT t.typbasetype
+          UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+          UNION ALL SELECT a.atttypid FROM pg_attribute a
+            WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS part (type)
+        WHERE part.type >= 16384)
+      SELECT array_agg(of.type) AS types FROM of) AS made";
 
 /// A look at each table, in the order asked for; `None` where there is no relation of that name.
 pub async fn looks(
@@ -83,7 +99,10 @@ pub async fn are_empty(client: &(impl GenericClient + Sync), oids: &[u32]) -> Re
     const SQL: &str = "SELECT coalesce(sum(pg_relation_size(o)), 0) = 0 FROM unnest($1::oid[]) AS o";
     let doing = "looking at new partitions";
     client.batch_execute("SET lock_timeout = '1s'").await.map_err(|e| failed(doing, e))?;
-    match client.query_one(SQL, &[&oids]).await {
+    let found = client.query_one(SQL, &[&oids]).await;
+    // Whoever uses the session next waits for locks as long as it always did.
+    client.batch_execute("RESET lock_timeout").await.map_err(|e| failed(doing, e))?;
+    match found {
         Ok(row) => row.try_get(0).map_err(|e| unreadable("partitions", e)),
         Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
         Err(e) => Err(failed(doing, e)),

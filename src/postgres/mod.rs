@@ -14,6 +14,7 @@ pub mod named_key;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;
+pub mod row_key;
 pub mod slot;
 pub mod snapshot;
 mod socket;

@@ -4,7 +4,8 @@
 //! a sink it is unique and never NULL. All of it can be undone at the source at any time, so it is asked again whenever the
 //! table's shape is met.
 
-use super::catalog::{INSERT_ONLY, Identity, KeyIndex, TableFacts, quoted_list};
+use super::catalog::{Identity, KeyIndex, TableFacts, quoted_list};
+use super::row_key::INSERT_ONLY;
 use crate::error::{Code, Halt};
 use crate::relation::quote_identifier;
 

@@ -11,11 +11,11 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::GenericClient;
 
 use super::catalog::{
-    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, identity_finding, key_of, quoted_list,
-    source_facts, table_facts,
+    Identity, Kind, LeafFacts, Persistence, SourceFacts, TableFacts, quoted_list, source_facts, table_facts,
 };
 use super::failure::{failed, unreadable};
 use super::publication::{self, PublicationFacts};
+use super::row_key::{BREAKS_UPDATES, identity_finding, key_of};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::{TableName, quote_identifier};
 
@@ -95,7 +95,7 @@ pub fn findings(
     let unpublished: Vec<&TableFacts> = facts
         .iter()
         .flatten()
-        .filter(|t| unsupported(t).is_none() && identity_of(t, wanted.insert_only).is_ok())
+        .filter(|t| unsupported(t, wanted.insert_only).is_none() && identity_of(t, wanted.insert_only).is_ok())
         .filter(|t| publication.is_none_or(|p| !p.all_tables && p.table(&t.name).is_none()))
         .collect();
     if wanted.create && !source.superuser && !unpublished.is_empty() {
@@ -171,7 +171,7 @@ fn server_findings(source: &SourceFacts, found: &mut Vec<Halt>) {
 
 fn table_findings(source: &SourceFacts, table: &TableFacts, insert_only: &[TableName], found: &mut Vec<Halt>) {
     let role = quote_identifier(&source.role);
-    if let Some(finding) = unsupported(table) {
+    if let Some(finding) = unsupported(table, insert_only) {
         found.push(finding);
         return;
     }
@@ -213,12 +213,12 @@ fn identity_of(table: &TableFacts, insert_only: &[TableName]) -> Result<()> {
 }
 
 /// Kinds of relations whose changes can't be read as one table's, by name.
-fn unsupported(table: &TableFacts) -> Option<Halt> {
+fn unsupported(table: &TableFacts, insert_only: &[TableName]) -> Option<Halt> {
     let name = &table.name;
     let finding = |what: &str, hint: String| Some(halt(Code::TableUnsupported, format!("{name} is {what}"), hint));
     let instead = |what: &str| format!("lockstep check, after routing {what} instead of {name} in connectors/");
     match (table.kind, table.persistence) {
-        (Kind::Partitioned, _) => table.leaves.iter().find_map(|leaf| unfit_leaf(table, leaf)),
+        (Kind::Partitioned, _) => partition_findings(table, insert_only.contains(name)).into_iter().next(),
         (Kind::View, _) => finding("a view, which has no changes of its own", instead("the tables below it")),
         (Kind::MaterializedView, _) => {
             finding("a materialized view, whose refreshes are not in the stream", instead("the tables below it"))
@@ -237,8 +237,14 @@ fn unsupported(table: &TableFacts) -> Option<Halt> {
     }
 }
 
-/// A partition whose changes would not come with its root's.
-fn unfit_leaf(root: &TableFacts, leaf: &LeafFacts) -> Option<Halt> {
+/// What is wrong with each partition. Those that are made while everything runs are judged too: a replica identity is not passed
+/// on to them, so under a root that needs FULL each new one begins with one that will not do.
+pub fn partition_findings(root: &TableFacts, insert_only: bool) -> Vec<Halt> {
+    root.leaves.iter().filter_map(|leaf| unfit_leaf(root, leaf, insert_only)).collect()
+}
+
+/// A partition whose changes would not come with its root's, or whose rows the application could not change any more.
+fn unfit_leaf(root: &TableFacts, leaf: &LeafFacts, insert_only: bool) -> Option<Halt> {
     let name = leaf.name.quoted();
     let unfit = |code: Code, what: &str, hint: String| {
         Some(halt(code, format!("partition {} of {} {what}", leaf.name, root.name), hint))
@@ -250,15 +256,26 @@ fn unfit_leaf(root: &TableFacts, leaf: &LeafFacts) -> Option<Halt> {
     if leaf.persistence != Persistence::Permanent {
         return unfit(Code::TableUnsupported, "is not in the log", format!("ALTER TABLE {name} SET LOGGED"));
     }
-    // The stream names old rows as the partition says, and we look for the key that the root has.
+    // The stream names old rows as the partition says, and we look for the key that the root has. DEFAULT names them by the
+    // primary key that the partition has from its root; without one Postgres refuses to change them at all.
+    let keyed = root.primary_key.as_ref().is_some_and(|index| index.immediate);
     let fits = match leaf.identity {
         Identity::Full => true,
         Identity::Nothing => false,
-        Identity::Default => root.identity != Identity::Index,
+        Identity::Default => {
+            root.identity != Identity::Index && (keyed || root.identity != Identity::Full || insert_only)
+        }
         Identity::Index => root.identity == Identity::Index,
     };
+    if fits {
+        return None;
+    }
     let hint = format!("ALTER TABLE {name} REPLICA IDENTITY FULL");
-    if fits { None } else { unfit(Code::ReplicaIdentity, "has another replica identity than it", hint) }
+    let halt = unfit(Code::ReplicaIdentity, "has another replica identity than it", hint);
+    let passed_on = "a replica identity is not passed on: each partition has its own, also one that is made later";
+    let facts =
+        if leaf.identity == Identity::Default && !keyed { vec![BREAKS_UPDATES, passed_on] } else { vec![passed_on] };
+    halt.map(|halt| Halt { facts: facts.into_iter().map(str::to_owned).collect(), ..halt })
 }
 
 /// The rights to make the publication, or to add tables to it.
@@ -442,7 +459,7 @@ impl<'a> Components<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::catalog::ForeignKey;
+    use crate::postgres::catalog::{ForeignKey, KeyIndex};
 
     fn table(name: &str, references: &[&str]) -> TableFacts {
         TableFacts {
@@ -485,6 +502,30 @@ mod tests {
         assert_eq!(order.order, [1, 2, 0, 3]);
         let name = |n: &str| TableName::new("public", n);
         assert_eq!(order.cycles, [vec![name("a"), name("b")], vec![name("tree")]]);
+    }
+
+    #[test]
+    fn partitions_name_old_rows_as_their_root_needs_it() {
+        use Identity::{Default, Full, Index, Nothing};
+        let key = |immediate| Some(KeyIndex { name: "k".into(), columns: vec!["id".into()], immediate });
+        let unfit = |root: Identity, primary_key: Option<KeyIndex>, insert_only: bool| -> Vec<Identity> {
+            let leaf = |identity| LeafFacts {
+                name: TableName::new("public", "leaf"),
+                kind: Kind::Table,
+                persistence: Persistence::Permanent,
+                identity,
+            };
+            let mut table = table("root", &[]);
+            (table.kind, table.identity, table.primary_key) = (Kind::Partitioned, root, primary_key);
+            let leaves = [Default, Full, Index, Nothing];
+            leaves.into_iter().filter(|&identity| unfit_leaf(&table, &leaf(identity), insert_only).is_some()).collect()
+        };
+        assert_eq!(unfit(Default, key(true), false), [Index, Nothing]);
+        assert_eq!(unfit(Full, key(true), false), [Index, Nothing]);
+        assert_eq!(unfit(Full, key(false), false), [Default, Index, Nothing], "a deferrable key names no rows");
+        assert_eq!(unfit(Full, None, false), [Default, Index, Nothing], "FULL is not passed on");
+        assert_eq!(unfit(Full, None, true), [Index, Nothing]);
+        assert_eq!(unfit(Index, key(true), false), [Default, Nothing]);
     }
 
     #[test]

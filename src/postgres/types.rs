@@ -10,6 +10,7 @@ use tokio_postgres::GenericClient;
 
 use super::failure::{failed, unreadable};
 use crate::error::Result;
+pub use crate::relation::type_names::join as type_name;
 use crate::relation::{ColumnDefault, TypeKind, TypeName};
 
 /// Types that know no dimensions although they have elements: `int2vector` and `oidvector`.
@@ -25,21 +26,22 @@ pub async fn types(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result
             FROM wanted JOIN pg_type t USING (oid)
             WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typlen = -1 AND t.typelem <> 0)
         SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory = 'A' AND t.typlen = -1, t.typelem,
-               t.typbasetype, t.typtypmod,
+               coalesce(element.typdelim, ','), t.typbasetype, t.typtypmod,
                ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder)
-        FROM wanted JOIN pg_type t USING (oid) JOIN pg_namespace n ON n.oid = t.typnamespace";
+        FROM wanted JOIN pg_type t USING (oid) JOIN pg_namespace n ON n.oid = t.typnamespace
+             LEFT JOIN pg_type element ON element.oid = t.typelem";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed("reading types from the source's catalog", e))?;
     let mut found: HashMap<u32, Found> = HashMap::new();
     for row in &rows {
         let read = || -> Result<_, tokio_postgres::Error> {
             let array: bool = row.try_get(4)?;
             let of = match row.try_get::<_, i8>(3)?.cast_unsigned() {
-                b'e' => Made::Enum(row.try_get(8)?),
-                b'd' => Made::Domain(row.try_get(6)?, row.try_get(7)?),
+                b'e' => Made::Enum(row.try_get(9)?),
+                b'd' => Made::Domain(row.try_get(7)?, row.try_get(8)?),
                 b'c' => Made::Plain(TypeKind::Composite),
                 b'r' => Made::Plain(TypeKind::Range),
                 b'm' => Made::Plain(TypeKind::Multirange),
-                _ if array => Made::Array(row.try_get(5)?),
+                _ if array => Made::Array(row.try_get(5)?, row.try_get::<_, i8>(6)?.cast_unsigned()),
                 _ => Made::Plain(TypeKind::Base),
             };
             let name = type_name(row.try_get(1)?, row.try_get(2)?);
@@ -62,7 +64,8 @@ enum Made {
     Enum(Vec<String>),
     /// The base and its modifier.
     Domain(u32, i32),
-    Array(u32),
+    /// The element, and what stands between elements.
+    Array(u32, u8),
 }
 
 fn resolve(oid: u32, typmod: i32, found: &HashMap<u32, Found>) -> Option<TypeName> {
@@ -70,16 +73,13 @@ fn resolve(oid: u32, typmod: i32, found: &HashMap<u32, Found>) -> Option<TypeNam
     let kind = match of {
         Made::Plain(kind) => kind.clone(),
         Made::Enum(labels) => TypeKind::Enum { labels: labels.clone() },
-        Made::Array(_) if VECTORS.contains(&oid) => TypeKind::Base,
-        Made::Array(element) => TypeKind::Array { element: Box::new(resolve(*element, -1, found)?) },
+        Made::Array(..) if VECTORS.contains(&oid) => TypeKind::Base,
+        Made::Array(element, delimiter) => {
+            TypeKind::Array { element: Box::new(resolve(*element, -1, found)?), delimiter: *delimiter }
+        }
         Made::Domain(base, typmod) => TypeKind::Domain { base: Box::new(resolve(*base, *typmod, found)?) },
     };
     Some(TypeName { oid, name: name.clone(), typmod, kind })
-}
-
-/// As [`crate::relation::Column::type_name`].
-pub fn type_name(schema: &str, name: &str) -> String {
-    if schema == "pg_catalog" { name.to_owned() } else { format!("{schema}.{name}") }
 }
 
 /// What `pg_get_expr` prints of a DEFAULT; `None` for one that a schema does not show.

@@ -2,6 +2,7 @@
 //!
 //! One thing is asked of it: the id under which a subject knows a schema. Asking is registering, and asking again gives the same
 //! id, so nothing is remembered across starts. A schema has its id before the first record that is written with it is produced.
+//! `lockstep check` asks what that would come to ([`trial`]).
 //!
 //! What may heal is retried by the caller from the ledger: no connection, no answer in time, 5xx, 429. What needs a person halts
 //! by name: a schema that the registry finds incompatible or invalid is SCHEMA_REFUSED; a registry that refuses us, sends us
@@ -14,6 +15,7 @@
 mod exchange;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,35 +65,21 @@ impl Registry {
         let path = format!("/subjects/{}/versions", escaped(subject));
         let body = json!({ "schema": schema }).to_string();
         let (endpoint, answer) = self.post(&path, &body).await?;
-        let refused = |found: String, hint: String| Err(Error::halt(Code::RegistryRefused, found, hint));
-        let ask = format!("curl -i {endpoint}/subjects");
         match answer.status {
             200..=299 => match serde_json::from_str::<Registered>(&answer.body) {
                 // Ids are an int in every API that there is, and 32 bits in front of every record.
                 Ok(Registered { id }) if id >= 0 => Ok(id.unsigned_abs()),
-                _ => refused(format!("{endpoint} answers what no schema registry answers: no schema id"), ask),
+                _ => Err(nonsense(&endpoint, "no schema id")),
             },
-            300..=399 => {
-                let to = answer.location.as_deref().map_or_else(String::new, |to| format!(" to {}", shown(to)));
-                refused(format!("{endpoint} redirects{to}; redirects are not followed"), ask)
+            _ => {
+                let error = refusal(&endpoint, &answer, what, subject);
+                Err(match error.code() {
+                    Some(Code::SchemaRefused) => {
+                        error.fact("no record with this schema was written and the slot was not moved past it")
+                    }
+                    _ => error,
+                })
             }
-            409 | 422 => {
-                let error = Error::halt(
-                    Code::SchemaRefused,
-                    format!(
-                        "the schema registry refuses the schema of {what} under subject {subject:?}: {}",
-                        reason(&answer)
-                    ),
-                    if answer.status == 409 { compatibility_command(&endpoint, subject) } else { ask },
-                );
-                Err(error.fact("no record with this schema was written and the slot was not moved past it"))
-            }
-            401 | 403 => {
-                let hint =
-                    "correct username and password_file, or token_file, under [registry] in lockstep.toml".to_owned();
-                refused(format!("{endpoint} lets us not in: {}", reason(&answer)), hint)
-            }
-            status => refused(format!("{endpoint} answers {status} to the schema of {what}: {}", reason(&answer)), ask),
         }
     }
 
@@ -119,6 +107,34 @@ impl Registry {
         }
         Err(failed.expect("a registry has an address"))
     }
+}
+
+/// An answer that is not the one that was asked for, by its status.
+fn refusal(endpoint: &str, answer: &Answer, what: &str, subject: &str) -> Error {
+    let refused = |found: String, hint: String| Error::halt(Code::RegistryRefused, found, hint);
+    let ask = format!("curl -i {endpoint}/subjects");
+    match answer.status {
+        300..=399 => {
+            let to = answer.location.as_deref().map_or_else(String::new, |to| format!(" to {}", shown(to)));
+            refused(format!("{endpoint} redirects{to}; redirects are not followed"), ask)
+        }
+        409 | 422 => Error::halt(
+            Code::SchemaRefused,
+            format!("the schema registry refuses the schema of {what} under subject {subject:?}: {}", reason(answer)),
+            if answer.status == 409 { compatibility_command(endpoint, subject) } else { ask },
+        ),
+        401 | 403 => {
+            let hint =
+                "correct username and password_file, or token_file, under [registry] in lockstep.toml".to_owned();
+            refused(format!("{endpoint} lets us not in: {}", reason(answer)), hint)
+        }
+        status => refused(format!("{endpoint} answers {status} to the schema of {what}: {}", reason(answer)), ask),
+    }
+}
+
+fn nonsense(endpoint: &str, missing: &str) -> Error {
+    let found = format!("{endpoint} answers what no schema registry answers: {missing}");
+    Error::halt(Code::RegistryRefused, found, format!("curl -i {endpoint}/subjects"))
 }
 
 fn unwell(endpoint: &config::Endpoint, found: String) -> Error {

@@ -105,6 +105,64 @@ async fn what_a_registry_refuses_has_a_name_and_a_reason() {
     }
 }
 
+/// A registry whose subjects answer one way, and whose compatibility another.
+async fn trial(subjects: (u16, &'static str), compatibility: (u16, &'static str)) -> Result<Vec<String>> {
+    let (first, second) =
+        (server(subjects.0, None, subjects.1).await, server(compatibility.0, None, compatibility.1).await);
+    let ports = [first.endpoint.port, second.endpoint.port];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint { port: listener.local_addr().unwrap().port(), ..first.endpoint.clone() };
+    let forward = tokio::spawn(async move {
+        for port in ports {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let mut to = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    let _forward = AbortOnDropHandle::new(forward);
+    registry(vec![endpoint], None).would_take("table public.t", "t-value", "\"int\"").await?;
+    Ok([first, second].iter().flat_map(|server| server.seen.lock().unwrap().clone()).collect())
+}
+
+const NO_SUBJECT: (u16, &str) = (404, "{\"error_code\":40401,\"message\":\"Subject 't-value' not found.\"}");
+const OTHERS: (u16, &str) = (404, "{\"error_code\":40403,\"message\":\"Schema not found\"}");
+
+#[tokio::test]
+async fn what_a_registration_would_come_to_is_found_out_without_one() {
+    let (lookup, ask) = (
+        "POST /api/subjects/t-value - {\"schema\":\"\\\"int\\\"\"}",
+        "POST /api/compatibility/subjects/t-value/versions?verbose=true - {\"schema\":\"\\\"int\\\"\"}",
+    );
+    let never = (200, "");
+    assert_eq!(trial(NO_SUBJECT, never).await.unwrap(), [lookup]);
+    assert_eq!(trial((200, "{\"id\":1}"), never).await.unwrap(), [lookup]);
+    assert_eq!(trial(OTHERS, (200, "{\"is_compatible\":true}")).await.unwrap(), [lookup, ask]);
+    // Registries without the question.
+    assert_eq!(trial(OTHERS, (404, "")).await.unwrap(), [lookup, ask]);
+
+    let verbose = "{\"is_compatible\":false,\"messages\":[\"TYPE_MISMATCH at /\",\"b\",\"c\",\"d\"]}";
+    let error = trial(OTHERS, (200, verbose)).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::SchemaRefused));
+    let text = error.to_string();
+    for part in ["would refuse the schema of table public.t", "TYPE_MISMATCH at /", "/config/t-value"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let code = |found: Result<Vec<String>>| found.unwrap_err().code();
+    assert_eq!(code(trial(OTHERS, (422, "{\"error_code\":42201}")).await), Some(Code::SchemaRefused));
+    for subjects in [(200, "<html>welcome</html>"), (404, "<html>"), (401, ""), (301, "")] {
+        assert_eq!(code(trial(subjects, never).await), Some(Code::RegistryRefused), "{subjects:?}");
+    }
+    for compatibility in [(200, "<html>"), (403, "")] {
+        assert_eq!(code(trial(OTHERS, compatibility).await), Some(Code::RegistryRefused), "{compatibility:?}");
+    }
+    assert_eq!(code(trial((503, ""), never).await), None);
+    // Whether anybody answers is asked with a subject that nobody has.
+    let empty = server(NO_SUBJECT.0, None, NO_SUBJECT.1).await;
+    registry(vec![empty.endpoint.clone()], None).answers().await.unwrap();
+    let page = server(200, None, "<html>").await;
+    assert!(registry(vec![page.endpoint.clone()], None).answers().await.is_err());
+}
+
 #[tokio::test]
 async fn what_may_heal_is_retried() {
     for status in [500, 502, 503, 429, 408] {

@@ -59,6 +59,9 @@ pub enum EventFormat {
     Json,
     /// The texts themselves, as Connect's StringConverter.
     String,
+    /// The payload's bytes, as Debezium's BinaryDataConverter; the key is its text. Whoever wrote the row has made the value, in
+    /// Avro or whatever else.
+    Bytes,
 }
 
 /// What an UPDATE of an event is, which nobody is told of.

@@ -6,7 +6,7 @@
 use crate::error::{Code, Error, Result};
 
 /// Name and value as `current_setting` prints it.
-pub const SETTINGS: [(&str, &str); 9] = [
+pub const SETTINGS: [(&str, &str); 10] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
     ("IntervalStyle", "postgres"),
@@ -15,13 +15,29 @@ pub const SETTINGS: [(&str, &str); 9] = [
     ("bytea_output", "hex"),
     ("xmloption", "content"),
     ("lc_monetary", "C"),
+    // Off, an array's NULL is read as the text "NULL".
+    ("array_nulls", "on"),
     ("search_path", "pg_catalog"),
 ];
 
+/// Limits that a role or a database may have for its sessions, lifted. What ours do has limits of its own; and what is cut off in
+/// the middle is begun again, so a copy that takes longer than such a limit would be tried for ever.
+const LIMITS: [(&str, &str); 3] =
+    [("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0"), ("idle_session_timeout", "0")];
+
+/// Lifts the one that a startup option can't: before Postgres 17 there is none, and options that don't exist are refused.
+pub const LIFT_TRANSACTION_TIMEOUT: &str =
+    "SELECT CASE WHEN pg_catalog.current_setting('transaction_timeout', true) <> '0'
+    THEN pg_catalog.set_config('transaction_timeout', '0', false) END";
+
 /// The startup parameter `options`: `-c name=value` for every pinned setting and for `more`.
 pub fn startup_options(more: &[(&str, &str)]) -> String {
-    let options: Vec<String> =
-        SETTINGS.iter().chain(more).map(|(name, value)| format!("-c {name}={}", escape(value))).collect();
+    let options: Vec<String> = SETTINGS
+        .iter()
+        .chain(&LIMITS)
+        .chain(more)
+        .map(|(name, value)| format!("-c {name}={}", escape(value)))
+        .collect();
     options.join(" ")
 }
 
@@ -72,7 +88,7 @@ mod tests {
     fn options_are_split_by_the_server_into_what_was_meant() {
         let options = startup_options(&[("wal_sender_timeout", "10000"), ("x", "a\\b c")]);
         assert!(options.starts_with("-c client_encoding=UTF8 -c DateStyle=ISO,\\ YMD -c IntervalStyle=postgres "));
-        assert!(options.ends_with(" -c search_path=pg_catalog -c wal_sender_timeout=10000 -c x=a\\\\b\\ c"));
+        assert!(options.ends_with(" -c idle_session_timeout=0 -c wal_sender_timeout=10000 -c x=a\\\\b\\ c"));
     }
 
     #[test]

@@ -5,8 +5,9 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
+use super::stored::Stored;
 use crate::error::Result;
-use crate::relation::{TableName, quote_identifier};
+use crate::relation::{TableName, quote_identifier, type_names};
 use crate::session;
 
 /// A table of the sink that exists.
@@ -44,6 +45,8 @@ pub struct ColumnFacts {
     pub base_oid: u32,
     pub typmod: i32,
     pub base_sql: String,
+    /// What its values are in the end.
+    pub stored: Stored,
     /// How SQL names the declared type, with its modifier.
     pub declared_sql: String,
     /// A call of the base type's input function with `%` in the place of its cstring, where a cast of text would call another
@@ -102,7 +105,8 @@ SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
   JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
 
-/// A domain's columns carry no modifier of their own; the first one below that has one holds.
+/// A domain's columns carry no modifier of their own; the first one below that has one holds. `base` is the type below all
+/// domains, `core` what is below its arrays too, but for int2vector and oidvector, which are no arrays to us.
 const COLUMNS: &str = "
 WITH RECURSIVE base AS (
     SELECT a.attrelid, a.attnum, a.atttypid AS type, a.atttypmod AS typmod
@@ -110,10 +114,17 @@ WITH RECURSIVE base AS (
      WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
     SELECT b.attrelid, b.attnum, t.typbasetype, CASE WHEN b.typmod = -1 THEN t.typtypmod ELSE b.typmod END
-      FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype = 'd')
+      FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype = 'd'),
+core AS (
+    SELECT attrelid, attnum, type, typmod, 0 AS arrays FROM base JOIN pg_catalog.pg_type t ON t.oid = type AND t.typtype <> 'd'
+    UNION ALL
+    SELECT c.attrelid, c.attnum, CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END,
+           CASE WHEN t.typtype = 'd' AND c.typmod = -1 THEN t.typtypmod ELSE c.typmod END,
+           c.arrays + CASE t.typtype WHEN 'd' THEN 0 ELSE 1 END
+      FROM core c JOIN pg_catalog.pg_type t ON t.oid = c.type
+     WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typlen = -1 AND t.typelem <> 0 AND t.oid NOT IN (22, 30))
 SELECT a.attrelid, a.attname::text,
-       CASE WHEN dn.nspname = 'pg_catalog' THEN '' ELSE dn.nspname || '.' END || d.typname,
-       CASE WHEN tn.nspname = 'pg_catalog' THEN '' ELSE tn.nspname || '.' END || t.typname,
+       dn.nspname::text, d.typname::text,
        t.oid, b.typmod, tn.nspname::text, t.typname::text,
        a.attnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type x WHERE x.oid = a.atttypid AND x.typnotnull),
        a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL,
@@ -123,13 +134,19 @@ SELECT a.attrelid, a.attname::text,
                ELSE '(%, ' || CASE t.typelem WHEN 0 THEN t.oid ELSE t.typelem END || '::pg_catalog.oid, -1)' END
           FROM pg_catalog.pg_cast k JOIN pg_catalog.pg_proc p ON p.oid = t.typinput
           JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
-         WHERE k.castsource = 'pg_catalog.text'::pg_catalog.regtype AND k.casttarget = t.oid AND k.castmethod = 'f')
+         WHERE k.castsource = 'pg_catalog.text'::pg_catalog.regtype AND k.casttarget = t.oid AND k.castmethod = 'f'),
+       sn.nspname::text, s.typname::text, c.typmod, c.arrays, s.typtype,
+       ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = s.oid ORDER BY e.enumsortorder)
   FROM base b
   JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
   JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
   JOIN pg_catalog.pg_attribute a ON a.attrelid = b.attrelid AND a.attnum = b.attnum
   JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
   JOIN pg_catalog.pg_namespace dn ON dn.oid = d.typnamespace
+  JOIN core c ON c.attrelid = b.attrelid AND c.attnum = b.attnum
+  JOIN pg_catalog.pg_type s ON s.oid = c.type AND s.typtype <> 'd'
+       AND NOT (s.typcategory = 'A' AND s.typlen = -1 AND s.typelem <> 0 AND s.oid NOT IN (22, 30))
+  JOIN pg_catalog.pg_namespace sn ON sn.oid = s.typnamespace
   LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
  ORDER BY a.attrelid, a.attnum";
 
@@ -210,8 +227,8 @@ fn column(row: &tokio_postgres::Row) -> ColumnFacts {
     let (schema, name): (String, String) = (row.get(6), row.get(7));
     ColumnFacts {
         name: row.get(1),
-        declared: row.get(2),
-        base: row.get(3),
+        declared: type_names::join(row.get(2), row.get(3)),
+        base: type_names::join(&schema, &name),
         base_oid: row.get(4),
         typmod: row.get(5),
         base_sql: format!("{}.{}", quote_identifier(&schema), quote_identifier(&name)),
@@ -222,6 +239,13 @@ fn column(row: &tokio_postgres::Row) -> ColumnFacts {
         deterministic: row.get(12),
         declared_sql: row.get(13),
         input: row.get(14),
+        stored: Stored {
+            name: type_names::join(row.get(15), row.get(16)),
+            typmod: row.get(17),
+            arrays: u32::try_from(row.get::<_, i32>(18)).expect("arrays are counted from 0"),
+            kind: char::from(row.get::<_, i8>(19).cast_unsigned()),
+            labels: row.get(20),
+        },
     }
 }
 

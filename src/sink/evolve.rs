@@ -9,7 +9,7 @@
 
 use super::WantedTable;
 use super::catalog::{ColumnFacts, TableFacts};
-use super::fit::{declaration, holds};
+use super::fit::{declaration, holds, renamed_type};
 use crate::config::Evolve;
 use crate::relation::quote_identifier;
 
@@ -43,7 +43,7 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
                 let before = renamed.iter().find(|(_, place)| *place == i).map(|(from, _)| *from);
                 let Some(sink) = before.or_else(|| there(&column.name)) else { continue };
                 let name = quote_identifier(&column.name);
-                if !holds(column, sink) && !sink.generated {
+                if !holds(column, sink) && !sink.generated && renamed_type(column, sink).is_none() {
                     let declared = declaration(column);
                     steps.push(alter(format!("ALTER COLUMN {name} TYPE {declared} USING {name}::text::{declared}")));
                 }
@@ -57,10 +57,10 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
     }
 }
 
-/// A column that an earlier version had and this one has not.
+/// A column that an earlier version had and this one has not. One that only is not told of any more is not the source's to drop.
 fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     let has = |version: &WantedTable| version.columns.iter().any(|c| c.column.name == name);
-    !has(wanted) && earlier.iter().any(has)
+    !has(wanted) && !wanted.hidden.iter().any(|hidden| hidden == name) && earlier.iter().any(has)
 }
 
 /// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. It may
@@ -120,12 +120,14 @@ fn renamed_places(before: &WantedTable, now: &WantedTable) -> Option<Vec<(usize,
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+    use crate::config::Truncate;
     use crate::relation::{Column, TableName};
     use crate::sink::WantedColumn;
+    use crate::sink::stored::Stored;
 
-    fn wanted(columns: &[(&str, &str)]) -> WantedTable {
+    pub fn wanted(columns: &[(&str, &str)]) -> WantedTable {
         let table = TableName::new("public", "t");
         let column = |(index, (name, type_name)): (usize, &(&str, &str))| WantedColumn {
             index,
@@ -141,21 +143,19 @@ mod tests {
                 exact: true,
             },
         };
-        WantedTable {
-            source: table.clone(),
-            table,
-            columns: columns.iter().enumerate().map(column).collect(),
-            held: vec![],
-        }
+        let columns = columns.iter().enumerate().map(column).collect();
+        let (hidden, held, truncate) = (vec![], vec![], Truncate::Truncate);
+        WantedTable { source: table.clone(), table, columns, hidden, held, truncate }
     }
 
-    fn facts(columns: &[(&str, &str)]) -> TableFacts {
+    pub fn facts(columns: &[(&str, &str)]) -> TableFacts {
         let column = |(name, base): &(&str, &str)| ColumnFacts {
             name: (*name).into(),
             declared: (*base).into(),
             base: (*base).into(),
             base_oid: 0,
             typmod: -1,
+            stored: Stored { name: (*base).into(), typmod: -1, arrays: 0, kind: 'b', labels: vec![] },
             base_sql: String::new(),
             declared_sql: String::new(),
             input: None,
@@ -203,6 +203,17 @@ mod tests {
         assert_eq!(full(&[("id", "int4"), ("b", "int4")], &own(&[("own", "text")])), [r#"DROP COLUMN "a""#]);
         let renamed = full(&[("id", "int4"), ("x", "text"), ("b", "int4")], &own(&[("own", "text")]));
         assert_eq!(renamed, [r#"RENAME COLUMN "a" TO "x""#]);
+    }
+
+    #[test]
+    fn what_is_only_hidden_is_never_dropped() {
+        let hiding = WantedTable { hidden: vec!["a".into()], ..wanted(&[("id", "int4"), ("b", "int4")]) };
+        let none: [&str; 0] = [];
+        assert_eq!(steps(&hiding, &facts(OLD), &[wanted(OLD)], Evolve::Full), none);
+        // Nor is it what another column was called before.
+        let other = WantedTable { hidden: vec!["a".into()], ..wanted(&[("id", "int4"), ("x", "text"), ("b", "int4")]) };
+        let steps = steps(&other, &facts(OLD), &[wanted(OLD)], Evolve::Full);
+        assert_eq!(steps, [r#"ALTER TABLE "public"."t" ADD COLUMN "x" text"#]);
     }
 
     #[test]

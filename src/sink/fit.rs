@@ -1,15 +1,16 @@
 //! Whether a sink's table can hold what is wanted of it, judged from its catalog alone: every finding at once, each with the
 //! SQL that mends it.
 //!
-//! The rule for types is narrow on purpose: the same type with at least as much room, wider integers, or text (which holds
-//! every value, since values travel as text). Everything else is refused, also where Postgres would cast: a cast that rounds
+//! The rule for types is narrow on purpose: the same type with at least as much room, wider integers, an enum with all the
+//! labels, or text (which holds every value, since values travel as text). Domains are what they are made of ([`Stored`]). Everything else is refused, also where Postgres would cast: a cast that rounds
 //! or cuts is silent.
 
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
+use super::stored::Stored;
 use super::{WantedColumn, WantedTable};
 use crate::error::{Code, Halt};
 use crate::key::KeyOrder;
-use crate::relation::{Column, quote_identifier};
+use crate::relation::{Column, quote_identifier, type_names};
 
 /// What `preflight` found.
 #[derive(Debug, Default)]
@@ -130,6 +131,10 @@ fn judge_column(wanted: &WantedTable, source: &WantedColumn, sink: Option<&Colum
         }
         return None;
     }
+    let hint = match renamed_type(&source.column, sink) {
+        Some(hint) => hint,
+        None => alter(format!("ALTER COLUMN {quoted} TYPE {}", declaration(&source.column))),
+    };
     Some(halt(
         format!(
             "column {name} of {} is {} at the sink, which is not known to hold every {} of the source",
@@ -137,8 +142,23 @@ fn judge_column(wanted: &WantedTable, source: &WantedColumn, sink: Option<&Colum
             modified(&sink.declared, sink.typmod),
             modified(&source.column.type_name, source.column.typmod)
         ),
-        alter(format!("ALTER COLUMN {quoted} TYPE {}", declaration(&source.column))),
+        hint,
     ))
+}
+
+/// What to type where the sink has a type of its own kind under another name, as after `ALTER TYPE … RENAME` at the source. Also where
+/// the table could follow: other tables may be made of that type, so it is its owner's to rename.
+pub fn renamed_type(source: &Column, sink: &ColumnFacts) -> Option<String> {
+    let (from, to) = (Stored::of(source), &sink.stored);
+    let ((Some(_), new), (Some(schema), old)) = (type_names::split(&from.name), type_names::split(&to.name)) else {
+        return None;
+    };
+    let alike = from.kind == to.kind && from.kind != 'b' && from.arrays == to.arrays;
+    let renamed = alike && new != old && to.labels.iter().all(|label| from.labels.contains(label));
+    renamed.then(|| {
+        let old = format!("{}.{}", quote_identifier(&schema), quote_identifier(&old));
+        format!("ALTER TYPE {old} RENAME TO {}", quote_identifier(&new))
+    })
 }
 
 /// Columns that we don't write must fill themselves.
@@ -221,28 +241,37 @@ fn same_order(source_oid: u32, sink_oid: u32) -> bool {
 
 /// Whether every value of the source's column is stored by the sink's without loss.
 pub fn holds(source: &Column, sink: &ColumnFacts) -> bool {
-    // A domain's own modifier is part of it.
-    if sink.declared != sink.base && same_type(&source.type_name, &sink.declared) {
+    let (from, to) = (Stored::of(source), &sink.stored);
+    if from.arrays == to.arrays && same_type(&from.name, &to.name) {
+        return has_room(&from.name, from.typmod, to.typmod);
+    }
+    let is_label = |label: &String| to.labels.contains(label);
+    if from.arrays == to.arrays && !from.labels.is_empty() && from.labels.iter().all(is_label) {
         return true;
     }
-    if same_type(&source.type_name, &sink.base) {
+    // An entry that does not tell what its types are made of: then the name decides.
+    if source.kind.is_base() && sink.declared != sink.base && same_type(&source.type_name, &sink.declared) {
+        return true;
+    }
+    if source.kind.is_base() && same_type(&source.type_name, &sink.base) {
         return has_room(&source.type_name, source.typmod, sink.typmod);
     }
-    match (source.type_name.as_str(), sink.base.as_str()) {
-        ("int2", "int4" | "int8") | ("int4", "int8") => true,
-        ("int2" | "int4" | "int8" | "oid", "numeric") => sink.typmod == -1,
+    match (from.name.as_str(), to.name.as_str()) {
+        _ if to.arrays > 0 => false,
         (_, "text") => true,
-        ("varchar", "bpchar") | ("bpchar", "bpchar") => false,
-        (_, "varchar") => sink.typmod == -1 || (source.type_name == "varchar" && sink.typmod >= source.typmod),
+        (_, "varchar") => to.typmod == -1,
+        _ if from.arrays > 0 => false,
+        ("int2", "int4" | "int8") | ("int4", "int8") => true,
+        ("int2" | "int4" | "int8" | "oid", "numeric") => to.typmod == -1,
         _ => false,
     }
 }
 
 /// Types of extensions may live in another schema at the sink; the name decides.
-fn same_type(source: &str, sink: &str) -> bool {
+pub fn same_type(source: &str, sink: &str) -> bool {
     source == sink
-        || match (source.split_once('.'), sink.split_once('.')) {
-            (Some((_, source)), Some((_, sink))) => source == sink,
+        || match (type_names::split(source), type_names::split(sink)) {
+            ((Some(_), source), (Some(_), sink)) => source == sink,
             _ => false,
         }
 }
@@ -260,8 +289,20 @@ fn has_room(type_name: &str, source: i32, sink: i32) -> bool {
         }
         // Without a modifier these keep microseconds.
         "time" | "timetz" | "timestamp" | "timestamptz" => sink >= if source == -1 { 6 } else { source },
+        "interval" => {
+            let ((fields, digits), (sink_fields, sink_digits)) = (interval(source), interval(sink));
+            (sink_fields == fields || sink_fields == INTERVAL_FIELDS_ALL) && sink_digits >= digits
+        }
         _ => false,
     }
+}
+
+/// `INTERVAL_FULL_RANGE` of Postgres.
+const INTERVAL_FIELDS_ALL: i32 = 0x7FFF;
+
+/// Which fields an interval's modifier keeps, and how many digits of a second.
+fn interval(typmod: i32) -> (i32, i32) {
+    if typmod == -1 { (INTERVAL_FIELDS_ALL, 6) } else { (typmod >> 16 & INTERVAL_FIELDS_ALL, (typmod & 0xFFFF).min(6)) }
 }
 
 /// Precision and scale of a numeric's modifier; scale is 11 bits, signed.
@@ -270,9 +311,10 @@ fn digits(typmod: i32) -> (i32, i32) {
     ((packed >> 16) & 0xFFFF, ((packed & 0x7FF) ^ 1024) - 1024)
 }
 
-/// A column's type as CREATE TABLE takes it.
+/// A type that holds the column, as CREATE TABLE takes it. The source's domains are not the sink's business: it may lack them.
 pub fn declaration(column: &Column) -> String {
-    modified(&column.type_name, column.typmod)
+    let Stored { name, typmod, arrays, .. } = Stored::of(column);
+    format!("{}{}", modified(&name, typmod), if arrays > 0 { "[]" } else { "" })
 }
 
 fn modified(type_name: &str, typmod: i32) -> String {
@@ -287,11 +329,11 @@ fn modified(type_name: &str, typmod: i32) -> String {
         "bit" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => format!("({typmod})"),
         _ => String::new(),
     };
-    let name = match element.split_once('.') {
-        Some((schema, name)) => format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
+    let name = match type_names::split(element) {
+        (Some(schema), name) => format!("{}.{}", quote_identifier(&schema), quote_identifier(&name)),
         // Without quotes it would be another type.
-        None if element == "char" => quote_identifier(element),
-        None => element.to_owned(),
+        (None, _) if element == "char" => quote_identifier(element),
+        (None, _) => element.to_owned(),
     };
     format!("{name}{modifier}{array}")
 }
@@ -299,6 +341,7 @@ fn modified(type_name: &str, typmod: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relation::{TypeKind, TypeName};
 
     fn source(type_name: &str, typmod: i32) -> Column {
         Column {
@@ -306,7 +349,7 @@ mod tests {
             type_oid: 25,
             type_name: type_name.into(),
             typmod,
-            kind: crate::relation::TypeKind::Base,
+            kind: TypeKind::Base,
             nullable: true,
             default: None,
             key: None,
@@ -321,6 +364,7 @@ mod tests {
             base: base.into(),
             base_oid: 25,
             typmod,
+            stored: Stored::of(&source(base, typmod)),
             base_sql: String::new(),
             declared_sql: String::new(),
             input: None,
@@ -361,6 +405,12 @@ mod tests {
             ("timestamp", -1, "timestamp", 3, false),
             ("timestamp", 3, "timestamp", 6, true),
             ("timestamp", -1, "timestamptz", -1, false),
+            ("interval", 0x7FFF_0002, "interval", 0x7FFF_0006, true),
+            ("interval", 0x7FFF_0006, "interval", 0x7FFF_0002, false),
+            ("interval", -1, "interval", 0x7FFF_0002, false),
+            ("interval", -1, "interval", 0x7FFF_0006, true),
+            ("interval", 0x0006_FFFF, "interval", 0x7FFF_0006, true),
+            ("interval", 0x7FFF_FFFF, "interval", 0x0006_FFFF, false),
             ("_varchar", 14, "_varchar", 24, true),
             ("jsonb", -1, "json", -1, false),
             ("json", -1, "jsonb", -1, false),
@@ -377,6 +427,51 @@ mod tests {
         }
     }
 
+    fn domain(base: &str, typmod: i32) -> TypeKind {
+        TypeKind::Domain { base: Box::new(TypeName { oid: 1, name: base.into(), typmod, kind: TypeKind::Base }) }
+    }
+
+    /// Of the same name on both sides, or on one side alone: what they are made of decides.
+    #[test]
+    fn a_domain_holds_what_its_base_holds() {
+        let from = Column { kind: domain("numeric", numeric(10, 2)), ..source("public.price", -1) };
+        let at_sink = |base: &str, typmod| ColumnFacts { declared: "shop.price".into(), ..sink(base, typmod) };
+        assert!(holds(&from, &at_sink("numeric", numeric(10, 2))));
+        assert!(!holds(&from, &at_sink("numeric", numeric(8, 1))), "it would round");
+        assert!(holds(&from, &sink("numeric", numeric(10, 2))) && holds(&from, &sink("text", -1)));
+        assert_eq!(declaration(&from), "numeric(10,2)", "the sink may have no such domain");
+        let many = TypeKind::Array {
+            element: Box::new(TypeName { oid: 2, name: "public.price".into(), typmod: -1, kind: from.kind.clone() }),
+            delimiter: b',',
+        };
+        let many = Column { kind: many, ..source("public._price", -1) };
+        assert!(holds(&many, &sink("_numeric", numeric(10, 2))) && !holds(&many, &sink("_numeric", numeric(8, 1))));
+        assert!(!holds(&many, &sink("numeric", -1)) && holds(&many, &sink("text", -1)));
+        assert_eq!(declaration(&many), "numeric(10,2)[]");
+    }
+
+    #[test]
+    fn an_enum_with_all_the_labels_holds_them_under_any_name() {
+        let labels = |names: &[&str]| TypeKind::Enum { labels: names.iter().map(|name| (*name).into()).collect() };
+        let of = |name: &str, names: &[&str]| Column { kind: labels(names), ..source(name, -1) };
+        let at_sink = |name: &str, names: &[&str]| {
+            let stored = Stored::of(&of(name, names));
+            ColumnFacts { stored, ..sink(name, -1) }
+        };
+        let new = of("public.humour", &["sad", "glad"]);
+        assert!(holds(&new, &at_sink("public.mood", &["sad", "so-so", "glad"])));
+        let lacking = at_sink("public.mood", &["sad"]);
+        assert!(!holds(&new, &lacking));
+        assert_eq!(renamed_type(&new, &lacking).unwrap(), "ALTER TYPE \"public\".\"mood\" RENAME TO \"humour\"");
+        assert_eq!(renamed_type(&new, &at_sink("public.mood", &["big"])), None, "another type altogether");
+        let pair = |name: &str| Column { kind: TypeKind::Composite, ..source(name, -1) };
+        let lacking = ColumnFacts { stored: Stored::of(&pair("shop.\"od.d\"")), ..sink("shop.\"od.d\"", -1) };
+        assert_eq!(
+            renamed_type(&pair("public.pair"), &lacking).unwrap(),
+            "ALTER TYPE \"shop\".\"od.d\" RENAME TO \"pair\""
+        );
+    }
+
     #[test]
     fn keys_sort_at_the_sink_as_at_the_source() {
         let (domain, text, int4, int8, numeric) = (16_385, 25, 23, 20, 1700);
@@ -390,5 +485,6 @@ mod tests {
         assert_eq!(modified("varchar", 24), "varchar(20)");
         assert_eq!(modified("_timestamptz", 3), "timestamptz(3)[]");
         assert_eq!(modified("shop.mood", -1), "\"shop\".\"mood\"");
+        assert_eq!(modified("\"od d.S\".\"mo.od\"", -1), "\"od d.S\".\"mo.od\"");
     }
 }

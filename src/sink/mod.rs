@@ -33,6 +33,7 @@ mod encode;
 pub mod evolve;
 pub mod fit;
 mod keyless;
+pub mod labels;
 pub mod lease;
 pub mod park;
 pub mod postgres;
@@ -40,10 +41,11 @@ pub mod progress;
 mod range;
 pub mod refusal;
 pub mod sql;
+pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config;
+use crate::config::{self, Truncate};
 use crate::error::{Code, Error, Halt};
 use crate::relation::{Column, Relation, TableName};
 
@@ -108,6 +110,12 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
+/// A column that `target` names and none of the versions has.
+pub fn missing<'a>(target: &'a config::SinkTable, versions: &[&Relation]) -> Option<&'a String> {
+    let has = |name: &String| versions.iter().any(|version| version.columns.iter().any(|column| column.name == *name));
+    target.columns.iter().flatten().find(|name| !has(name))
+}
+
 /// What a sink takes of one relation version, and into which table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedTable {
@@ -117,6 +125,9 @@ pub struct WantedTable {
     pub table: TableName,
     /// In the relation's order; the key's are among them.
     pub columns: Vec<WantedColumn>,
+    /// Columns that the source's table has and this version does not tell of.
+    pub hidden: Vec<String>,
+    pub truncate: Truncate,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
 }
@@ -131,11 +142,20 @@ pub struct WantedColumn {
 impl WantedTable {
     /// What `target` takes of `relation`. Refused: columns that the relation does not have, a subset without the key.
     pub fn of(relation: &Relation, target: &config::SinkTable) -> Result<WantedTable, Halt> {
+        WantedTable::of_version(relation, target, &[relation])
+    }
+
+    /// The same of a version that others may have followed. A column that it lacks is missing only if all of the `newest` lack it too:
+    /// before the column was made its rows could not have it, and they are read again for it.
+    pub fn of_version(
+        relation: &Relation,
+        target: &config::SinkTable,
+        newest: &[&Relation],
+    ) -> Result<WantedTable, Halt> {
         let halt = |message: String, hint: String| Halt { code: Code::Config, message, facts: vec![], hint };
         let edit = || format!("edit columns under [sinks.{}] of the connector of {}", target.sink, relation.name);
-        let names: Vec<&str> = relation.columns.iter().map(|c| c.name.as_str()).collect();
         let wanted = |column: &Column| target.columns.as_ref().is_none_or(|names| names.contains(&column.name));
-        if let Some(missing) = target.columns.iter().flatten().find(|name| !names.contains(&name.as_str())) {
+        if let Some(missing) = missing(target, &[newest, &[relation]].concat()) {
             return Err(halt(format!("table {} has no column {missing}", relation.name), edit()));
         }
         if let Some(key) = relation.columns.iter().find(|column| column.key.is_some() && !wanted(column)) {
@@ -147,7 +167,8 @@ impl WantedTable {
         let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
-        Ok(WantedTable { source: relation.name.clone(), table: target.table.clone(), columns, held })
+        let (source, table) = (relation.name.clone(), target.table.clone());
+        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
     }
 
     /// Rows are told apart by all they hold.

@@ -14,13 +14,14 @@ use uuid::Uuid;
 use super::catalog;
 use super::evolve;
 use super::fit::{self, Findings};
+use super::labels;
 use super::lease::{BEATS, Heard};
 use super::park::Parking;
 use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
 use super::{Failure, Outcome, WantedTable};
-use crate::config::{self, Evolve};
+use crate::config::{self, Database, Evolve};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
 use crate::session::{self, Session};
@@ -67,6 +68,9 @@ enum Transaction {
 
 pub struct PostgresSink {
     pub(super) client: Session,
+    /// For connections beside this one.
+    database: Database,
+    lock_timeout: String,
     name: RowName,
     /// This worker: new with every process, kept over reconnects.
     worker: Uuid,
@@ -97,6 +101,8 @@ impl PostgresSink {
         pin(&client, &lock_timeout).await?;
         Ok(PostgresSink {
             client,
+            database: sink.database.clone(),
+            lock_timeout,
             name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: sink.database.user.clone() },
             worker,
             transaction: Transaction::None,
@@ -166,14 +172,23 @@ impl PostgresSink {
     /// What [`PostgresSink::evolve`] would run now, as far as that can be told without the versions before. Changes nothing.
     pub async fn steps(&self, wanted: &WantedTable, evolve: Evolve) -> Result<Vec<String>> {
         let facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
-        Ok(facts.map_or_else(Vec::new, |facts| evolve::steps(wanted, &facts, &[], evolve)))
+        let (Some(facts), true) = (facts, evolve != Evolve::Off) else { return Ok(Vec::new()) };
+        let mut steps = labels::statements(wanted, &facts);
+        steps.extend(evolve::steps(wanted, &facts, &[], evolve));
+        Ok(steps)
     }
 
     /// Makes the table fit `wanted` as far as `evolve` allows, in the open transaction; whether anything was done. `earlier` are
     /// versions that the table may hold.
     pub async fn evolve(&mut self, wanted: &WantedTable, earlier: &[WantedTable], evolve: Evolve) -> Outcome<bool> {
         self.assert_open();
-        let facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
+        let mut facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
+        if let Some(before) = &facts
+            && evolve != Evolve::Off
+            && self.add_labels(wanted, before).await.inspect_err(|_| self.transaction = Transaction::Failed)?
+        {
+            facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
+        }
         let steps = facts.map_or_else(Vec::new, |facts| evolve::steps(wanted, &facts, earlier, evolve));
         if steps.is_empty() {
             return Ok(false);
@@ -186,13 +201,25 @@ impl PostgresSink {
         loop {
             if let Err(error) = self.client.batch_execute(sql).await {
                 self.fail();
-                return Err(not_followed(wanted, sql, &self.name.role, error));
+                return Err(self.not_followed(wanted, sql, error));
             }
             let Some(step) = next.next() else { break };
             tracing::warn!(table = %wanted.table, sql = %step, "the sink's table follows the source's");
             sql = step;
         }
         Ok(true)
+    }
+
+    /// Another connection to the same database, as the same role and with the same settings.
+    pub(super) async fn beside(&self) -> Result<Session> {
+        let application = format!("{} beside", application_name(&self.name.pipeline, &self.name.sink));
+        let session = session::connect(&self.database, &application).await?;
+        pin(&session, &self.lock_timeout).await?;
+        Ok(session)
+    }
+
+    pub(super) fn not_followed(&self, wanted: &WantedTable, sql: &str, error: tokio_postgres::Error) -> Failure {
+        not_followed(wanted, sql, &self.name.role, error)
     }
 
     /// Makes `lockstep.progress` if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.

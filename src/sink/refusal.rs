@@ -62,7 +62,7 @@ pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres:
         Class::Retry => Failure::Error(session::classify(doing, error)),
         Class::Value => {
             let column = server.column().or_else(|| copied_column(server, plan?));
-            halt(Code::ValueRefused, value_message(&table, column), value_hint(plan)).into()
+            halt(Code::ValueRefused, value_message(&table, column), value_hint(plan, column)).into()
         }
         Class::Right => {
             halt(Code::NoRight, format!("the role may not do this at the sink: {doing}"), right_hint(plan)).into()
@@ -119,7 +119,12 @@ pub(super) fn value_message(table: &str, column: Option<&str>) -> String {
     }
 }
 
-fn value_hint(plan: Option<&SinkTablePlan>) -> String {
+/// An enum refuses nothing but labels that it lacks.
+pub(super) fn value_hint(plan: Option<&SinkTablePlan>, column: Option<&str>) -> String {
+    let refusing = plan.and_then(|plan| plan.columns.iter().find(|known| Some(known.name.as_str()) == column));
+    if let Some(enum_sql) = refusing.and_then(|column| column.enum_sql.as_ref()) {
+        return format!("ALTER TYPE {enum_sql} ADD VALUE '…', with the label that the source's type has");
+    }
     match plan {
         Some(plan) => format!("psql -c '\\d {}'", plan.table),
         None => "lockstep check".to_owned(),
@@ -152,11 +157,13 @@ fn refused(
             &SqlState::FEATURE_NOT_SUPPORTED => "another table references it, which is not emptied along with it",
             _ => "a trigger or rule of the sink",
         };
-        return halt(
-            Code::ConstraintRefused,
-            format!("changes of {table} are refused by the sink: {what}"),
-            format!("psql -c '\\d {table}'"),
-        );
+        let hint = match (server.code(), plan) {
+            (&SqlState::FEATURE_NOT_SUPPORTED, Some(plan)) => {
+                format!("write truncate = \"delete\" under [sinks.…] of the connector of {}", plan.source)
+            }
+            _ => format!("psql -c '\\d {table}'"),
+        };
+        return halt(Code::ConstraintRefused, format!("changes of {table} are refused by the sink: {what}"), hint);
     };
     let quoted = quote_identifier(name);
     let known = plan.and_then(|plan| plan.constraints.iter().find(|constraint| constraint.name == name));

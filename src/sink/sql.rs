@@ -18,7 +18,8 @@ use super::fit;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
 use crate::apply::net::Net;
-use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate};
+use crate::config::Truncate;
+use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
 use crate::relation::{TableName, quote_identifier};
 
 /// Where a statement's rows come from.
@@ -60,6 +61,7 @@ pub struct SinkTablePlan {
     pub(super) constraints: Vec<ConstraintFacts>,
     /// Names of columns that the sink generates always, and so allows no UPDATE of.
     pub(super) generated_always: Vec<String>,
+    pub(super) truncate: Truncate,
     /// Quoted, with its schema.
     pub(super) stage: String,
 }
@@ -77,6 +79,8 @@ pub(super) struct PlanColumn {
     /// See [`ColumnFacts::input`].
     input: Option<String>,
     base: String,
+    /// How SQL names the enum that it is of, if it is.
+    pub enum_sql: Option<String>,
     pub source_oid: u32,
 }
 
@@ -124,6 +128,7 @@ impl SinkTablePlan {
                     stored: sink.declared_sql.clone(),
                     input: sink.input.clone(),
                     base: sink.base.clone(),
+                    enum_sql: (sink.stored.kind == 'e').then(|| type_sql(&sink.stored.name)),
                     source_oid: wanted.column.type_oid,
                 }
             })
@@ -149,6 +154,7 @@ impl SinkTablePlan {
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
+            truncate: wanted.truncate,
             stage: stage_name(facts.oid, &columns, &key),
             columns,
             key,
@@ -420,6 +426,7 @@ mod tests {
             stored: format!("{cast}(5)"),
             input: None,
             base: "int4".into(),
+            enum_sql: None,
             source_oid: 23,
         };
         SinkTablePlan {
@@ -441,6 +448,7 @@ mod tests {
             deferrable: false,
             constraints: vec![],
             generated_always: vec![],
+            truncate: Truncate::Truncate,
             stage: "pg_temp.\"st\"".into(),
         }
     }

@@ -24,11 +24,12 @@ use tokio_postgres::types::ToSql;
 use super::encode::{CopyText, TextArray};
 use super::park::{NewRows, Param};
 use super::postgres::PostgresSink;
-use super::refusal::{Class, classify, copied_column, failure, value_message};
+use super::refusal::{Class, classify, copied_column, failure, value_hint, value_message};
 use super::sql::{Rows, SinkTablePlan, order};
 use super::{Counts, Failure, Outcome};
 use crate::apply::net::NetEffect;
 use crate::change::Key;
+use crate::config::Truncate;
 use crate::error::{Code, Error, Halt};
 use crate::value::{Cell, RowBuf};
 
@@ -226,16 +227,17 @@ impl PostgresSink {
         Ok(counts)
     }
 
-    /// Empties exactly these tables in one statement, never CASCADE. Of a table that may hold rows of others too, its own rows are
-    /// deleted.
+    /// Empties exactly these tables, never CASCADE: by one statement, but for those of which other tables' rows stay, or that are to
+    /// be emptied row by row.
     pub async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         self.assert_open();
-        let (whole, shared): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) =
-            plans.iter().partition(|plan| plan.held.is_empty());
+        let at_once = |plan: &&&SinkTablePlan| plan.held.is_empty() && plan.truncate == Truncate::Truncate;
+        let (whole, others): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) = plans.iter().partition(at_once);
         if !whole.is_empty() {
             self.truncate_whole(&whole).await?;
         }
-        for plan in order(&shared).into_iter().rev().map(|i| shared[i]) {
+        // Rows that reference others go before those.
+        for plan in order(&others).into_iter().rev().map(|i| others[i]) {
             self.delete_ours(plan).await?;
         }
         for plan in plans {
@@ -245,9 +247,9 @@ impl PostgresSink {
     }
 
     async fn delete_ours(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
-        let ours = plan.only_ours().expect("only of a table that holds others' rows");
+        let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
         self.written = true;
-        let done = self.client.execute(&format!("DELETE FROM {} AS t WHERE {ours}", plan.table.quoted()), &[]).await;
+        let done = self.client.execute(&format!("DELETE FROM {} AS t{ours}", plan.table.quoted()), &[]).await;
         done.map(drop).map_err(|error| {
             self.fail();
             failure(&format!("emptying {} of the rows of {}", plan.table, plan.source), Some(plan), error)
@@ -374,7 +376,8 @@ impl PostgresSink {
                 // Best effort: without the column's name it is still the same halt.
                 let column = self.find_column(step, &code).await.ok().flatten();
                 let message = value_message(&step.plan.table.to_string(), column.as_deref());
-                Halt { message, ..*halt }.into()
+                let hint = value_hint(Some(step.plan), column.as_deref());
+                Halt { message, hint, ..*halt }.into()
             }
             (failure, _) => failure,
         }

@@ -38,6 +38,7 @@ fn rows(columns: &str) -> Relation {
         columns,
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     }
     .sealed()
 }
@@ -292,4 +293,27 @@ fn digests_tell_shapes_apart_by_what_they_leave() {
     let distinct: BTreeSet<_> = digests.iter().flatten().collect();
     assert_eq!(distinct.len(), digests.len());
     assert_eq!(only(&["b", "a"]).digest(), digests[0]);
+}
+
+#[test]
+fn a_column_has_another_name_in_records_and_ranges_keep_the_tables() {
+    let renames = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        list.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect()
+    };
+    let shape = Shape { renames: renames(&[("id", "number"), ("name", "title")]), ..Shape::default() };
+    let shaped = shape.compile(rows("id:int! name:text v:int"), Some(&["id", "name", "v"]), true).unwrap();
+    let found: Vec<&str> = shaped.relation.columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(found, ["number", "title", "v"]);
+    assert_eq!(shaped.relation.row_key(), [("id".to_owned(), 23)]);
+    assert!(shaped.transformer.is_none(), "rows stay as they come");
+    assert!(shape.has_record_column("number") && !shape.has_record_column("id") && shape.has_record_column("v"));
+    // Names that change places are no collision; one that the table has is.
+    let swapped = Shape { renames: renames(&[("name", "v"), ("v", "name")]), ..Shape::default() };
+    assert!(swapped.compile(rows("id:int! name:text v:int"), None, true).is_ok());
+    let twin = Shape { renames: renames(&[("name", "v")]), ..Shape::default() };
+    let error = twin.compile(rows("id:int! name:text v:int"), None, true).unwrap_err().to_string();
+    assert!(error.contains("two columns the name \"v\""), "{error}");
+    let gone = shape.compile(rows("id:int! v:int"), Some(&["id", "v"]), true).unwrap_err().to_string();
+    assert!(gone.contains("rename_columns names column \"name\""), "{gone}");
+    assert_ne!(shape.digest(), swapped.digest());
 }

@@ -240,7 +240,9 @@ impl Pipeline {
     /// Runs another verb to its end: `command(&["status"])`. The configuration is given, stdout and stderr are returned.
     pub fn command(&self, arguments: &[&str]) -> Result<std::process::Output> {
         let (verb, rest) = arguments.split_first().context("no verb")?;
-        let output = Command::new(&self.binary).arg(verb).arg("--config").arg(&self.dir).args(rest).output();
+        let mut command = Command::new(&self.binary);
+        command.arg(verb).arg("--config").arg(&self.dir).args(rest).env(HTTP_PORT_ENV, self.http_port.to_string());
+        let output = command.output();
         output.with_context(|| format!("running {} {verb}", self.binary.display()))
     }
 

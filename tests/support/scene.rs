@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep::lsn::Lsn;
+use lockstep::record::{Header, Kind};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
@@ -124,6 +125,13 @@ impl Scene {
                     coalesce((SELECT string_agg(commit_lsn::text || ledger_offset, ',') FROM lockstep.progress), '-')"
         );
         text(self.orders(), &sql).await
+    }
+
+    /// Rows of the table that were read by chunks, as often as they were.
+    pub fn rows_read(&self, table: &str) -> usize {
+        let records = read_topic(&self.services.kafka, &format!("{}.{table}", self.pipeline.name));
+        let headers = records.iter().filter_map(|seen| Header::decode(seen.header("ls")?).ok());
+        headers.filter(|header| header.kind == Kind::ChunkRow).count()
     }
 
     pub fn log(&self) -> String {

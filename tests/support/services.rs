@@ -131,6 +131,14 @@ pub struct Server {
 }
 
 impl Server {
+    /// Whether a database here could `CREATE EXTENSION`: PostGIS and pgvector are in a set made with `--extensions` alone.
+    pub async fn has_extension(&self, name: &str) -> Result<bool> {
+        let client = self.superuser().await?;
+        let row =
+            client.query_one("SELECT count(*) = 1 FROM pg_available_extensions WHERE name = $1", &[&name]).await?;
+        Ok(row.try_get(0)?)
+    }
+
     /// A new, empty database of the role lockstep; dropped with the value.
     pub async fn create_database(&self, hint: &str) -> Result<Database> {
         let mut database = self.recreate_database(&unique_name(hint)).await?;

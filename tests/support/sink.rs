@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls};
+use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls, Truncate};
 use lockstep::error::{Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -248,13 +248,15 @@ pub fn relation(table: &str, columns: &str) -> Relation {
         columns: columns.collect(),
         avro: None,
         transforms: vec![],
+        hidden: vec![],
     }
     .sealed()
 }
 
 pub fn wanted(table: &str, columns: &str) -> WantedTable {
-    let target =
-        SinkTable { sink: "orders".into(), table: TableName::new("public", table), columns: None, evolve: Evolve::Off };
+    let (evolve, truncate) = (Evolve::Off, Truncate::Truncate);
+    let table_there = TableName::new("public", table);
+    let target = SinkTable { sink: "orders".into(), table: table_there, columns: None, evolve, truncate };
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 

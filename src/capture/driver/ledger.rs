@@ -82,6 +82,7 @@ impl Core {
     pub(super) fn write_base(&mut self) -> Result<()> {
         let mut tables = self.routed();
         tables.retain(|table| !self.departures.is_over(table));
+        self.state.prune_relations(&self.told, &tables);
         let base = self.state.as_base(self.machine.epoch(), self.topics.clone(), self.looks.known().clone(), tables);
         self.base_number = Some(self.append(Body::Base(Box::new(base)))?);
         self.base_tells = std::mem::take(&mut self.base_soon);

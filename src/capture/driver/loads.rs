@@ -3,22 +3,21 @@
 //!
 //! When a chunk is right is decided elsewhere (`snapshot`), as is which requests a job answers (`requests`).
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::Core;
 use crate::capture::answerable::{TOPICS, is_answerable};
-use crate::capture::chunks::{self, Answer, Command, Watched};
+use crate::capture::chunks::{Answer, Command, Watched};
 use crate::capture::pace::{ChunkSize, Limits, Pace};
-use crate::capture::requests::{answerable, begun, loaded, plan, tables_of};
+use crate::capture::requests::{answerable, plan, resumed, unwatched};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
 use crate::codec::{self, Snapshot};
 use crate::config::{SourceSnapshot, Table};
 use crate::error::Result;
-use crate::ledger::entry::{Body, Chunk, Done, Join, Request, RequestKind};
+use crate::ledger::entry::{Body, Chunk, Done, Forget, Request, RequestKind};
 use crate::lsn::Lsn;
 use crate::postgres::look;
 use crate::postgres::snapshot::PgSnapshot;
@@ -58,31 +57,36 @@ impl Core {
             return Ok(());
         }
         let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-        self.append(Body::Request(Request { id, kind: RequestKind::Load, sink, tables, asked_by, old_ledger: None }))?;
+        self.append(Body::Request(Request {
+            id,
+            kind: RequestKind::Load,
+            sink,
+            tables,
+            asked_by,
+            old_ledger: None,
+            taken: vec![],
+        }))?;
         Ok(())
     }
 
     /// Goes on where the reader before this one was, before anything is streamed.
     pub(super) fn go_on_loading(&mut self) {
-        self.again.clone_from(&self.state.again);
-        if !answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty()) {
-            return;
+        self.forgets.begin(&self.state.again);
+        let goes_on = answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty());
+        let job = goes_on.then(|| {
+            let sinks_of = |table: &TableName| self.config.sinks_of(table);
+            let job = plan(|request| self.answers(request), sinks_of, &self.order, &self.state);
+            Job { resumed: resumed(&job, &self.state), ..job }
+        });
+        // Nobody watches the rest.
+        let at = self.machine.position();
+        for (table, request) in unwatched(job.as_ref(), &self.state) {
+            let (table, request) = (Some(table), Some(request));
+            self.forgets.push(Forget { table, request, at, ..Forget::default() });
         }
-        let mut job =
-            plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
-        job.loaded = loaded(&job, &self.state);
-        let key =
-            |table: &TableName| self.state.relations.values().find(|r| r.name == *table).map(|r| chunks::range_key(r));
-        job.keys = job.loaded.iter().filter_map(|(table, _)| Some((table.clone(), key(table)?))).collect();
-        // Nobody watches what is loaded for others meanwhile, or of tables that are read from their beginning.
-        let watched = |join: &Join, table: &TableName| {
-            job.requests.contains(&join.request.id) && job.loaded.iter().any(|(loaded, _)| loaded == table)
-        };
-        for join in begun(&self.state) {
-            let tables: BTreeSet<&TableName> = join.loaded.iter().map(|(table, _)| table).collect();
-            self.again.extend(tables.into_iter().filter(|table| !watched(join, table)).cloned());
+        if let Some(job) = job {
+            self.start_job(job);
         }
-        self.start_job(job);
     }
 
     /// Starts loads, asks for chunks, tells requests that they are done.
@@ -106,9 +110,12 @@ impl Core {
                 Action::Fence(asked) => self.chunks.send(Command::Fence(asked))?,
                 Action::Read(read) => self.chunks.send(Command::Read(read))?,
                 Action::Done(requests) => {
-                    // Its chunks can be others' too, and nobody watches them from here on.
+                    // Its chunks can be others' too, also of requests that are still to be seen, and nobody watches them from
+                    // here on.
                     let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
-                    self.again.extend(others.flat_map(tables_of));
+                    self.forgets.told_to_older(others.flat_map(|join| join.request.tables.iter().cloned()));
+                    let at = self.machine.position();
+                    self.forgets.push(Forget { at, besides: requests.clone(), ..Forget::default() });
                     self.joins_seen = None;
                     self.done.push((self.machine.position(), requests));
                 }
@@ -132,32 +139,18 @@ impl Core {
             }
         }
         let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
-        // What was loaded for its requests so far nobody has watched since: it is read again, also by the next reader.
-        self.again
-            .extend(begun(&self.state).filter(|join| job.requests.contains(&join.request.id)).flat_map(tables_of));
         self.start_job(job);
     }
 
     fn start_job(&mut self, job: Job) {
-        let (tables, requests, loaded) = (job.tables.len(), job.requests.len(), job.loaded.len());
-        tracing::info!(tables, requests, loaded, "loading existing rows");
+        let (tables, requests, resumed) = (job.tables.len(), job.requests.len(), job.resumed.len());
+        tracing::info!(tables, requests, resumed, "loading existing rows");
         self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
         self.loader.start(job);
     }
 
     pub(super) fn answers(&self, request: &Request) -> bool {
         is_answerable(request, &self.config.tables, &self.order)
-    }
-
-    /// Renews what checkpoints say of tables to be read again: until no request asks for them any more.
-    pub(super) fn note_again(&mut self) {
-        self.again.extend(self.loader.again().cloned());
-        if !self.again.is_empty() {
-            self.again.sort();
-            self.again.dedup();
-            let state = &self.state;
-            self.again.retain(|table| state.open_joins().any(|join| join.request.tables.contains(table)));
-        }
     }
 
     pub(super) async fn answer(&mut self, answer: Answer) -> Result<()> {
@@ -178,8 +171,11 @@ impl Core {
                 // The sinks forget their ranges with the request that this look leads to.
                 let tables = vec![table];
                 let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
-                self.look(tables.into_iter().zip(found).collect()).await?;
-                self.cancel_load();
+                self.look(tables.iter().cloned().zip(found).collect()).await?;
+                // One that is not asked for again has begun under its old key still.
+                for table in tables.iter().filter(|table| self.loader.has_begun(table)).cloned().collect::<Vec<_>>() {
+                    self.begin_anew(&table, &[]);
+                }
             }
             Answer::Failed(asked, error) => {
                 tracing::warn!(error = error.chain(), "reading existing rows failed, trying again");
@@ -188,10 +184,11 @@ impl Core {
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out } = *watched;
+                let Watched { current, retained, looks, published, rerouted, left_out, unfit } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
                 self.note_left_out(left_out);
+                self.note_unfit(unfit);
                 if rerouted.is_some() {
                     self.rerouted = rerouted;
                     return Ok(());
@@ -235,11 +232,17 @@ impl Core {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
         // Its rows are as they are here, which may be behind its message.
         let start = self.last_commit_end.map_or(self.marked, |end| end.max(self.marked));
+        // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.
+        if let Some(streamed) = self.streamed.get_mut(&version.relation.oid)
+            && streamed.rows.fingerprint == version.rows.fingerprint
+        {
+            *streamed = version.clone();
+        }
         let event = self.event(start, None);
         let at = self.machine.chunk_at();
         for (i, row) in ready.rows.iter().enumerate() {
             let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
-            let event = codec::Event { snapshot: mark, ..event };
+            let event = codec::Event { snapshot: mark, ..event.clone() };
             self.emitter.chunk_row(&mut self.machine, &version, &event, row.row()).await?;
         }
         let (sinks, request) = match ready.only {
@@ -254,13 +257,11 @@ impl Core {
         Ok(())
     }
 
-    /// Begins the load anew. What is loaded so far nobody watches from here on.
-    pub(super) fn cancel_load(&mut self) {
-        // Also what the ledger does not say yet: chunks that are on their way.
-        self.again.extend(self.loader.tables().iter().cloned());
-        self.loader.cancel();
-        self.joins_seen = None;
-        self.again.extend(begun(&self.state).flat_map(tables_of));
+    /// What was read of the table so far, also what is on its way, is of another one. `requests` were made for this.
+    pub(super) fn begin_anew(&mut self, table: &TableName, requests: &[(String, Uuid)]) {
+        self.loader.begin_anew(table, requests);
+        let at = self.machine.position();
+        self.forgets.push(Forget { table: Some(table.clone()), at, ..Forget::default() });
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Core, Looked, TOPICS, VISIBLE_TIMEOUT};
 use crate::capture::looks::Finding;
 use crate::capture::{routing, start};
 use crate::config::LeftOut;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::look::Look;
 use crate::postgres::pgoutput::RelationBody;
@@ -156,7 +156,15 @@ impl Core {
             if self.state.joined(TOPICS).contains(&table) {
                 let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
                 let (kind, tables) = (RequestKind::Leave, vec![table]);
-                self.append(Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None }))?;
+                self.append(Body::Request(Request {
+                    id,
+                    kind,
+                    sink,
+                    tables,
+                    asked_by,
+                    old_ledger: None,
+                    taken: vec![],
+                }))?;
             }
             // The base says so to the sinks.
             self.base_soon = true;
@@ -172,6 +180,14 @@ impl Core {
         self.left_out = left_out;
     }
 
+    /// Says of each partition once that the application can't change its rows.
+    pub(super) fn note_unfit(&mut self, unfit: Vec<Halt>) {
+        for halt in unfit.iter().filter(|halt| !self.unfit.contains(halt)) {
+            tracing::warn!("{halt}");
+        }
+        self.unfit = unfit;
+    }
+
     /// Asks for the tables on behalf of every sink that has them.
     pub(super) fn reread(&mut self, due: &[(TableName, String)]) -> Result<()> {
         // Its rows are events, and who was told of them is told again of nothing.
@@ -182,23 +198,35 @@ impl Core {
         for (table, why) in &due {
             tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
         }
-        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
-        for (sink, tables) in self.state.sinks_of(&tables) {
-            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
-            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
-            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
-            let request = Request { id, kind, sink, tables, asked_by, old_ledger };
-            self.append(Body::Request(request))?;
+        // What is being loaded is asked for by itself, so that its load answers that too.
+        let (loading, others): (Vec<_>, Vec<_>) =
+            due.iter().cloned().partition(|(table, _)| self.loader.remembers(table));
+        self.ask_again(&others)?;
+        let requests = self.ask_again(&loading)?;
+        for (table, _) in &due {
+            // What was read of it so far is of another table, or under another key.
+            self.begin_anew(table, &requests);
         }
         if !due.is_empty() {
             // A base soon, so that a reader which dies does not leave the same difference to be found again.
             self.base_soon = true;
         }
-        if tables.iter().any(|table| self.loader.remembers(table)) {
-            // What it has read so far is of another table, or under another key.
-            self.cancel_load();
-        }
         Ok(())
+    }
+
+    /// A request for each sink that has some of the tables: its sink and its id.
+    fn ask_again(&mut self, due: &[(TableName, String)]) -> Result<Vec<(String, Uuid)>> {
+        let tables: Vec<TableName> = due.iter().map(|(table, _)| table.clone()).collect();
+        let mut asked = Vec::new();
+        for (sink, tables) in self.state.sinks_of(&tables) {
+            let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
+            let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
+            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
+            asked.push((sink.clone(), id));
+            let request = Request { id, kind, sink, tables, asked_by, old_ledger, taken: vec![] };
+            self.append(Body::Request(request))?;
+        }
+        Ok(asked)
     }
 
     fn is_outbox(&self, table: &TableName) -> bool {

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::Remembered;
+use super::{Remembered, not_of_type};
 use crate::change::{Key, Op};
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyOrder, KeyRange};
+use crate::ledger::cover::KeyTexts;
 use crate::value::RowBuf;
 
 pub(super) fn key_texts(row: &RowBuf, key_columns: &[usize]) -> Result<Vec<Vec<u8>>> {
@@ -14,9 +15,12 @@ pub(super) fn key_texts(row: &RowBuf, key_columns: &[usize]) -> Result<Vec<Vec<u
 }
 
 pub(super) fn contains(range: &KeyRange, orders: &[KeyOrder], key: &[Vec<u8>]) -> Result<bool> {
-    range.contains(orders, key).map_err(|e| {
-        Error::halt(Code::SourceProtocol, format!("a key's text is not of its type: {e}"), "lockstep check")
-    })
+    range.contains(orders, key).map_err(not_of_type)
+}
+
+pub(super) fn key_strings(row: &RowBuf, key_columns: &[usize]) -> Result<KeyTexts> {
+    let texts = key_texts(row, key_columns)?.into_iter().map(String::from_utf8);
+    texts.collect::<std::result::Result<_, _>>().map_err(|_| key_incomplete())
 }
 
 fn key_incomplete() -> Error {

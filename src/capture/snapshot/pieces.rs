@@ -1,17 +1,21 @@
 //! What a job still has to emit: pieces in their order, of which the first few are being read or held.
 //!
 //! The order is the whole point: pieces are emitted from the front only, so however many are read at once the ledger sees one
-//! load in rising order, and what it says is loaded is one range a table (`ledger::state::unread`).
+//! load in rising order. Single keys that are to be read a second time come behind the ranges of the table that is first.
 
 use std::collections::VecDeque;
 
 use uuid::Uuid;
 
-use super::overlay::key_texts;
+use super::overlay::key_strings;
 use super::{ChunkRead, Visibility};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::key::KeyRange;
+use crate::ledger::cover::KeyTexts;
 use crate::relation::{Fingerprint, TableName};
+
+/// Keys to be read again that may wait for the end of their table; beyond it they come first. Each stands in the ledger's bases.
+const AGAIN_KEYS_MAX: usize = 10_000;
 
 /// A range of a table, and how far its chunk is.
 pub(super) struct Piece<V> {
@@ -106,7 +110,9 @@ impl<V: Visibility + Clone> Pieces<V> {
             return None;
         }
         let piece = &mut self.0[place];
-        piece.stage = Stage::Asked { nonce, floor: known.cloned(), bordered: false };
+        // Behind a single key nothing is left.
+        let bordered = piece.range.key().is_some();
+        piece.stage = Stage::Asked { nonce, floor: known.cloned(), bordered };
         Some((piece.table.clone(), piece.range.clone()))
     }
 
@@ -138,7 +144,14 @@ impl<V: Visibility + Clone> Pieces<V> {
     /// A chunk that was asked for.
     pub(super) fn read(&mut self, chunk: ChunkRead<V>) {
         let place = self.0.iter().position(|piece| piece.is_asked(chunk.nonce)).expect("a chunk that was asked for");
-        let piece = &self.0[place];
+        let piece = &mut self.0[place];
+        if piece.range.key().is_some() {
+            // The key's chunk begins behind the key before it.
+            assert_eq!((&piece.table, &piece.range.through), (&chunk.table, &chunk.range.through), "the key asked for");
+            piece.range = chunk.range.clone();
+            piece.stage = Stage::Read { chunk: Box::new(chunk), marked: false };
+            return;
+        }
         assert_eq!(
             (&piece.table, &piece.range.after),
             (&chunk.table, &chunk.range.after),
@@ -174,14 +187,28 @@ impl<V: Visibility + Clone> Pieces<V> {
         self.0.retain(|piece| piece.table != *table);
     }
 
-    /// A range that is loaded is to be read again, before another table is begun.
-    pub(super) fn again(&mut self, table: TableName, range: KeyRange) {
-        if self.0.iter().any(|piece| piece.is_waiting() && piece.table == table && piece.range == range) {
-            return;
-        }
+    /// The table is to be read from its beginning, at its place.
+    pub(super) fn begin_anew(&mut self, table: &TableName) {
+        let place = self.0.iter().position(|piece| piece.table == *table).unwrap_or(0);
+        self.let_go(table);
+        self.0.insert(place, Piece::waiting(table.clone(), KeyRange::ALL));
+    }
+
+    /// A key in what is loaded is to be read again, before another table is begun.
+    pub(super) fn again(&mut self, table: TableName, key: KeyTexts) {
         let first = self.0.front().map(|piece| piece.table.clone());
-        let place = self.0.iter().position(|piece| Some(&piece.table) != first.as_ref()).unwrap_or(self.0.len());
-        self.0.insert(place, Piece::waiting(table, range));
+        let keys = self.0.iter().filter(|piece| piece.range.key().is_some()).count();
+        let place = if keys < AGAIN_KEYS_MAX {
+            self.0.iter().position(|piece| Some(&piece.table) != first.as_ref())
+        } else {
+            self.0.iter().position(Piece::is_waiting)
+        };
+        self.0.insert(place.unwrap_or(self.0.len()), Piece::waiting(table, KeyRange::of_key(key)));
+    }
+
+    /// Keys of the table that are read again after all are left alone, however far that is.
+    pub(super) fn keep_keys(&mut self, table: &TableName, keep: impl Fn(&KeyTexts) -> bool) {
+        self.0.retain(|piece| piece.table != *table || piece.range.key().is_none_or(&keep));
     }
 
     pub(super) fn mark(&mut self, nonce: Uuid) {
@@ -240,10 +267,7 @@ fn split<V: Clone>(chunk: &mut ChunkRead<V>, rows_max: usize) -> Result<Option<C
     if chunk.rows.len() <= rows_max || chunk.key_columns.is_empty() {
         return Ok(None);
     }
-    let border = key_texts(&chunk.rows[rows_max - 1], &chunk.key_columns)?;
-    let border = border.into_iter().map(String::from_utf8).collect::<Result<Vec<_>, _>>().map_err(|error| {
-        Error::halt(Code::SourceProtocol, format!("a key's text is not UTF-8: {error}"), "lockstep check")
-    })?;
+    let border = key_strings(&chunk.rows[rows_max - 1], &chunk.key_columns)?;
     let through = chunk.range.through.replace(border.clone());
     let rest = KeyRange { after: Some(border), through };
     Ok(Some(ChunkRead {

@@ -1,4 +1,7 @@
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::key::ranges::RangeSet;
 use crate::value::Cell;
 
 /// A snapshot that sees the transactions below a number.
@@ -34,10 +37,28 @@ fn loader() -> Loader<Below> {
 }
 
 fn job(loaded: &[KeyRange]) -> Job {
-    let loaded: Vec<(TableName, KeyRange)> = loaded.iter().map(|range| (table(), range.clone())).collect();
-    let keys = HashMap::from([(table(), vec![("id".to_owned(), KeyOrder::Integer)])]);
-    let keys = if loaded.is_empty() { HashMap::new() } else { keys };
-    Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], loaded, initial: true, keys }
+    let cover =
+        Cover { ranges: RangeSet::of(&[KeyOrder::Integer], loaded.iter().cloned()).unwrap(), again: BTreeSet::new() };
+    let resumed = HashMap::from([(table(), Resumed { key: integer_key(), cover })]);
+    let resumed = if loaded.is_empty() { HashMap::new() } else { resumed };
+    Job { requests: vec![Uuid::nil()], only: None, tables: vec![table()], initial: true, resumed }
+}
+
+/// All that was asked for.
+fn chunk(read: &Read, below: u32, rows: &[RowBuf]) -> ChunkRead<Below> {
+    ChunkRead {
+        nonce: read.nonce,
+        table: read.table.clone(),
+        snapshot: Below(below),
+        relation: VERSION,
+        key_columns: vec![0],
+        key_orders: vec![KeyOrder::Integer],
+        key: integer_key(),
+        rows: rows.to_vec(),
+        range: read.range.clone(),
+        partial: false,
+        took: Duration::from_millis(1),
+    }
 }
 
 fn range(after: Option<&str>, through: Option<&str>) -> KeyRange {
@@ -70,22 +91,9 @@ fn answer_as(
     relation: Fingerprint,
 ) -> Option<Ready> {
     let read = read(loader);
-    let range =
-        KeyRange { after: read.range.after, through: through.map(|t| vec![t.to_owned()]).or(read.range.through) };
-    let chunk = ChunkRead {
-        nonce: read.nonce,
-        table: table(),
-        snapshot: Below(below),
-        relation,
-        key_columns: vec![0],
-        key_orders: vec![KeyOrder::Integer],
-        key: vec![("id".to_owned(), KeyOrder::Integer)],
-        rows: rows.to_vec(),
-        range,
-        partial: false,
-        took: Duration::from_millis(1),
-    };
-    loader.chunk(chunk);
+    let through = through.map(|t| vec![t.to_owned()]).or(read.range.through.clone());
+    let range = KeyRange { after: read.range.after.clone(), through };
+    loader.chunk(ChunkRead { relation, range, ..chunk(&read, below, rows) });
     mark(loader, read.nonce)
 }
 
@@ -171,45 +179,111 @@ fn an_absent_column_without_a_base_is_read_again() {
     assert_eq!(sorted(answer(&mut loader, 30, &[row(&["3", "moved", "big"])], Some("5"))), ["3,moved,big"]);
 }
 
+fn moved(loader: &mut Loader<Below>, xid: u32, from: &str, to: &str, big: &str) -> Vec<String> {
+    remember(loader, xid, Op::Rekey { old: row(&[from, "~", "~"]), new: row(&[to, "moved", big]) });
+    loader.left_out().into_iter().map(|(_, key)| key.concat()).collect()
+}
+
+/// The single key that is read next, and its row.
+fn answer_key(loader: &mut Loader<Below>, sees_below: u32, after: &str) -> String {
+    let read = read(loader);
+    let key = read.range.key().expect("a single key").concat();
+    let range = range(Some(after), Some(&key));
+    let chunk = ChunkRead { range: range.clone(), ..chunk(&read, sees_below, &[row(&[&key, "moved", "big"])]) };
+    loader.chunk(chunk);
+    let ready = mark(loader, read.nonce).unwrap();
+    assert_eq!(ready.range, range);
+    key
+}
+
 #[test]
-fn a_row_that_moves_into_a_loaded_range_with_a_column_missing_has_the_range_read_again() {
+fn a_row_that_moves_into_a_loaded_range_with_a_column_missing_is_read_again_alone() {
     let mut loader = loader();
     answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
-    remember(&mut loader, 20, Op::Rekey { old: row(&["7", "~", "~"]), new: row(&["3", "moved", "~"]) });
+    assert_eq!(moved(&mut loader, 20, "7", "3", "~"), ["3"]);
+    assert_eq!(moved(&mut loader, 21, "8", "9", "~"), [""; 0], "its range is still to be read");
     answer(&mut loader, 30, &[], None).unwrap();
-    let again = range(None, Some("5"));
-    let ready = answer(&mut loader, 30, &[row(&["1", "a", "b"]), row(&["3", "moved", "big"])], None).unwrap();
-    assert_eq!(ready.range, again);
+    assert_eq!(answer_key(&mut loader, 30, "1"), "3");
     assert!(matches!(loader.next_action(Uuid::new_v4(), true), Some(Action::Done(_))));
 }
 
 #[test]
-fn a_row_that_was_left_out_and_moves_on_has_its_new_range_read_again_too() {
+fn a_row_that_was_left_out_and_moves_on_is_read_again_at_its_new_key_too() {
     let mut loader = loader();
     answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
     answer(&mut loader, 15, &[row(&["6", "a", "b"])], Some("8")).unwrap();
-    remember(&mut loader, 20, Op::Rekey { old: row(&["9", "~", "~"]), new: row(&["3", "moved", "~"]) });
-    remember(&mut loader, 21, Op::Rekey { old: row(&["3", "~", "~"]), new: row(&["7", "moved", "big"]) });
+    assert_eq!(moved(&mut loader, 20, "9", "3", "~"), ["3"]);
+    assert_eq!(moved(&mut loader, 21, "3", "7", "big"), ["7"]);
     answer(&mut loader, 30, &[], None).unwrap();
-    let again: Vec<KeyRange> = (0..2).map(|_| answer(&mut loader, 30, &[], None).unwrap().range).collect();
-    assert_eq!(again, [range(None, Some("5")), range(Some("5"), Some("8"))]);
+    assert_eq!((answer_key(&mut loader, 30, "1"), answer_key(&mut loader, 30, "6")), ("3".into(), "7".into()));
+    assert_eq!(moved(&mut loader, 40, "3", "2", "~"), [""; 0], "by now the sinks have it");
     assert!(matches!(loader.next_action(Uuid::new_v4(), true), Some(Action::Done(_))));
 }
 
 #[test]
-fn a_load_goes_on_behind_what_is_loaded_and_still_knows_it() {
-    let mut loader: Loader<Below> = new(1);
+fn a_key_to_be_read_again_that_its_range_brings_is_not_read_by_itself() {
+    let mut loader = new(1);
+    let mut job = job(&[range(None, Some("5"))]);
+    // In the order of their texts, so the lower one comes second.
+    let again = BTreeSet::from([vec!["10".to_owned()], vec!["9".to_owned()]]);
+    job.resumed.get_mut(&table()).unwrap().cover = Cover { ranges: vec![KeyRange::ALL].into(), again };
+    loader.start(job);
+    fence(&mut loader);
+    assert_eq!(answer_key(&mut loader, 30, "7"), "10");
+    assert!(matches!(loader.next_action(Uuid::new_v4(), true), Some(Action::Done(_))));
+}
+
+#[test]
+fn a_load_goes_on_in_what_is_missing_and_still_knows_what_is_loaded() {
+    let mut loader = new(1);
     loader.start(job(&[range(None, Some("5")), range(Some("9"), None), range(Some("5"), Some("7"))]));
     fence(&mut loader);
     // A row that nobody has moves into a range that an earlier incarnation loaded.
-    remember(&mut loader, 20, Op::Rekey { old: row(&["8", "~", "~"]), new: row(&["3", "moved", "~"]) });
-    assert_eq!(loader.again().collect::<Vec<_>>(), [&table()]);
-    assert_eq!(read(&mut loader).range, range(Some("7"), None));
+    assert_eq!(moved(&mut loader, 20, "8", "3", "~"), ["3"]);
+    let asked = read(&mut loader);
+    assert_eq!((asked.range, asked.key), (range(Some("7"), Some("9")), Some(integer_key())));
     loader.forget();
     fence(&mut loader);
     answer(&mut loader, 30, &[], None).unwrap();
-    assert_eq!(answer(&mut loader, 30, &[], None).unwrap().range, range(None, Some("5")));
+    assert_eq!(answer_key(&mut loader, 30, "1"), "3");
     assert!(matches!(loader.next_action(Uuid::new_v4(), true), Some(Action::Done(_))));
+}
+
+#[test]
+fn a_table_that_changed_begins_anew_and_the_others_of_its_job_go_on() {
+    let mut loader = new(1);
+    let other = TableName::new("public", "u");
+    let ids = HashMap::from([(table(), Uuid::nil()), (other.clone(), Uuid::nil())]);
+    let only = Some(("x".to_owned(), ids));
+    loader.start(Job { tables: vec![table(), other.clone()], only, ..job(&[]) });
+    fence(&mut loader);
+    answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
+    let late = read(&mut loader);
+    let asked_since = Uuid::from_u128(7);
+    loader.begin_anew(&table(), &[("y".to_owned(), Uuid::from_u128(8)), ("x".to_owned(), asked_since)]);
+    loader.chunk(chunk(&late, 15, &[]));
+    assert_eq!(mark(&mut loader, late.nonce), None, "it was read before");
+    assert_eq!(moved(&mut loader, 20, "8", "3", "~"), [""; 0], "nothing of it is loaded any more");
+    let ready = answer(&mut loader, 30, &[], None).unwrap();
+    assert_eq!((ready.range, ready.only), (KeyRange::ALL, Some(("x".to_owned(), asked_since))));
+    // Once the other one is being read too.
+    let asked = read(&mut loader);
+    assert_eq!((&asked.table, &asked.range), (&other, &KeyRange::ALL));
+    let part = range(None, Some("5"));
+    loader.chunk(ChunkRead { range: part.clone(), ..chunk(&asked, 30, &[]) });
+    let ready = mark(&mut loader, asked.nonce).unwrap();
+    assert_eq!(ready.only, Some(("x".to_owned(), Uuid::nil())));
+    loader.begin_anew(&table(), &[]);
+    answer(&mut loader, 30, &[], None).unwrap();
+    let asked = read(&mut loader);
+    assert_eq!((&asked.table, asked.range), (&other, range(Some("5"), None)), "it goes on where it was");
+    loader.let_go(&other);
+    let done = vec![Uuid::nil(), asked_since];
+    assert_eq!(
+        loader.next_action(Uuid::new_v4(), true),
+        Some(Action::Done(done)),
+        "a request of another sink is not answered"
+    );
 }
 
 #[test]
@@ -253,8 +327,10 @@ fn a_range_is_of_the_key_that_its_table_was_read_by() {
     let mut loader = self::loader();
     answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("5")).unwrap();
     assert_eq!(read(&mut loader).key, Some(vec![("id".to_owned(), KeyOrder::Integer)]));
-    loader.cancel();
-    assert!(loader.is_idle(), "what was asked for is begun again from its first table");
+    assert!(loader.has_begun(&table()));
+    loader.begin_anew(&table(), &[]);
+    assert!(!loader.has_begun(&table()));
+    assert_eq!(read(&mut loader).key, None, "whatever key it has now");
 }
 
 #[test]
@@ -262,21 +338,7 @@ fn what_the_chunk_shows_already_is_not_remembered_however_far_the_stream_lags() 
     let mut loader = loader();
     let big = "x".repeat(1 << 20);
     let read = read(&mut loader);
-    let rows = vec![row(&["1", "shown"])];
-    let chunk = ChunkRead {
-        nonce: read.nonce,
-        table: table(),
-        snapshot: Below(15),
-        relation: VERSION,
-        key_columns: vec![0],
-        key_orders: vec![KeyOrder::Integer],
-        key: vec![("id".to_owned(), KeyOrder::Integer)],
-        rows,
-        range: read.range,
-        partial: false,
-        took: Duration::from_millis(1),
-    };
-    loader.chunk(chunk);
+    loader.chunk(chunk(&read, 15, &[row(&["1", "shown"])]));
     for _ in 0..=REMEMBERED_BYTES_MAX >> 20 {
         remember(&mut loader, 10, Op::Update(row(&["1", &big])));
     }
@@ -373,19 +435,8 @@ fn reads(loader: &mut Loader<Below>) -> Vec<Read> {
 /// The answer to a read, not yet met in the stream.
 fn found(loader: &mut Loader<Below>, read: &Read, sees_below: u32, rows: &[RowBuf], through: Option<&str>) {
     let through = through.map(|t| vec![t.to_owned()]).or(read.range.through.clone());
-    loader.chunk(ChunkRead {
-        nonce: read.nonce,
-        table: read.table.clone(),
-        snapshot: Below(sees_below),
-        relation: VERSION,
-        key_columns: vec![0],
-        key_orders: vec![KeyOrder::Integer],
-        key: integer_key(),
-        rows: rows.to_vec(),
-        range: KeyRange { after: read.range.after.clone(), through },
-        partial: false,
-        took: Duration::from_millis(1),
-    });
+    let range = KeyRange { after: read.range.after.clone(), through };
+    loader.chunk(ChunkRead { range, ..chunk(read, sees_below, rows) });
 }
 
 fn integer_key() -> RangeKey {
@@ -550,7 +601,8 @@ fn a_chunk_enters_in_pieces_each_with_the_changes_until_then() {
     assert_eq!(sorted(Some(second)), ["3,old", "4,new"]);
     let third = piece(&mut loader);
     assert_eq!((&third.range, third.rows.len()), (&range(Some("4"), None), 0));
-    assert_eq!(reads(&mut loader).remove(0).range, range(None, Some("2")), "it moved there with a column missing");
+    let again = KeyRange::of_key(vec!["1".to_owned()]);
+    assert_eq!(reads(&mut loader).remove(0).range, again, "it moved there with a column missing");
 }
 
 #[test]

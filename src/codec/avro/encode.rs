@@ -11,11 +11,13 @@ use super::{FRAME_BYTES, Float, SchemaIds, frame, is_shortest, push_bytes, push_
 use crate::codec::mapping::{self, Encoding};
 use crate::codec::schema::Value;
 use crate::codec::shell::{EncoderId, Shell};
-use crate::codec::write::{Fidelity, Unfit, Writer, write};
-use crate::codec::{Event, JsonEncoder, Op, RecordBuf, VERSION, invalid, no_key, unfit, wrong_width};
+use crate::codec::write::{Fidelity, Writer, write};
+use crate::codec::{
+    Event, JsonEncoder, Op, RecordBuf, VERSION, check_skipped_key, invalid, may_be_unsaid, no_key, unfit, wrong_width,
+};
 use crate::error::Result;
 use crate::record::{Side, push_text};
-use crate::relation::{ConversionFailure, Relation};
+use crate::relation::Relation;
 use crate::value::{Cell, Row};
 
 /// First and second branch of a union, zig-zag.
@@ -130,7 +132,10 @@ impl Encoder {
         self.check_width(row)?;
         out.key.extend_from_slice(&self.key_frame);
         for (index, shape) in &self.key {
-            let Some(shape) = shape else { continue };
+            let Some(shape) = shape else {
+                check_skipped_key(&self.relation, *index, row.get(*index))?;
+                continue;
+            };
             match row.get(*index) {
                 Cell::Text(text) => self.value(*index, shape, text, &mut out.key)?,
                 // Only of a key that its connector names: no row is found by it.
@@ -228,7 +233,7 @@ impl Encoder {
             }
             Ok(Fidelity::Exact) if !writer.rounded => Ok(Fidelity::Exact),
             Ok(_) => Ok(Fidelity::NeedsText),
-            Err(Unfit::NoForm) if self.relation.modes.conversion_failure == ConversionFailure::Null => {
+            Err(why) if may_be_unsaid(why, &self.relation.modes) => {
                 out.truncate(start);
                 out.extend_from_slice(&column.unsent);
                 Ok(Fidelity::NeedsText)
@@ -251,8 +256,7 @@ impl Encoder {
         });
         value.extend_from_slice(&shell.middle);
         push_some(value, event.lsn.0.cast_signed());
-        // xmin, origin, origin_lsn
-        value.extend_from_slice(&[FIRST; 3]);
+        value.extend_from_slice(&shell.origin);
         push_block(value, event);
         push_bytes(value, &[u8::try_from(op.letter()).expect("an ASCII letter")]);
         value.extend_from_slice(&shell.tail);
@@ -274,6 +278,15 @@ impl Encoder {
         match event.xid {
             None => middle.push(FIRST),
             Some(xid) => push_some(middle, xid.cast_signed()),
+        }
+        // xmin, origin, origin_lsn
+        match &event.origin {
+            None => shell.origin.extend_from_slice(&[FIRST; 3]),
+            Some(origin) => {
+                shell.origin.extend_from_slice(&[FIRST, SECOND]);
+                push_bytes(&mut shell.origin, origin.name.as_bytes());
+                push_some(&mut shell.origin, origin.lsn.0.cast_signed());
+            }
         }
         let tail = &mut shell.tail;
         push_some(tail, event.now_ns.div_euclid(1_000_000));

@@ -136,8 +136,8 @@ impl EventEncoder {
             ("txId", event.xid.map_or(Value::Null, number)),
             ("lsn", number(event.lsn.0)),
             ("xmin", Value::Null),
-            ("origin", Value::Null),
-            ("origin_lsn", Value::Null),
+            ("origin", event.origin.as_ref().map_or(Value::Null, |origin| text(&origin.name))),
+            ("origin_lsn", event.origin.as_ref().map_or(Value::Null, |origin| number(origin.lsn.0))),
         ])
     }
 

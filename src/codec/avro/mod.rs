@@ -81,7 +81,7 @@ fn read_shapes(relation: &Relation) -> Option<Shapes> {
     }
     let key_schema = match &schemas.key {
         Some(schema) => Shape::parse(schema)?,
-        None => Shape::Record(Vec::new()),
+        None => Shape::Record([].into()),
     };
     let mut key_fields = key_schema.fields().iter();
     let mut key = Vec::new();

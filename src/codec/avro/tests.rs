@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::mapping::oid;
-use crate::codec::tests::{EVENT, column, relation_of};
+use crate::codec::tests::{EVENT, column, foreign, relation_of};
 use crate::codec::{Block, Decoder, Encoder, Event, Op, RecordBuf, TransactionMark};
 use crate::error::Code;
 use crate::record::{Side, absent_bitmap};
@@ -467,7 +467,9 @@ fn heartbeats_messages_and_blocks_are_what_the_oracle_reads() {
         events.heartbeat(1_700_000_000_000, &mut buf);
         check(EventKind::Heartbeat, &buf);
         let block = Some(Block { total_order: 3, collection_order: 2 });
-        for event in [EVENT, Event { block, ..EVENT }, Event { xid: None, last_commit_lsn: None, ..EVENT }] {
+        let replicated = Event { origin: foreign("other"), ..EVENT };
+        for event in [EVENT, Event { block, ..EVENT }, Event { xid: None, last_commit_lsn: None, ..EVENT }, replicated]
+        {
             events.message(&event, "audit", b"\x00\xff", &mut buf);
             check(EventKind::Message, &buf);
         }
@@ -480,6 +482,11 @@ fn heartbeats_messages_and_blocks_are_what_the_oracle_reads() {
     encoder.create(&event, row(&[text("1")]).row(), &mut buf).unwrap();
     oracle(&relation.avro.as_ref().unwrap().value, &buf.value);
     assert!(hex::encode(&buf.value).contains(&hex::encode("5:17")));
+    let event = Event { origin: foreign("other"), ..EVENT };
+    encoder.create(&event, row(&[text("1")]).row(), &mut buf).unwrap();
+    oracle(&relation.avro.as_ref().unwrap().value, &buf.value);
+    // The second branch of each union; 74565 twice over, seven bits a byte.
+    assert!(hex::encode(&buf.value).contains(&format!("020a{}028a8d09", hex::encode("other"))));
 }
 
 /// The rows of 01-scalars, written by us, against the datums that Debezium wrote of the same rows.
