@@ -504,6 +504,15 @@ fn a_change_that_one_chunk_shows_and_another_does_not_is_kept_for_the_other() {
 }
 
 #[test]
+fn a_chunk_that_is_held_has_changes_that_newer_snapshots_show() {
+    let (mut loader, first, second) = two();
+    found(&mut loader, &first, 15, &[row(&["1", "old", "big"])], None);
+    remember(&mut loader, 20, Op::Update(row(&["1", "new", "~"])));
+    found(&mut loader, &second, 30, &[], None);
+    assert_eq!(sorted(mark(&mut loader, first.nonce)), ["1,new,big"]);
+}
+
+#[test]
 fn a_row_that_moves_between_two_chunks_that_are_held_is_in_one_of_them() {
     let (mut loader, first, second) = two();
     found(&mut loader, &first, 30, &[], None);
