@@ -112,6 +112,21 @@ async fn existing_rows_are_loaded_under_a_hostile_load() {
     scene.equal(&mut process).await;
 }
 
+/// A rate is kept, whatever a chunk could hold, and the status says what the rows wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn existing_rows_are_loaded_at_the_rate_that_is_set() {
+    let scene = Scene::new(LOCKSTEP, "rate", EVENTS_SCHEMA, &EVENTS).await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "rows_per_second = 100"));
+    scene.sql("INSERT INTO public.events SELECT i, i, 'there before' FROM generate_series(1, 300) AS i").await;
+    let (mut process, started) = (scene.spawn(&[]), Instant::now());
+    let is_held = |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|why| why.contains("rows_per_second"));
+    process.wait_until("the load waits for its turn", Duration::from_secs(30), is_held).await.unwrap();
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_source_snapshot_held 1"));
+    scene.equal(&mut process).await;
+    // A second's worth goes at once, and nobody waits for what is owed in the end.
+    assert!(started.elapsed() >= Duration::from_secs(1), "300 rows in {:?}", started.elapsed());
+}
+
 /// SIGKILL again and again in the middle of a load: equal in the end, every effect once, no transaction seen in part.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_doubled_by_kills() {

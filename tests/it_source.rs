@@ -642,6 +642,7 @@ fn request(relation: &Relation, extent: Extent, rows_max: usize) -> ChunkRequest
         keyless_bytes_max: 1 << 20,
         row_bytes: None,
         lock_timeout,
+        border: None,
     }
 }
 

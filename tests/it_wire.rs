@@ -64,9 +64,16 @@ fn source(database: Database) -> Source {
         receive_bytes: 32 << 10,
         receive_nap: Duration::from_millis(2),
         sender_timeout: Duration::from_secs(10),
-        snapshot_chunk_rows: 1000,
-        snapshot_chunk_bytes: 1 << 20,
-        snapshot_keyless_bytes: 1 << 28,
+        snapshot: lockstep::config::SourceSnapshot {
+            connections: 1,
+            chunk_rows: 1000,
+            chunk_bytes: 1 << 20,
+            chunk_time: Duration::from_secs(1),
+            keyless_bytes: 1 << 28,
+            rows_per_second: None,
+            bytes_per_second: None,
+            lag_bytes_max: 1 << 28,
+        },
     }
 }
 

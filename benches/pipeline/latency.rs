@@ -33,8 +33,9 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
         [(50, "p50_ms", vec![]), (90, "p90_ms", vec![]), (99, "p99_ms", vec![]), (100, "max_ms", vec![])];
     let mut first = 0;
     for _ in 0..options.rounds {
-        let (next, samples) = round(&set, first, options).await?;
+        let (next, samples) = round(&set, first, options.rate, options.seconds).await?;
         first = next;
+        let samples = sorted(&samples);
         for (share, _, rounds) in &mut by_share {
             rounds.push(percentile(&samples, *share));
         }
@@ -52,14 +53,25 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
     set.stop(process).await
 }
 
-fn percentile(sorted: &[i64], share: usize) -> f64 {
+/// When a row was stamped, in microseconds since 1970, and how many of them it took to be seen.
+pub type Sample = (i64, i64);
+
+/// What rows took, in rising order.
+pub fn sorted(samples: &[Sample]) -> Vec<i64> {
+    let mut took: Vec<i64> = samples.iter().map(|(_, took)| *took).collect();
+    took.sort_unstable();
+    took
+}
+
+/// In milliseconds.
+pub fn percentile(sorted: &[i64], share: usize) -> f64 {
     let at = (sorted.len() * share / 100).min(sorted.len() - 1);
     sorted[at] as f64 / 1000.0
 }
 
-/// One round from row `first` on: the number after the last row, and sorted microseconds of both sinks.
-async fn round(set: &Set, first: i64, options: &Options) -> Result<(i64, Vec<i64>)> {
-    let time = WARM_UP + Duration::from_secs(options.seconds);
+/// One round from row `first` on, with `rate` transactions a second: the number after the last row, and what both sinks saw.
+pub async fn round(set: &Set, first: i64, rate: u32, seconds: u64) -> Result<(i64, Vec<Sample>)> {
+    let time = WARM_UP + Duration::from_secs(seconds);
     let counted_from = now_us() + i64::try_from(WARM_UP.as_micros())?;
     let (last, until) = watch::channel(None);
     let mut pollers = JoinSet::new();
@@ -71,7 +83,7 @@ async fn round(set: &Set, first: i64, options: &Options) -> Result<(i64, Vec<i64
     for writer in 0..WRITERS {
         let client = set.source.connect().await?;
         let begin = first + i64::from(writer);
-        writers.spawn(write(client, begin, options.rate, time));
+        writers.spawn(write(client, begin, rate, time));
     }
     // Every writer takes each eighth number; the longest decides where the next round begins.
     let (mut next, mut written) = (first, 0);
@@ -82,7 +94,7 @@ async fn round(set: &Set, first: i64, options: &Options) -> Result<(i64, Vec<i64
         written += count;
         next = next.max(begin + count * i64::from(WRITERS));
     }
-    let wanted = f64::from(options.rate) * time.as_secs_f64();
+    let wanted = f64::from(rate) * time.as_secs_f64();
     ensure!(written as f64 >= 0.95 * wanted, "the writer reached {written} of {wanted} transactions");
     last.send_replace(Some(written));
     let mut samples = Vec::new();
@@ -90,7 +102,6 @@ async fn round(set: &Set, first: i64, options: &Options) -> Result<(i64, Vec<i64
         samples.extend(seen.context("a poller panicked")??);
     }
     ensure!(!samples.is_empty(), "no samples");
-    samples.sort_unstable();
     Ok((next + i64::from(WRITERS), samples))
 }
 
@@ -109,8 +120,13 @@ async fn write(client: Client, begin: i64, rate: u32, time: Duration) -> Result<
     Ok((begin, count))
 }
 
-/// Microseconds of each row that was stamped after `counted_from`, until as many rows as `until` says were seen.
-async fn poll(client: Client, first: i64, counted_from: i64, until: watch::Receiver<Option<i64>>) -> Result<Vec<i64>> {
+/// Each row that was stamped after `counted_from`, until as many rows as `until` says were seen.
+async fn poll(
+    client: Client,
+    first: i64,
+    counted_from: i64,
+    until: watch::Receiver<Option<i64>>,
+) -> Result<Vec<Sample>> {
     let sql = "SELECT id, (extract(epoch FROM changed_at) * 1000000)::bigint FROM public.events WHERE id >= $1";
     let look = client.prepare(sql).await?;
     // Writers are not in step: rows above the lowest that is missing are asked for again and known by number.
@@ -130,7 +146,7 @@ async fn poll(client: Client, first: i64, counted_from: i64, until: watch::Recei
             }
             seen += 1;
             if stamp >= counted_from {
-                samples.push(now - stamp);
+                samples.push((stamp, now - stamp));
             }
             while above.remove(&(first + lane as i64 + low[lane] * lanes)) {
                 low[lane] += 1;

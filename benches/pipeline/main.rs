@@ -8,6 +8,7 @@
 //! | [`source`] | rows per second from a slot into valid checkpoints, CPU seconds per million rows | `pg_recvlogical -f /dev/null` |
 //! | [`sink`] | rows per second from the topic into a database | COPY to a temporary table and an upsert, 10 000 rows a commit |
 //! | [`latency`] | from just before COMMIT to visible in a sink, at 1 000 transactions a second | |
+//! | [`snapshot`] | rows per second of a first load into the topic and into a database, latency of the stream meanwhile | a loop that produces the same records; two `COPY TO STDOUT`; `COPY \| COPY`; the stream alone |
 //! | [`memory`] | peak resident set with all roles and two sinks | |
 //!
 //! Rounds of product and reference alternate and medians are taken: machines are noisy, and a ratio within one run means more
@@ -19,6 +20,7 @@ mod memory;
 mod proc;
 mod rows;
 mod sink;
+mod snapshot;
 mod source;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -41,6 +43,7 @@ enum Bench {
     Source,
     Sink,
     Latency,
+    Snapshot,
     Memory,
 }
 
@@ -89,6 +92,9 @@ async fn run(options: &Options) -> Result<()> {
     }
     if wanted(Bench::Latency) {
         latency::run(&services, options).await?;
+    }
+    if wanted(Bench::Snapshot) {
+        snapshot::run(&services, options).await?;
     }
     if wanted(Bench::Memory) {
         memory::run(&services, options).await?;

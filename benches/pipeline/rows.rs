@@ -7,9 +7,12 @@ use crate::support::Database;
 
 pub const TABLE: &str = "public.events";
 
+/// A table of the same shape whose rows were there before.
+pub const HISTORY: &str = "public.history";
+
 /// The same table at the source and at the sinks.
 const DDL: &str = "
-CREATE TABLE public.events (
+CREATE TABLE TABLE_NAME (
     id bigint PRIMARY KEY,
     kind integer NOT NULL,
     amount integer NOT NULL,
@@ -28,7 +31,20 @@ const VALUES: &str = "i, (i % 100)::int, (i * 7 % 100000)::int, 1, timestamp '20
     jsonb_build_object('color', 'oak', 'weight', i % 50)";
 
 pub async fn create_table(database: &Database) -> Result<()> {
-    database.execute(DDL).await
+    create(database, TABLE).await
+}
+
+pub async fn create(database: &Database, table: &str) -> Result<()> {
+    database.execute(&DDL.replace("TABLE_NAME", table)).await
+}
+
+/// Fills a table in one go, as it stands when nobody has written to it for long: vacuumed, and its pages on disk.
+pub async fn fill(database: &Database, table: &str, rows: i64) -> Result<()> {
+    database
+        .execute(&format!("INSERT INTO {table} SELECT {VALUES} FROM generate_series(0, {rows}::bigint - 1) AS i"))
+        .await?;
+    database.superuser().await?.batch_execute(&format!("VACUUM ANALYZE {table}")).await?;
+    database.superuser().await?.batch_execute("CHECKPOINT").await.context("a checkpoint of the source")
 }
 
 /// Inserts the rows `from..from + rows` in transactions of `each`; the log's end after it.

@@ -1,27 +1,23 @@
-//! The reader of existing rows: a thread with a connection of its own, so that neither a slow read nor a lock it waits for
-//! holds up the stream.
-//!
-//! Order is what matters here: a chunk is handed over **before** its message is written into the source's log, so whoever
-//! meets the message in the stream has the chunk. While idle it watches how far the source is ahead.
+//! The thread that looks at the source beside the stream, so that neither a slow read nor a lock it waits for holds up the
+//! stream: existing rows are read by its [`lanes`](super::lanes), and a connection of its own watches how far the source is
+//! ahead, and takes fences.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::capture::shape::{Shaped, relation_shape, shaped};
+use crate::capture::shape::Shaped;
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::capture::{partitions, routing};
-use crate::config::{Config, LeftOut, Table};
-use crate::error::{Code, Error, Halt, Result};
+use crate::capture::{lanes, partitions, routing};
+use crate::config::{Config, LeftOut};
+use crate::error::{Error, Halt, Result};
 use crate::key::KeyOrder;
 use crate::look::Look;
 use crate::lsn::Lsn;
-use crate::postgres::catalog;
-use crate::postgres::chunk::{self, ChunkRequest, Extent};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::{look, publication, slot};
 use crate::relation::{Relation, TableName};
@@ -33,11 +29,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a fence asks whether the older transactions have ended.
 const FENCE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a chunk waits for its table's lock before it is asked for again; longer would queue writers behind us.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// A pause after a read that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 pub enum Command {
     /// The fence asked for under this name.
@@ -51,9 +44,11 @@ pub enum Answer {
     Saw(PgSnapshot),
     /// In words, what a fence or a read waits for.
     Waiting(String),
+    /// Where the chunk asked for under this name ends at the latest, by a key.
+    Border(Uuid, Option<Vec<String>>, RangeKey),
     Chunk(Box<(ChunkRead<PgSnapshot>, Shaped)>),
-    /// The table's key is no longer the one that the range speaks of.
-    Rekeyed(TableName),
+    /// The table's key is no longer the one that the range asked for speaks of.
+    Rekeyed(Uuid, TableName),
     /// The read or its message failed in a way that heals.
     Failed(Uuid, Error),
     /// No later attempt can do better.
@@ -87,7 +82,8 @@ impl Visibility for PgSnapshot {
 
 /// The thread and the ways to it. Dropping stops it.
 pub struct ChunkReader {
-    commands: mpsc::UnboundedSender<Command>,
+    fences: mpsc::UnboundedSender<Uuid>,
+    reads: mpsc::UnboundedSender<Read>,
     answers: mpsc::UnboundedReceiver<Answer>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
@@ -96,8 +92,9 @@ pub struct ChunkReader {
 impl ChunkReader {
     /// `watched` are the tables that are looked at.
     pub fn start(config: Arc<Config>, watched: Vec<TableName>) -> Result<ChunkReader> {
-        // Unbounded, but at most one command and its answers are on their way, and a watch every few seconds.
-        let (commands, inbox) = mpsc::unbounded_channel();
+        // Unbounded, but at most one read for each connection and its answers are on their way, and a watch every few seconds.
+        let (fences, fences_asked) = mpsc::unbounded_channel();
+        let (reads, reads_asked) = mpsc::unbounded_channel();
         let (outbox, answers) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,18 +103,24 @@ impl ChunkReader {
             .map_err(|e| Error::retry("starting the chunk reader", e))?;
         let token = stop.clone();
         let body = move || {
-            let worker = Worker { config, watched, outbox, session: None, version: 0 };
-            runtime.block_on(token.run_until_cancelled(worker.run(inbox)));
+            let lanes = lanes::run(config.clone(), outbox.clone(), reads_asked);
+            let watcher = Watcher { config, watched, outbox, session: None };
+            let both = async { tokio::join!(watcher.run(fences_asked), lanes) };
+            runtime.block_on(token.run_until_cancelled(both));
         };
         let thread = std::thread::Builder::new()
             .name("lockstep-chunks".into())
             .spawn(body)
             .map_err(|e| Error::retry("starting the chunk reader", e))?;
-        Ok(ChunkReader { commands, answers, stop, thread: Some(thread) })
+        Ok(ChunkReader { fences, reads, answers, stop, thread: Some(thread) })
     }
 
     pub fn send(&self, command: Command) -> Result<()> {
-        self.commands.send(command).map_err(|_| Error::retry_plain("the chunk reader has ended"))
+        let sent = match command {
+            Command::Fence(asked) => self.fences.send(asked).is_ok(),
+            Command::Read(read) => self.reads.send(read).is_ok(),
+        };
+        if sent { Ok(()) } else { Err(Error::retry_plain("the chunk reader has ended")) }
     }
 
     pub async fn recv(&mut self) -> Result<Answer> {
@@ -138,66 +141,38 @@ impl Drop for ChunkReader {
     }
 }
 
-struct Worker {
+struct Watcher {
     config: Arc<Config>,
     watched: Vec<TableName>,
     outbox: mpsc::UnboundedSender<Answer>,
     session: Option<Session>,
-    version: i32,
 }
 
-impl Worker {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        let mut watched = Instant::now();
+impl Watcher {
+    async fn run(mut self, mut fences: mpsc::UnboundedReceiver<Uuid>) {
         loop {
-            let command = match tokio::time::timeout(WATCH_INTERVAL, inbox.recv()).await {
-                Ok(Some(command)) => Some(command),
+            let asked = match tokio::time::timeout(WATCH_INTERVAL, fences.recv()).await {
+                Ok(Some(asked)) => Some(asked),
                 Ok(None) => return,
                 Err(_) => None,
             };
-            let asked = match &command {
-                Some(Command::Fence(asked)) => *asked,
-                Some(Command::Read(read)) => read.nonce,
-                None => Uuid::nil(),
+            let answer = match asked {
+                Some(asked) => self.fence().await.map(|()| Answer::Fenced(asked)),
+                None => self.watch().await,
             };
-            if command.is_some() && watched.elapsed() >= WATCH_INTERVAL {
-                // A long load must not keep us from seeing what happens to its tables.
-                watched = Instant::now();
-                if let Ok(answer) = self.watch().await
-                    && self.outbox.send(answer).is_err()
-                {
-                    return;
-                }
-            }
-            let answer = match command {
-                Some(Command::Fence(asked)) => self.fence().await.map(|()| Some(Answer::Fenced(asked))),
-                Some(Command::Read(read)) => self.read(&read).await.map(|()| None),
-                None => match self.watch().await {
-                    Ok(answer) => {
-                        watched = Instant::now();
-                        Ok(Some(answer))
-                    }
-                    Err(halt @ Error::Halt(_)) => Err(halt),
-                    // The stream's own connection tells of a source that is gone.
-                    Err(Error::Retry(_)) => {
-                        self.session = None;
-                        Ok(None)
-                    }
-                },
-            };
-            let sent = match answer {
-                Ok(Some(answer)) => self.outbox.send(answer),
-                Ok(None) => Ok(()),
+            let answer = match answer {
+                Ok(answer) => Some(answer),
+                Err(halt @ Error::Halt(_)) => Some(Answer::Halted(halt)),
                 Err(error) => {
                     self.session = None;
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    match error {
-                        Error::Halt(_) => self.outbox.send(Answer::Halted(error)),
-                        Error::Retry(_) => self.outbox.send(Answer::Failed(asked, error)),
+                    if asked.is_some() {
+                        tokio::time::sleep(RETRY_PAUSE).await;
                     }
+                    // The stream's own connection tells of a source that is gone.
+                    asked.map(|asked| Answer::Failed(asked, error))
                 }
             };
-            if sent.is_err() {
+            if answer.is_some_and(|answer| self.outbox.send(answer).is_err()) {
                 return;
             }
         }
@@ -205,10 +180,8 @@ impl Worker {
 
     async fn session(&mut self) -> Result<&mut Session> {
         if self.session.as_ref().is_none_or(|session| session.is_closed()) {
-            let name = format!("lockstep:{}:chunks", self.config.name);
-            let session = session::connect(&self.config.source.database, &name).await?;
-            self.version = catalog::source_facts(&*session).await?.version;
-            self.session = Some(session);
+            let name = format!("lockstep:{}:watch", self.config.name);
+            self.session = Some(session::connect(&self.config.source.database, &name).await?);
         }
         Ok(self.session.as_mut().expect("just connected"))
     }
@@ -261,70 +234,11 @@ impl Worker {
             tokio::time::sleep(FENCE_INTERVAL).await;
         }
     }
-
-    /// Reads a chunk, hands it over, then writes its message.
-    async fn read(&mut self, read: &Read) -> Result<()> {
-        let config = self.config.clone();
-        let table = routed(&config, &read.table)?;
-        let outbox = self.outbox.clone();
-        let session = self.session().await?;
-        let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
-        let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
-        let relation = catalog::build_relation(&facts, relation_shape(table))?;
-        if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
-            let _ = outbox.send(Answer::Rekeyed(read.table.clone()));
-            return Ok(());
-        }
-        let request = ChunkRequest {
-            relation: &relation,
-            key: relation_shape(table).key,
-            filter: table.shape.filter.as_deref(),
-            extent: read.range.key().map_or_else(|| Extent::Range(read.range.clone()), |key| Extent::Key(key.clone())),
-            rows_max: read.rows_max,
-            bytes_max: config.source.snapshot_chunk_bytes,
-            keyless_bytes_max: config.source.snapshot_keyless_bytes,
-            row_bytes: None,
-            lock_timeout: LOCK_TIMEOUT,
-        };
-        let found = chunk::read_chunk(session, &request).await?;
-        let relation = catalog::build_relation(&found.facts, relation_shape(table))?;
-        let key_columns = relation.key_columns();
-        let key = range_key(&relation);
-        let key_orders = key.iter().map(|(_, order)| *order).collect();
-        let shaped = shaped(table, relation, Some(&found.facts), &config.kafka.topic_prefix)?;
-        let chunk = ChunkRead {
-            nonce: read.nonce,
-            table: read.table.clone(),
-            snapshot: found.snapshot,
-            relation: shaped.rows.fingerprint,
-            key_columns,
-            key_orders,
-            key,
-            rows: found.rows,
-            range: found.range,
-            partial: table.wire.modes.snapshot_where.is_some(),
-        };
-        if outbox.send(Answer::Chunk(Box::new((chunk, shaped)))).is_err() {
-            return Ok(());
-        }
-        let version = self.version;
-        chunk::mark(&**self.session().await?, &read.nonce.to_string(), version).await
-    }
 }
 
 /// The key that ranges of this version speak of.
 pub fn range_key(relation: &Relation) -> RangeKey {
     relation.row_key().into_iter().map(|(name, type_oid)| (name, KeyOrder::of(type_oid))).collect()
-}
-
-fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
-    config.tables.iter().find(|table| table.name == *name).ok_or_else(|| {
-        Error::halt(
-            Code::TableMissing,
-            format!("table {name} is in no connector"),
-            format!("write a connector for {name}"),
-        )
-    })
 }
 
 /// What patterns mean now that is different, in words, and what they match and can't mean yet.
@@ -362,13 +276,4 @@ async fn published(session: &Session, config: &Config, looks: &[(TableName, Opti
         }
         Ok(()) => Ok(Ok(())),
     }
-}
-
-fn gone(config: &Config, name: &TableName) -> Error {
-    if config.is_by_pattern(name) {
-        // Whoever looks at the tables finds it gone too, and whoever asked for it lets go of it.
-        return Error::retry_plain(format!("table {name} was dropped while its rows were being read"));
-    }
-    let hint = format!("create it again, or take the connector of {name} away");
-    Error::halt(Code::TableMissing, format!("table {name} was dropped while its rows were being read"), hint)
 }

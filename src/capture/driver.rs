@@ -25,6 +25,7 @@ use crate::capture::emit::{Emitter, Streamed, Version};
 use crate::capture::forgets::Forgets;
 use crate::capture::looks::Looks;
 use crate::capture::machine::{Admit, Machine};
+use crate::capture::pace::{Hold, Pace};
 use crate::capture::schemas;
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
@@ -109,6 +110,13 @@ struct Core {
     session: Session,
     machine: Machine,
     loader: Loader<PgSnapshot>,
+    pace: Pace,
+    /// Why no existing rows are read at the moment.
+    held: Option<Hold>,
+    /// The status says why.
+    told_held: bool,
+    /// Of the last chunk whose message was met.
+    marked: Lsn,
     emitter: Emitter,
     registry: Option<Registry>,
     appender: Appender,
@@ -195,6 +203,8 @@ struct Transaction {
     take: bool,
     xid: u32,
     commit_time_us: i64,
+    /// It has rows of ours.
+    has_rows: bool,
 }
 
 enum Woke {
@@ -235,7 +245,7 @@ impl Reader {
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
-        let loader = Loader::new(config.source.snapshot_chunk_rows, config.source.snapshot_chunk_bytes);
+        let (loader, pace) = loads::loader(&config.source.snapshot);
         let watched = looks.iter().map(|(table, _)| table.clone()).collect();
         let chunks = ChunkReader::start(config.clone(), watched)?;
         let known = Looks::new(state.catalog.clone());
@@ -247,6 +257,10 @@ impl Reader {
             session,
             machine,
             loader,
+            pace,
+            held: None,
+            told_held: false,
+            marked: Lsn::ZERO,
             emitter,
             registry,
             appender,
@@ -329,6 +343,7 @@ impl Reader {
                 self.drain().await?;
                 return Err(Error::retry_plain(why));
             }
+            self.core.emit_due().await?;
             self.core.beat().await?;
             self.core.pump(false)?;
             self.confirm();
@@ -434,7 +449,7 @@ impl Core {
         match pgoutput::decode(data, &mut self.scratch)? {
             Message::Begin { final_lsn, commit_time_us, xid } => {
                 let take = self.machine.begin(final_lsn) == Admit::Take;
-                self.transaction = Some(Transaction { take, xid, commit_time_us });
+                self.transaction = Some(Transaction { take, xid, commit_time_us, has_rows: false });
                 self.origin = None;
             }
             Message::Commit { end_lsn, commit_time_us, .. } => {
@@ -448,6 +463,10 @@ impl Core {
                     self.machine.dropped(end_lsn);
                 }
                 self.last_commit_end = Some(end_lsn);
+                if transaction.has_rows {
+                    self.pace.committed(self.began.elapsed());
+                }
+                self.emit_due().await?;
             }
             Message::Relation(body) => self.relation(body).await?,
             Message::Insert { oid } => self.change(start, data, oid, ChangeKind::Insert).await?,
@@ -525,6 +544,7 @@ impl Core {
         }
         let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
         let columns = version.rows.width;
+        self.transaction = Some(Transaction { has_rows: true, ..transaction });
         let change = match kind {
             ChangeKind::Insert => Streamed::Insert(new),
             ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },

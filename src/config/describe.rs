@@ -12,7 +12,10 @@ use super::records;
 use super::shape;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
-use super::{Compression, Config, Database, Registry, RegistryAuth, Route, Sink, Table, TablePattern, TableWire, Tls};
+use super::{
+    Compression, Config, Database, Registry, RegistryAuth, Route, Sink, SourceSnapshot, Table, TablePattern, TableWire,
+    Tls,
+};
 
 /// Every value as it is in force, without secrets.
 pub fn describe(config: &Config) -> String {
@@ -50,9 +53,22 @@ fn source(out: &mut String, config: &Config) {
     pair(out, "receive_nap", text(&show_duration(source.receive_nap)));
     pair(out, "sender_timeout", text(&show_duration(source.sender_timeout)));
     out.push_str("\n[source.snapshot]\n");
-    pair(out, "chunk_rows", source.snapshot_chunk_rows.to_string());
-    pair(out, "chunk_bytes", text(&show_size(source.snapshot_chunk_bytes)));
-    pair(out, "keyless_bytes", text(&show_size(source.snapshot_keyless_bytes)));
+    snapshot(out, &source.snapshot);
+}
+
+fn snapshot(out: &mut String, snapshot: &SourceSnapshot) {
+    pair(out, "connections", snapshot.connections.to_string());
+    pair(out, "chunk_rows", snapshot.chunk_rows.to_string());
+    pair(out, "chunk_bytes", text(&show_size(snapshot.chunk_bytes)));
+    pair(out, "chunk_time", text(&show_duration(snapshot.chunk_time)));
+    pair(out, "keyless_bytes", text(&show_size(snapshot.keyless_bytes)));
+    if let Some(rows) = snapshot.rows_per_second {
+        pair(out, "rows_per_second", rows.to_string());
+    }
+    if let Some(bytes) = snapshot.bytes_per_second {
+        pair(out, "bytes_per_second", text(&show_size(bytes)));
+    }
+    pair(out, "lag_bytes_max", text(&show_size(snapshot.lag_bytes_max)));
 }
 
 fn wire(out: &mut String, config: &Config) {

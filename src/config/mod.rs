@@ -97,11 +97,25 @@ pub struct Source {
     pub receive_nap: Duration,
     /// `wal_sender_timeout` that our own connection sets.
     pub sender_timeout: Duration,
-    /// A chunk is held in memory; it ends at this many rows or bytes, whichever come first.
-    pub snapshot_chunk_rows: usize,
-    pub snapshot_chunk_bytes: usize,
+    pub snapshot: SourceSnapshot,
+}
+
+/// How rows that exist already are read.
+#[derive(Debug, Clone)]
+pub struct SourceSnapshot {
+    /// Sessions that read at once.
+    pub connections: usize,
+    /// A chunk is held in memory; it ends at this many rows or bytes and aims at this time, whichever comes first.
+    pub chunk_rows: usize,
+    pub chunk_bytes: usize,
+    pub chunk_time: Duration,
     /// A table without a key is one chunk; one of more bytes is refused.
-    pub snapshot_keyless_bytes: usize,
+    pub keyless_bytes: usize,
+    /// No limit where there is none.
+    pub rows_per_second: Option<usize>,
+    pub bytes_per_second: Option<usize>,
+    /// While the stream is further behind than this, nothing is read.
+    pub lag_bytes_max: usize,
 }
 
 /// Where a Postgres is and how to get in.

@@ -16,7 +16,7 @@ use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
-use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, Wire};
+use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
 use crate::relation::Format;
 use crate::relation::names::is_topic_char;
 
@@ -109,14 +109,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
     let receive_nap = section.duration("receive_nap", 2 * MS, Duration::ZERO..=SECOND);
     // Status goes out at a third of it; below a second a busy machine would look dead, above ten minutes a dead one alive.
     let sender_timeout = section.duration("sender_timeout", 10 * SECOND, SECOND..=10 * MINUTE);
-    let (snapshot_chunk_rows, snapshot_chunk_bytes, snapshot_keyless_bytes) = section.section("snapshot", |section| {
-        // A chunk is held in memory; the rows bound its time, the bytes its size.
-        let rows = section.count("chunk_rows", 10_000, 1..=1_000_000);
-        let bytes = section.size("chunk_bytes", 8 * MIB, 64 * KIB..=GIB);
-        // Nothing orders the rows of a table without a key, so they are one chunk.
-        let keyless = section.size("keyless_bytes", 256 * MIB, MIB..=16 * GIB);
-        (usize::try_from(rows).expect("usize has at least 32 bits"), bytes, keyless)
-    });
+    let snapshot = section.section("snapshot", snapshot);
     Some(Source {
         database: database?,
         slot,
@@ -125,10 +118,26 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
         receive_bytes,
         receive_nap,
         sender_timeout,
-        snapshot_chunk_rows,
-        snapshot_chunk_bytes,
-        snapshot_keyless_bytes,
+        snapshot,
     })
+}
+
+fn snapshot(section: &mut Section<'_>) -> SourceSnapshot {
+    let usize_of = |count: u32| usize::try_from(count).expect("usize has at least 32 bits");
+    SourceSnapshot {
+        // Two keep a reader busy that is not far away; each is a session and a core of the source.
+        connections: usize_of(section.count("connections", 2, 1..=16)),
+        // A chunk is held in memory; rows and time bound how long its snapshot is held, the bytes its size.
+        chunk_rows: usize_of(section.count("chunk_rows", 10_000, 1..=1_000_000)),
+        chunk_bytes: section.size("chunk_bytes", 8 * MIB, 64 * KIB..=GIB),
+        chunk_time: section.duration("chunk_time", 250 * MS, 10 * MS..=MINUTE),
+        // Nothing orders the rows of a table without a key, so they are one chunk.
+        keyless_bytes: section.size("keyless_bytes", 256 * MIB, MIB..=16 * GIB),
+        rows_per_second: section.integer("rows_per_second", 1..=1_000_000_000).and_then(|n| usize::try_from(n).ok()),
+        bytes_per_second: section.optional_size("bytes_per_second", 64 * KIB..=16 * GIB),
+        // More than a chunk's time leaves behind on a busy source, less than what fills its disk.
+        lag_bytes_max: section.size("lag_bytes_max", 256 * MIB, MIB..=1024 * GIB),
+    }
 }
 
 /// Postgres takes only these characters in a slot's name (`ReplicationSlotValidateName`).

@@ -347,6 +347,12 @@ impl<'a> Section<'a> {
         self.quantity(key, default, range, "a size with its unit (B, KiB, MiB, GiB)", units::size, units::show_size)
     }
 
+    /// A size, or `None` where there is none.
+    pub fn optional_size(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
+        let least = *range.start();
+        self.place(key).map(|_| self.size(key, least, range))
+    }
+
     pub fn duration(&mut self, key: &'static str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
         let what = "a duration with its unit (us, ms, s, m, h, d)";
         self.quantity(key, default, range, what, units::duration, units::show_duration)

@@ -105,6 +105,9 @@ fn everything_can_be_said_otherwise() {
         receive_nap = "0ms"
         sender_timeout = "1m"
         snapshot.chunk_rows = 5
+        snapshot.connections = 4
+        snapshot.rows_per_second = 1000
+        snapshot.bytes_per_second = "1MiB"
         snapshot.chunk_bytes = "1MiB"
         [kafka]
         brokers = "a:1, b , [::1]:2"

@@ -16,10 +16,12 @@
 //! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
 //!   one step's misjudgement at most.
 //!
-//! Deliberately not here: which snapshots are too old to use (the capture machine's rule), the overlay, and parallel chunks.
+//! - Where somebody waits to read on behind the chunk, its border is found and told first, by the same snapshot.
+//!
+//! Deliberately not here: which snapshots are too old to use (the capture machine's rule), the overlay, and who reads beside.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use tokio_postgres::error::SqlState;
@@ -56,7 +58,7 @@ pub enum Extent {
 }
 
 /// What to read, and how much of it at most.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ChunkRequest<'a> {
     /// The version whose key the extent speaks of.
     pub relation: &'a Relation,
@@ -72,6 +74,9 @@ pub struct ChunkRequest<'a> {
     /// Average of an earlier chunk; makes the first step fit.
     pub row_bytes: Option<usize>,
     pub lock_timeout: Duration,
+    /// Wants to know, before anything is read, behind which key the chunk ends at the latest; `None`: with its range. Finding it
+    /// walks over `rows_max` rows of the index.
+    pub border: Option<&'a (dyn Fn(Option<Vec<String>>) + Sync)>,
 }
 
 /// A chunk: the rows of a range as a snapshot sees them.
@@ -90,6 +95,8 @@ pub struct ChunkRead {
     pub full: bool,
     /// Heap bytes of `rows`.
     pub bytes: usize,
+    /// From the lock to the last row.
+    pub took: Duration,
 }
 
 /// Reads one chunk. Leaves the connection outside any transaction, on errors too.
@@ -113,10 +120,11 @@ pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Resu
         transaction.rollback().await.map_err(|e| failed(doing(), e))?;
         return Err(not_locked(client, relation, request.lock_timeout, error).await);
     }
+    let locked = Instant::now();
     match read_locked(&transaction, request).await {
         Ok(chunk) => {
             transaction.commit().await.map_err(|e| failed(doing(), e))?;
-            Ok(chunk)
+            Ok(ChunkRead { took: locked.elapsed(), ..chunk })
         }
         Err(error) => {
             transaction.rollback().await.map_err(|e| failed(doing(), e))?;
@@ -183,12 +191,21 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let filter = request.filter.map(|sql| format!(" AND {}", condition(sql))).unwrap_or_default();
     let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, filter, only };
     let (rows, range, full) = match &request.extent {
-        _ if key.is_empty() => (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false),
-        Extent::Range(range) => reader.range(request, range).await?,
+        _ if key.is_empty() => {
+            tell(request, None);
+            (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false)
+        }
+        Extent::Range(range) => reader.range(request, &reader.bordered(request, range).await?).await?,
         Extent::Key(wanted) => reader.key(wanted).await?,
     };
     let bytes = rows.iter().map(RowBuf::bytes).sum();
-    Ok(ChunkRead { snapshot, facts, key, rows, range, full, bytes })
+    Ok(ChunkRead { snapshot, facts, key, rows, range, full, bytes, took: Duration::ZERO })
+}
+
+fn tell(request: &ChunkRequest<'_>, border: Option<Vec<String>>) {
+    if let Some(tell) = request.border {
+        tell(border);
+    }
 }
 
 /// The key's columns as they enter SQL at the source.
@@ -262,6 +279,26 @@ impl Reader<'_> {
         Ok((rows, KeyRange { after: asked.after.clone(), through }, full))
     }
 
+    /// The range up to the border that was asked for, once that was told.
+    async fn bordered(&self, request: &ChunkRequest<'_>, asked: &KeyRange) -> Result<KeyRange> {
+        if request.border.is_none() {
+            return Ok(asked.clone());
+        }
+        let list = self.columns.iter().map(|column| column.sql.as_str()).collect::<Vec<_>>().join(", ");
+        let (from, filter) = (self.from(), self.and_where());
+        let (condition, order) = (predicate(self.columns, asked), order_by(self.columns));
+        let behind = request.rows_max - 1;
+        let sql = format!(
+            "COPY (SELECT {list} FROM {from} WHERE ({condition}){filter} ORDER BY {order} OFFSET {behind} LIMIT 1) TO STDOUT"
+        );
+        let mut found = Vec::new();
+        self.copy_of(&sql, self.columns.len(), &mut found).await?;
+        let texts = |row: &RowBuf| (0..self.columns.len()).map(|i| self.text_of(row, i, i)).collect::<Result<Vec<_>>>();
+        let border = found.first().map(texts).transpose()?;
+        tell(request, border.clone());
+        Ok(KeyRange { after: asked.after.clone(), through: border.or_else(|| asked.through.clone()) })
+    }
+
     /// All rows, in no order: by the blocks that they lie in, so that a limit is seen before too much is held. Rows that the
     /// snapshot sees lie in blocks that were there when it was taken.
     async fn whole(&self, bytes_max: usize) -> Result<Vec<RowBuf>> {
@@ -329,21 +366,27 @@ impl Reader<'_> {
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
-        let (list, table, filter) = (self.list(), self.facts.name.quoted(), self.and_where());
+        let (list, from, filter) = (self.list(), self.from(), self.and_where());
+        format!("COPY (SELECT {list} FROM {from} WHERE ({condition}){filter} ORDER BY {order} LIMIT {rows}) TO STDOUT")
+    }
+
+    fn from(&self) -> String {
         let only = if self.facts.kind == Kind::Partitioned { "" } else { "ONLY " };
-        format!(
-            "COPY (SELECT {list} FROM {only}{table} WHERE ({condition}){filter} ORDER BY {order} LIMIT {rows}) TO STDOUT"
-        )
+        format!("{only}{}", self.facts.name.quoted())
     }
 
     async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
+        self.copy_of(sql, self.facts.columns.len(), rows).await
+    }
+
+    async fn copy_of(&self, sql: &str, columns: usize, rows: &mut Vec<RowBuf>) -> Result<()> {
         let doing = format!("reading rows of {}", self.facts.name);
         let failure = |e| {
             let unfit = self.only.and_then(|only| refused_condition(&self.facts.name, only, &e));
             unfit.unwrap_or_else(|| if self.filter.is_empty() { failed(&*doing, e) } else { refused(&doing, e) })
         };
         let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
-        let mut copy = CopyRows::new(self.facts.columns.len());
+        let mut copy = CopyRows::new(columns);
         while let Some(data) = stream.next().await {
             copy.feed(&data.map_err(failure)?, rows).map_err(|e| unreadable("COPY data", e))?;
         }
@@ -351,13 +394,16 @@ impl Reader<'_> {
     }
 
     fn key_text(&self, row: &RowBuf) -> Result<Vec<String>> {
-        let part = |&i: &usize| {
-            let text = row.row().get(i).text().and_then(|t| std::str::from_utf8(t).ok()).map(str::to_owned);
-            text.ok_or_else(|| {
-                unreadable("key", format!("column {:?} is NULL or no UTF-8", self.facts.columns[i].name))
-            })
-        };
-        self.key.iter().map(part).collect()
+        self.key.iter().enumerate().map(|(part, &i)| self.text_of(row, i, part)).collect()
+    }
+
+    /// The text in column `i` of a row, which is a part of the key.
+    fn text_of(&self, row: &RowBuf, i: usize, part: usize) -> Result<String> {
+        let text = row.row().get(i).text().and_then(|t| std::str::from_utf8(t).ok()).map(str::to_owned);
+        text.ok_or_else(|| {
+            let name = &self.facts.columns[self.key[part]].name;
+            unreadable("key", format!("column {name:?} is NULL or no UTF-8"))
+        })
     }
 }
 
@@ -437,6 +483,7 @@ mod tests {
             keyless_bytes_max: 1_000_000,
             row_bytes: None,
             lock_timeout: Duration::from_secs(1),
+            border: None,
         };
         assert_eq!(step_rows(0, 0, &request), PROBE_ROWS);
         // 100 bytes a row: growth is the limit, then the bytes, then one row at least.

@@ -259,8 +259,8 @@ impl Core {
     /// A chunk enters here, between two transactions.
     fn mark(&mut self, lsn: Lsn, content: &[u8]) {
         let nonce = Uuid::try_parse(std::str::from_utf8(content).unwrap()).unwrap();
-        let ready = self.loads.iter_mut().find_map(|load| load.mark(nonce, &self.names, &self.model));
-        let at = ready.map(|ready| {
+        let ready: Vec<_> = self.loads.iter_mut().flat_map(|load| load.mark(nonce, &self.names, &self.model)).collect();
+        let placed = ready.into_iter().map(|ready| {
             let at = self.machine.chunk_at();
             for _ in &ready.rows {
                 self.machine.chunk_record();
@@ -276,7 +276,7 @@ impl Core {
             });
             at
         });
-        self.last_mark = Some((lsn, at));
+        self.last_mark = Some((lsn, placed.last()));
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep::capture::chunks::{Answer, ChunkReader, Command};
+use lockstep::capture::pace::ChunkSize;
 use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, RangeKey, Ready, Resumed, Visibility};
 use lockstep::change::Op;
 use lockstep::config::Config;
-use lockstep::key::KeyOrder;
+use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::ledger::cover::Cover;
 use lockstep::postgres::snapshot::PgSnapshot;
 use lockstep::relation::{Fingerprint, TableName};
@@ -44,7 +46,15 @@ impl Rule {
     }
 }
 
+/// Reads at once, as the product has them by default.
+const CONNECTIONS: usize = 2;
+
+fn loader(rows_max: usize) -> Loader<Cut> {
+    Loader::new(CONNECTIONS, ChunkSize::new(rows_max, 1 << 20, Duration::from_secs(1)))
+}
+
 /// A snapshot; without the overlay one that claims to show everything.
+#[derive(Clone)]
 pub struct Cut {
     snapshot: PgSnapshot,
     overlay: bool,
@@ -90,6 +100,16 @@ impl fmt::Display for Tally {
     }
 }
 
+/// A chunk as it was read.
+struct AsRead {
+    nonce: Uuid,
+    table: TableName,
+    range: KeyRange,
+    rows: Vec<RowBuf>,
+    naming: Naming,
+    key: RangeKey,
+}
+
 pub struct Load {
     rule: Rule,
     rows_max: usize,
@@ -97,7 +117,7 @@ pub struct Load {
     loader: Loader<Cut>,
     reader: ChunkReader,
     /// Chunks as they were read, until their place comes.
-    read: HashMap<Uuid, (Vec<RowBuf>, Naming, RangeKey)>,
+    read: Vec<AsRead>,
     resumed: HashMap<TableName, Resumed>,
     sink: HashMap<TableName, Partial>,
     held_fence: Option<(Uuid, u64)>,
@@ -117,9 +137,9 @@ impl Load {
             rule,
             rows_max,
             tables,
-            loader: Loader::new(rows_max, 1 << 20),
+            loader: loader(rows_max),
             reader: ChunkReader::start(config.clone(), watched).unwrap(),
-            read: HashMap::new(),
+            read: Vec::new(),
             resumed: HashMap::new(),
             sink: HashMap::new(),
             held_fence: None,
@@ -149,7 +169,7 @@ impl Load {
     /// As after a kill of the reader: the next one knows what is loaded, which tables are to be read again, and no change.
     pub fn die(&mut self) {
         self.tell();
-        self.loader = Loader::new(self.rows_max, 1 << 20);
+        self.loader = loader(self.rows_max);
         self.held_fence = None;
         self.tally.deaths += 1;
         self.start();
@@ -182,7 +202,7 @@ impl Load {
     }
 
     fn ask(&mut self) -> Option<Action> {
-        if self.hold { None } else { self.loader.next_action(Uuid::new_v4()) }
+        if self.hold { None } else { self.loader.next_action(Uuid::new_v4(), true) }
     }
 
     /// Asks whatever the loader asks for.
@@ -247,7 +267,14 @@ impl Load {
             Answer::Chunk(chunk) => {
                 let (chunk, _) = *chunk;
                 let naming = Naming { key: chunk.key_columns.clone(), orders: chunk.key_orders.clone() };
-                self.read.insert(chunk.nonce, (chunk.rows.clone(), naming, chunk.key.clone()));
+                self.read.push(AsRead {
+                    nonce: chunk.nonce,
+                    table: chunk.table.clone(),
+                    range: chunk.range.clone(),
+                    rows: chunk.rows.clone(),
+                    naming,
+                    key: chunk.key.clone(),
+                });
                 self.loader.chunk(ChunkRead {
                     snapshot: Cut { snapshot: chunk.snapshot, overlay },
                     nonce: chunk.nonce,
@@ -259,37 +286,55 @@ impl Load {
                     rows: chunk.rows,
                     range: chunk.range,
                     partial: chunk.partial,
+                    took: chunk.took,
                 });
             }
             Answer::Failed(asked, error) => {
                 self.waits_for = Some(error.to_string());
                 self.loader.failed(asked);
             }
-            Answer::Rekeyed(table) => panic!("{table} has another key"),
+            Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
+            Answer::Rekeyed(_, table) => panic!("{table} has another key"),
             Answer::Halted(error) => panic!("{error}"),
             Answer::Watched(_) => {}
         }
     }
 
-    /// The stream reached a message. The chunk that enters here, judged.
+    /// The stream reached a message. The chunks that enter here, judged.
     pub fn mark(
         &mut self,
         nonce: Uuid,
         names: &HashMap<TableName, Fingerprint>,
         model: &HashMap<TableName, Copy>,
-    ) -> Option<Ready> {
+    ) -> Vec<Ready> {
         self.take_answers();
-        let (read, naming, key) = self.read.remove(&nonce)?;
-        let Some(ready) = self.loader.mark(nonce, |table| names.get(table).copied()).unwrap() else {
-            self.tally.again += 1;
-            return None;
-        };
+        if self.read.iter().all(|read| read.nonce != nonce) {
+            return Vec::new();
+        }
+        self.loader.mark(nonce);
+        let mut entered = Vec::new();
+        while self.loader.is_due() {
+            match self.loader.take(usize::MAX, |table| names.get(table).copied()).unwrap() {
+                Some(ready) => {
+                    self.judge(&ready, model);
+                    entered.push(ready);
+                }
+                None => self.tally.again += 1,
+            }
+        }
+        entered
+    }
+
+    fn judge(&mut self, ready: &Ready, model: &HashMap<TableName, Copy>) {
+        let is_it = |read: &AsRead| (&read.table, &read.range) == (&ready.table, &ready.range);
+        let place = self.read.iter().rposition(is_it).expect("what enters was read");
+        let AsRead { rows, naming, key, .. } = self.read.swap_remove(place);
         let now = Copy::of(naming.clone(), &ready.rows);
         let empty = Copy::default();
         let right = model.get(&ready.table).unwrap_or(&empty).within(&ready.range);
         self.tally.chunks += 1;
         self.tally.rows += ready.rows.len() as u64;
-        let Difference { stale, lost, phantom } = now.against(&Copy::of(naming.clone(), &read));
+        let Difference { stale, lost, phantom } = now.against(&Copy::of(naming.clone(), &rows));
         self.tally.overlaid += stale + lost + phantom;
         self.tally.chunk.add(now.against(&right));
         let orders: Vec<KeyOrder> = key.iter().map(|(_, order)| *order).collect();
@@ -297,6 +342,5 @@ impl Load {
             self.resumed.entry(ready.table.clone()).or_insert_with(|| Resumed { key, cover: Cover::default() });
         resumed.cover.emitted(&orders, &ready.range).unwrap();
         self.sink.entry(ready.table.clone()).or_default().chunk(&naming, &ready.range, &ready.rows);
-        Some(ready)
     }
 }

@@ -10,19 +10,39 @@ use uuid::Uuid;
 use super::Core;
 use crate::capture::answerable::{TOPICS, is_answerable};
 use crate::capture::chunks::{Answer, Command, Watched};
+use crate::capture::pace::{ChunkSize, Limits, Pace};
 use crate::capture::requests::{answerable, plan, resumed, unwatched};
-use crate::capture::snapshot::{Action, Extent, Job, Ready};
+use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
 use crate::codec::{self, Snapshot};
-use crate::config::Table;
+use crate::config::{SourceSnapshot, Table};
 use crate::error::Result;
 use crate::ledger::entry::{Body, Chunk, Done, Forget, Request, RequestKind};
 use crate::lsn::Lsn;
 use crate::postgres::look;
+use crate::postgres::snapshot::PgSnapshot;
 use crate::relation::TableName;
+use crate::value::RowBuf;
 
 /// Requests that come close together are answered by one load: sinks that start at the same time share its chunks.
 const GATHER_JOINS: Duration = Duration::from_millis(300);
+
+/// The loader of a reader and its pace.
+pub(super) fn loader(snapshot: &SourceSnapshot) -> (Loader<PgSnapshot>, Pace) {
+    // Of what a second allows nobody reads more at once.
+    let second = |limit: usize, rate: Option<usize>| rate.map_or(limit, |rate| rate.min(limit));
+    let rows_max = second(snapshot.chunk_rows, snapshot.rows_per_second);
+    let bytes_max = second(snapshot.chunk_bytes, snapshot.bytes_per_second);
+    let limits = Limits {
+        rows_per_second: snapshot.rows_per_second,
+        bytes_per_second: snapshot.bytes_per_second,
+        lag_bytes_max: snapshot.lag_bytes_max as u64,
+    };
+    // What several read at once would be known to be too much only afterwards.
+    let is_limited = snapshot.rows_per_second.or(snapshot.bytes_per_second).is_some();
+    let connections = if is_limited { 1 } else { snapshot.connections };
+    (Loader::new(connections, ChunkSize::new(rows_max, bytes_max, snapshot.chunk_time)), Pace::new(&limits))
+}
 
 impl Core {
     /// Tables that no sink takes are loaded for their topics alone, once.
@@ -83,20 +103,23 @@ impl Core {
         if self.loader.is_idle() && self.done.is_empty() {
             self.start_load();
         }
-        match self.loader.next_action(Uuid::new_v4()) {
-            Some(Action::Fence(asked)) => self.chunks.send(Command::Fence(asked))?,
-            Some(Action::Read(read)) => self.chunks.send(Command::Read(read))?,
-            Some(Action::Done(requests)) => {
-                // Its chunks can be others' too, also of requests that are still to be seen, and nobody watches them from here
-                // on.
-                let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
-                self.forgets.told_to_older(others.flat_map(|join| join.request.tables.iter().cloned()));
-                let at = self.machine.position();
-                self.forgets.push(Forget { at, besides: requests.clone(), ..Forget::default() });
-                self.joins_seen = None;
-                self.done.push((self.machine.position(), requests));
+        let (lag, now) = (self.source_end.max(self.received).bytes_since(self.received), self.began.elapsed());
+        self.held = if self.loader.is_idle() { None } else { self.pace.hold(lag, now) };
+        while let Some(action) = self.loader.next_action(Uuid::new_v4(), self.held.is_none()) {
+            match action {
+                Action::Fence(asked) => self.chunks.send(Command::Fence(asked))?,
+                Action::Read(read) => self.chunks.send(Command::Read(read))?,
+                Action::Done(requests) => {
+                    // Its chunks can be others' too, also of requests that are still to be seen, and nobody watches them from
+                    // here on.
+                    let others = self.state.open_joins().filter(|join| !requests.contains(&join.request.id));
+                    self.forgets.told_to_older(others.flat_map(|join| join.request.tables.iter().cloned()));
+                    let at = self.machine.position();
+                    self.forgets.push(Forget { at, besides: requests.clone(), ..Forget::default() });
+                    self.joins_seen = None;
+                    self.done.push((self.machine.position(), requests));
+                }
             }
-            None => {}
         }
         Ok(())
     }
@@ -135,12 +158,16 @@ impl Core {
             Answer::Fenced(asked) => self.loader.fenced(asked),
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
+            Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
             Answer::Chunk(chunk) => {
                 let (chunk, shaped) = *chunk;
                 self.version(shaped).await?;
+                let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
+                self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
                 self.loader.chunk(chunk);
             }
-            Answer::Rekeyed(table) => {
+            Answer::Rekeyed(asked, _) if !self.loader.asks(asked) => {}
+            Answer::Rekeyed(_, table) => {
                 // The sinks forget their ranges with the request that this look leads to.
                 let tables = vec![table];
                 let found = look::looks(&*self.session, &self.config.source.publication, &tables).await?;
@@ -184,16 +211,27 @@ impl Core {
         while let Some(answer) = self.chunks.try_recv() {
             self.answer(answer).await?;
         }
-        let names = &self.names;
-        let ready = self.loader.mark(nonce, |table| names.get(table).copied())?;
-        match ready {
-            Some(ready) => self.emit_chunk(start, ready).await,
-            None => Ok(()),
-        }
+        self.loader.mark(nonce);
+        self.marked = self.marked.max(start);
+        self.emit_due().await
     }
 
-    async fn emit_chunk(&mut self, start: Lsn, ready: Ready) -> Result<()> {
+    /// Writes what is due of existing rows, as far as others leave room for it. Between two transactions only.
+    pub(super) async fn emit_due(&mut self) -> Result<()> {
+        while self.transaction.is_none() && self.loader.is_due() {
+            let Some(rows) = self.pace.piece(self.emitter.in_flight_bytes(), self.began.elapsed()) else { break };
+            let names = &self.names;
+            if let Some(ready) = self.loader.take(rows, |table| names.get(table).copied())? {
+                self.emit_chunk(ready).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn emit_chunk(&mut self, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        // Its rows are as they are here, which may be behind its message.
+        let start = self.last_commit_end.map_or(self.marked, |end| end.max(self.marked));
         // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.
         if let Some(streamed) = self.streamed.get_mut(&version.relation.oid)
             && streamed.rows.fingerprint == version.rows.fingerprint

@@ -46,10 +46,15 @@ impl Core {
             )
         });
         let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
+        self.metrics.snapshot_held(self.held.is_some());
+        let held = self.held.map(|held| held.to_string());
+        let was_held = std::mem::replace(&mut self.told_held, held.is_some());
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
             if !busy {
                 s.waiting_for = unanswered;
+            } else if held.is_some() || was_held {
+                s.waiting_for = held;
             }
             s.position = Some(closed);
             s.lag_bytes = Some(lag);
