@@ -242,6 +242,41 @@ async fn a_mode_that_loses_on_the_wire_loses_nothing_at_a_sink() {
     scene.equal(&mut process).await;
 }
 
+/// What a mode has no form for halts the source before it: nothing behind it is confirmed, and another mode gets past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_its_mode_has_no_form_for_halts_the_source() {
+    let schema = "CREATE TABLE public.p (id int PRIMARY KEY, n numeric, at timestamp)";
+    let scene = Scene::new(LOCKSTEP, "no_form", schema, &[("public.p", &["id"])]).await;
+    let mut scene = scene.configure(|p| p.set("wire", "decimal_handling = \"precise\""));
+    scene.sql("INSERT INTO p SELECT i, i, now() FROM generate_series(1, 10) i").await;
+    drop(scene.start().await);
+    for (wire, value, column) in [
+        ("decimal_handling = \"precise\"", "n = 'NaN'", "n"),
+        ("time_precision = \"nanoseconds\"", "at = '2300-01-01'", "at"),
+    ] {
+        scene = scene.configure(|p| p.unset("wire").set("wire", wire));
+        let mut process = scene.start().await;
+        let before = scene.source.wal_lsn().await.unwrap();
+        scene
+            .sql(&format!("BEGIN; UPDATE p SET n = n + 1 WHERE id = 1; UPDATE p SET {value} WHERE id = 2; COMMIT"))
+            .await;
+        scene.sql("DELETE FROM p WHERE id = 3").await;
+        let halted = |s: &support::Status| s.halt_code(None) == Some("RECORD_INVALID");
+        let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+        let message = status.0["source"]["halt"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("public.p") && message.contains(&format!("{column:?}")), "{message}");
+        assert!(scene.confirmed().await <= before, "what was not written is not confirmed");
+        drop(process);
+        // Not even a part of the transaction was applied.
+        assert_eq!(text(scene.orders(), "SELECT count(*) FROM p WHERE id = 3").await, "1");
+        scene = scene.configure(|p| p.unset("wire").set("wire", wire).set("wire", "conversion_failure = \"null\""));
+        let mut process = scene.start().await;
+        scene.equal(&mut process).await;
+        scene.sql("DELETE FROM p WHERE id < 4; INSERT INTO p VALUES (1, 1, now()), (2, 2, now()), (3, 3, now())").await;
+        scene.equal(&mut process).await;
+    }
+}
+
 /// Waits until the reader has written everything that is committed.
 async fn settled(scene: &Scene, process: &mut support::Process) {
     let lsn = scene.source.wal_lsn().await.unwrap();
