@@ -1,6 +1,7 @@
 //! Turns a Postgres into a log: streams changes, writes records, cuts checkpoints, answers requests with chunks.
 //!
-//! [`machine`] and [`snapshot`] decide and are pure; [`driver`] does all IO. Knows nothing about sinks but their names.
+//! [`machine`], [`snapshot`], [`pace`], [`forgets`] and `requests` decide and are pure; [`start`], [`driver`] and the readers of
+//! chunks do the IO. Knows nothing about sinks but their names.
 
 pub mod machine;
 

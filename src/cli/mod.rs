@@ -49,9 +49,9 @@ enum Verb {
     Run(run::RunArgs),
     /// Find what stands in the way of `run` in servers, rights, tables and settings, and change nothing
     ///
-    /// Reads the configuration, asks the source, Kafka and every sink about these, and prints all findings at once, each with
-    /// the command that removes it. The ledger is read too: whether slot, topics and the sinks' progress are still those that it
-    /// was written for.
+    /// Reads the configuration, asks the source, Kafka, the schema registry and every sink about these, and prints all findings
+    /// at once, each with the command that removes it. The ledger is read too: whether slot, topics and the sinks' progress are
+    /// still those that it was written for.
     ///
     /// Exits with 0 when nothing was found (warnings are printed all the same), 1 when something could not be reached, 2 when
     /// the configuration has findings, 3 when `run` would halt.

@@ -2,8 +2,9 @@
 //!
 //! Data topics hold rows; a record counts iff a valid checkpoint's spans name it. Nobody needs Kafka transactions for this.
 //! [`entry`] fixes the bytes, [`state`] folds entries into what is true after them (claims, validity by epoch, relations,
-//! bases), [`loaded`] what of a request's tables is loaded, all pure; [`topic`] is where entries are read and appended. Reader and sinks use the same fold, so they
-//! cannot disagree about which checkpoints are valid.
+//! bases), [`loaded`] and [`cover`] say what of a request's tables is loaded, [`taken`] how a sink takes them, all pure;
+//! [`topic`] is where entries are read and appended. Reader and sinks use the same fold, so they cannot disagree about which
+//! checkpoints are valid.
 
 pub mod cover;
 pub mod entry;

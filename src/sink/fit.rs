@@ -2,8 +2,8 @@
 //! SQL that mends it.
 //!
 //! The rule for types is narrow on purpose: the same type with at least as much room, wider integers, an enum with all the
-//! labels, or text (which holds every value, since values travel as text). Domains are what they are made of ([`Stored`]). Everything else is refused, also where Postgres would cast: a cast that rounds
-//! or cuts is silent.
+//! labels, or text (which holds every value, since values travel as text). Domains are what they are made of ([`Stored`]).
+//! Everything else is refused, also where Postgres would cast: a cast that rounds or cuts is silent.
 
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
 use super::stored::Stored;
