@@ -250,6 +250,7 @@ fn keys(file: &str) -> BTreeSet<String> {
             keys.insert(match section.as_str() {
                 "" => key.to_owned(),
                 "add_columns" => "add_columns.COLUMN".to_owned(),
+                "rename_columns" => "rename_columns.COLUMN".to_owned(),
                 section => format!("{section}.{key}"),
             });
         }

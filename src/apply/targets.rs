@@ -28,18 +28,17 @@ impl Apart {
     }
 }
 
-/// What rows of each table of the source are told apart by; `None` where its versions say different things.
+/// What rows of each table of the source are told apart by, as its versions say: one thing mostly.
 #[derive(Debug, Default)]
-pub struct Rows(HashMap<TableName, Option<Apart>>);
+pub struct Rows(HashMap<TableName, Vec<Apart>>);
 
 impl Rows {
     pub fn of(state: &State, tables: &HashMap<TableName, SinkTable>) -> Rows {
-        let mut rows: HashMap<TableName, Option<Apart>> = HashMap::new();
+        let mut rows: HashMap<TableName, Vec<Apart>> = HashMap::new();
         for relation in state.relations.values().filter(|relation| tables.contains_key(&relation.name)) {
-            let apart = Some(Apart::of(relation));
-            let known = rows.entry(relation.name.clone()).or_insert_with(|| apart.clone());
-            if *known != apart {
-                *known = None;
+            let (apart, known) = (Apart::of(relation), rows.entry(relation.name.clone()).or_default());
+            if !known.contains(&apart) {
+                known.push(apart);
             }
         }
         Rows(rows)
@@ -52,9 +51,12 @@ impl Rows {
         for (source, target) in tables {
             let Some(ranges) = loads.loaded_ranges(source) else { continue };
             let alone = || tables.iter().all(|(other, into)| other == source || into.table != target.table);
-            let apart = match self.0.get(source) {
-                Some(Some(apart)) => apart.clone(),
-                _ if alone() => Apart { constants: Vec::new(), key: Vec::new() },
+            let apart = match self.0.get(source).map_or(&[][..], Vec::as_slice) {
+                [apart] => apart.clone(),
+                // With constants others may write into the table too, whom nobody here knows of.
+                known if alone() && known.iter().all(|apart| apart.constants.is_empty()) => {
+                    Apart { constants: Vec::new(), key: Vec::new() }
+                }
                 _ => continue,
             };
             let Apart { constants, key } = apart;

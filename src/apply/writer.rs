@@ -306,11 +306,12 @@ impl Writer {
         })?;
         let Some(target) = self.tables.get(&relation.name).cloned() else { return Ok(None) };
         let wanted = WantedTable::of_version(&relation, &target, &newest(state, &relation.name))?;
-        if target.evolve != Evolve::Off {
-            self.follow(&relation, &wanted, &target, state).await?;
-        }
+        // While their columns are there.
         for before in targets::left_behind(&relation, state, &self.tables) {
             self.sink.check_left(&wanted, &before).await?;
+        }
+        if target.evolve != Evolve::Off {
+            self.follow(&relation, &wanted, &target, state).await?;
         }
         let plan = self.sink.plan(&[wanted]).await?.remove(0);
         if self.parking {

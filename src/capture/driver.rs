@@ -568,6 +568,10 @@ impl Core {
             let at = self.machine.position();
             self.forgets.push(Forget { table: Some(table), key: Some(key), at, ..Forget::default() });
         }
+        if self.loader.is_torn(&relation.name) {
+            tracing::warn!(table = %relation.name, "many rows moved to keys that were read already; reading the table again");
+            self.begin_anew(&relation.name, &[]);
+        }
         Ok(())
     }
 
@@ -660,6 +664,10 @@ impl Core {
         if !flush {
             self.let_go()?;
         }
+        if !flush && !self.is_writing_base() {
+            // Before the checkpoint of a job's last chunk: what the end of the job has to say stands in it.
+            self.load()?;
+        }
         let now = self.now();
         if !self.is_writing_base()
             && (!self.is_base_due() || (flush && !self.base_soon))
@@ -667,9 +675,6 @@ impl Core {
         {
             let number = self.append(Body::Checkpoint(checkpoint))?;
             self.appending = Some((number, Instant::now()));
-        }
-        if !flush && !self.is_writing_base() {
-            self.load()?;
         }
         if self.reported.elapsed() >= REPORT_INTERVAL {
             self.look_at_trimming();

@@ -26,9 +26,14 @@ impl Forgets {
 
     pub fn push(&mut self, forget: Forget) {
         self.told_to_older(forget.table.clone());
-        if !self.pending.contains(&forget) {
-            self.pending.push(forget);
+        if forget.key.is_none() {
+            // It says more than the keys of its table do, and there may be many of those.
+            self.pending.retain(|told| told.key.is_none() || told.table != forget.table || told.at > forget.at);
+            if self.pending.contains(&forget) {
+                return;
+            }
         }
+        self.pending.push(forget);
     }
 
     /// Older readers are to read these tables from their beginning.
@@ -55,6 +60,19 @@ impl Forgets {
 mod tests {
     use super::*;
     use crate::lsn::Lsn;
+
+    #[test]
+    fn a_table_that_begins_anew_takes_its_keys_along() {
+        let table = |name| Some(TableName::new("public", name));
+        let at = Position::new(Lsn(20), 0);
+        let key = |name| Forget { table: table(name), key: Some(vec!["1".to_owned()]), at, ..Forget::default() };
+        let whole = Forget { table: table("t"), at, ..Forget::default() };
+        let mut forgets = Forgets::default();
+        for forget in [key("t"), key("u"), whole.clone(), whole.clone()] {
+            forgets.push(forget);
+        }
+        assert_eq!(forgets.tell(at).1, Some(vec![key("u"), whole]));
+    }
 
     #[test]
     fn what_no_longer_counts_is_told_until_a_checkpoint_covers_its_place() {

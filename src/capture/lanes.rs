@@ -45,8 +45,10 @@ pub(super) async fn run(
             read = asked.recv() => match read {
                 Some(read) => {
                     // Nobody asks for more at once than there are lanes: older ones were given up.
-                    if waiting.len() == count {
-                        waiting.pop_front();
+                    if waiting.len() == count
+                        && let Some(Read { nonce, .. }) = waiting.pop_front()
+                    {
+                        let _ = outbox.send(Answer::Failed(nonce, Error::retry_plain("other reads came before it")));
                     }
                     waiting.push_back(read);
                 }

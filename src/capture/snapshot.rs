@@ -41,6 +41,9 @@ use pieces::{Pieces, Taken};
 /// Changes remembered while one chunk is read; beyond it the chunk is read again, smaller, behind a new fence.
 const REMEMBERED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Keys of a table to be read again one by one: each is a read, and stands in checkpoints and bases.
+const AGAIN_KEYS_MAX: usize = 10_000;
+
 /// Chunks that are held or being read beside one for each connection: while one waits for its message and one is emitted,
 /// nobody who could read need wait.
 const AHEAD: usize = 2;
@@ -254,6 +257,12 @@ impl<V: Visibility + Clone> Loader<V> {
         running.keys.remove(table);
         running.untold.retain(|(name, _)| name != table);
         running.job.answer(table, requests);
+    }
+
+    /// Whether so many keys of the table are to be read a second time that all of it had better be.
+    pub fn is_torn(&self, table: &TableName) -> bool {
+        let cover = self.running.as_ref().and_then(|running| running.covers.get(table));
+        cover.is_some_and(|cover| cover.again.len() > AGAIN_KEYS_MAX)
     }
 
     /// Whether some of the table was read: under which key is known.

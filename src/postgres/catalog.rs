@@ -234,6 +234,9 @@ pub struct TableFacts {
     pub owned: bool,
     /// Row level security would hide rows from us.
     pub rows_hidden: bool,
+    /// It has generated columns, and the server refuses to change rows whose replica identity has some that are not published
+    /// (Postgres 18).
+    pub generated_refused: bool,
 }
 
 impl TableFacts {
@@ -252,7 +255,10 @@ pub async fn table_facts(
                (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid), c.reltuples::float8,
                c.relpages::int8 * current_setting('block_size')::int8,
                has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid), o.rolsuper,
-               current_setting('server_encoding')
+               current_setting('server_encoding'),
+               current_setting('server_version_num')::int >= 180000 AND EXISTS (
+                 SELECT FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '')
         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (nsp, rel, ord)
         JOIN pg_namespace n ON n.nspname = w.nsp
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel
@@ -317,6 +323,7 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             owned: row.try_get(12)?,
             rows_hidden: row.try_get(13)?,
             owner_is_superuser: row.try_get(14)?,
+            generated_refused: row.try_get(16)?,
         };
         Ok((ordinal, letter(5)?, table))
     };

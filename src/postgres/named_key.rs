@@ -105,6 +105,7 @@ mod tests {
             may_use_schema: true,
             owned: true,
             rows_hidden: false,
+            generated_refused: false,
         }
     }
 

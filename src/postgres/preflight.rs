@@ -216,6 +216,9 @@ fn identity_of(table: &TableFacts, insert_only: &[TableName]) -> Result<()> {
 fn unsupported(table: &TableFacts, insert_only: &[TableName]) -> Option<Halt> {
     let name = &table.name;
     let finding = |what: &str, hint: String| Some(halt(Code::TableUnsupported, format!("{name} is {what}"), hint));
+    if let Some(finding) = generated_in_identity(table) {
+        return Some(finding);
+    }
     let instead = |what: &str| format!("lockstep check, after routing {what} instead of {name} in connectors/");
     match (table.kind, table.persistence) {
         (Kind::Partitioned, _) => partition_findings(table, insert_only.contains(name)).into_iter().next(),
@@ -235,6 +238,25 @@ fn unsupported(table: &TableFacts, insert_only: &[TableName]) -> Option<Halt> {
         ),
         (Kind::Table, Persistence::Permanent) => None,
     }
+}
+
+/// Postgres 18 refuses every UPDATE and DELETE of such a table from the moment that it is published without these columns.
+fn generated_in_identity(table: &TableFacts) -> Option<Halt> {
+    let leaf = table.leaves.iter().find(|leaf| leaf.identity == Identity::Full).map(|leaf| &leaf.name);
+    let name = leaf.or_else(|| (table.identity == Identity::Full).then_some(&table.name))?;
+    if !table.generated_refused {
+        return None;
+    }
+    let message = format!(
+        "{name} has generated columns and REPLICA IDENTITY FULL: once published, the server would refuse to change its rows"
+    );
+    let hint = format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", name.quoted());
+    let mut finding = halt(Code::ReplicaIdentity, message, hint);
+    finding.facts.push("generated columns are in no record, and Postgres 18 wants the whole identity published".into());
+    finding
+        .facts
+        .push("without a primary key: a unique index over NOT NULL columns, and REPLICA IDENTITY USING INDEX".into());
+    Some(finding)
 }
 
 /// What is wrong with each partition. Those that are made while everything runs are judged too: a replica identity is not passed
@@ -489,7 +511,17 @@ mod tests {
             may_use_schema: true,
             owned: true,
             rows_hidden: false,
+            generated_refused: false,
         }
+    }
+
+    #[test]
+    fn a_table_that_would_refuse_changes_once_published_is_not_published() {
+        let whole = TableFacts { identity: Identity::Full, ..table("t", &[]) };
+        assert!(unsupported(&whole, &[]).is_none());
+        let refused = TableFacts { generated_refused: true, ..whole };
+        assert_eq!(unsupported(&refused, &[]).unwrap().code, Code::ReplicaIdentity);
+        assert!(unsupported(&TableFacts { identity: Identity::Default, ..refused }, &[]).is_none());
     }
 
     #[test]

@@ -57,10 +57,13 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
     }
 }
 
-/// A column that an earlier version had and this one has not. One that only is not told of any more is not the source's to drop.
+/// A column that an earlier version had and this one has not. One that only is not told of any more is not the source's to drop;
+/// where what is hidden now had another name in records, or is new, nobody can say which one that is.
 fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
-    let has = |version: &WantedTable| version.columns.iter().any(|c| c.column.name == name);
-    !has(wanted) && !wanted.hidden.iter().any(|hidden| hidden == name) && earlier.iter().any(has)
+    let has = |version: &WantedTable, name: &str| version.columns.iter().any(|c| c.column.name == name);
+    let known = |hidden: &String| earlier.iter().any(|before| has(before, hidden) || before.hidden.contains(hidden));
+    let hidden = wanted.hidden.iter().any(|hidden| hidden == name || !known(hidden));
+    !has(wanted, name) && !hidden && earlier.iter().any(|before| has(before, name))
 }
 
 /// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. It may
@@ -211,6 +214,9 @@ pub mod tests {
         let none: [&str; 0] = [];
         assert_eq!(steps(&hiding, &facts(OLD), &[wanted(OLD)], Evolve::Full), none);
         // Nor is it what another column was called before.
+        // In records it had another name.
+        let renamed = WantedTable { hidden: vec!["source_a".into()], ..wanted(&[("id", "int4"), ("b", "int4")]) };
+        assert!(steps(&renamed, &facts(OLD), &[wanted(OLD)], Evolve::Full).is_empty());
         let other = WantedTable { hidden: vec!["a".into()], ..wanted(&[("id", "int4"), ("x", "text"), ("b", "int4")]) };
         let steps = steps(&other, &facts(OLD), &[wanted(OLD)], Evolve::Full);
         assert_eq!(steps, [r#"ALTER TABLE "public"."t" ADD COLUMN "x" text"#]);

@@ -341,7 +341,9 @@ impl Table {
                 parts.push("own_id int GENERATED ALWAYS AS IDENTITY, own_text text DEFAULT 'own'".to_owned());
             }
         }
-        if random.chance(30) {
+        // Postgres 18 refuses changes of a published table whose identity has them.
+        let whole = matches!(self.kind, Identity::Full | Identity::Keyless);
+        if random.chance(30) && (sink || !whole || generated_everywhere()) {
             let of = self.columns[0].name.clone();
             parts.push(format!("generated bool GENERATED ALWAYS AS ({} IS NULL) STORED", quote_identifier(&of)));
         }
@@ -464,6 +466,11 @@ impl Column {
             ),
         }
     }
+}
+
+fn generated_everywhere() -> bool {
+    let version = std::env::var("LOCKSTEP_TEST_POSTGRES_VERSION");
+    version.ok().and_then(|version| version.parse().ok()).is_none_or(|version: u32| version < 18)
 }
 
 fn statement(random: &mut Random, table: &Table) -> String {

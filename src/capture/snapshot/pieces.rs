@@ -14,9 +14,6 @@ use crate::key::KeyRange;
 use crate::ledger::cover::KeyTexts;
 use crate::relation::{Fingerprint, TableName};
 
-/// Keys to be read again that may wait for the end of their table; beyond it they come first. Each stands in the ledger's bases.
-const AGAIN_KEYS_MAX: usize = 10_000;
-
 /// A range of a table, and how far its chunk is.
 pub(super) struct Piece<V> {
     pub(super) table: TableName,
@@ -197,13 +194,9 @@ impl<V: Visibility + Clone> Pieces<V> {
     /// A key in what is loaded is to be read again, before another table is begun.
     pub(super) fn again(&mut self, table: TableName, key: KeyTexts) {
         let first = self.0.front().map(|piece| piece.table.clone());
-        let keys = self.0.iter().filter(|piece| piece.range.key().is_some()).count();
-        let place = if keys < AGAIN_KEYS_MAX {
-            self.0.iter().position(|piece| Some(&piece.table) != first.as_ref())
-        } else {
-            self.0.iter().position(Piece::is_waiting)
-        };
-        self.0.insert(place.unwrap_or(self.0.len()), Piece::waiting(table, KeyRange::of_key(key)));
+        let last = self.0.iter().rposition(|piece| Some(&piece.table) == first.as_ref());
+        let place = last.map_or(self.0.len(), |last| last + 1);
+        self.0.insert(place, Piece::waiting(table, KeyRange::of_key(key)));
     }
 
     /// Keys of the table that are read again after all are left alone, however far that is.

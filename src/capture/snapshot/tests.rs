@@ -620,3 +620,18 @@ fn nothing_is_read_while_reading_is_to_wait() {
     assert_eq!(loader.next_action(Uuid::new_v4(), false), None);
     assert_eq!(reads(&mut loader).len(), 1);
 }
+
+#[test]
+fn so_many_keys_that_are_to_be_read_again_that_the_table_is() {
+    let mut loader = loader();
+    answer(&mut loader, 15, &[row(&["1", "a", "b"])], Some("100000")).unwrap();
+    for key in 0..=AGAIN_KEYS_MAX {
+        assert!(!loader.is_torn(&table()), "{key}");
+        let (from, to) = ((key + 200_000).to_string(), key.to_string());
+        remember(&mut loader, 20, Op::Rekey { old: row(&[&from, "~", "~"]), new: row(&[&to, "moved", "~"]) });
+    }
+    assert!(loader.is_torn(&table()));
+    loader.begin_anew(&table(), &[]);
+    assert!(!loader.is_torn(&table()));
+    assert_eq!(read(&mut loader).range, KeyRange::ALL);
+}
