@@ -193,7 +193,11 @@ async fn partitions_of_a_table_without_a_key() {
     converge(&scene, &mut process).await;
     reading.batch_execute("COMMIT").await.unwrap();
     detached.await.unwrap().unwrap();
-    scene.sql("INSERT INTO items_eu (region, id) VALUES ('eu', 1); UPDATE items SET v = 'z' WHERE id = 3").await;
+    // Postgres 14 goes on to send its rows as the root's (docs/architecture.md, not reached).
+    if scene.services.postgres_version >= 15 {
+        scene.sql("INSERT INTO items_eu (region, id) VALUES ('eu', 1)").await;
+    }
+    scene.sql("UPDATE items SET v = 'z' WHERE id = 3").await;
     converge(&scene, &mut process).await;
     process.terminate(PATIENCE).await.unwrap();
 }

@@ -159,8 +159,7 @@ async fn a_first_load_that_is_killed_goes_on() {
     const ROWS: usize = 30_000;
     let scene = Scene::new(LOCKSTEP, "load_kills", EVENTS_SCHEMA, &EVENTS).await;
     scene.sql(&format!("INSERT INTO events SELECT -i, i / 3, 'before' FROM generate_series(1, {ROWS}) i")).await;
-    // So many round trips that there is something left to kill.
-    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 20"));
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 100"));
     let load = Events::on(&scene, QUICK);
     let mut process = scene.spawn(&[]);
     let mut killed = 0;
@@ -196,7 +195,7 @@ async fn a_load_with_key_changes_ends_however_often_it_is_killed() {
     let scene = Scene::new(LOCKSTEP, "load_moves", schema, &[("public.moved", &["id"])]).await;
     let fill = "INSERT INTO moved SELECT i * 10, i, repeat(md5(i::text), 70) FROM generate_series(1, ";
     scene.sql(&format!("{fill}{ROWS}) i")).await;
-    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 10"));
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 40"));
     let moves = Moves::start(&scene, ROWS).await;
     let mut process = scene.spawn(&[]);
     let mut killed = 0;
