@@ -10,7 +10,8 @@
 EXTENSIONS_POSTGRES=15
 VECTOR_VERSION=0.8.0
 VECTOR_SHA256=867a2c328d4928a5a9d6f052cd3bc78c7d60228a9b914ad32aa3db88e9de27b0
-VECTOR_URL=http://deb.debian.org/debian/pool/main/p/pgvector/pgvector_$VECTOR_VERSION.orig.tar.gz
+# In the pool of whichever mirror apt is told to use.
+VECTOR_PATH=pool/main/p/pgvector/pgvector_$VECTOR_VERSION.orig.tar.gz
 
 extensions_dir() {
     printf '%s/postgres-%s-postgis-pgvector-%s' "$CACHE" "$EXTENSIONS_POSTGRES" "$VECTOR_VERSION"
@@ -48,9 +49,16 @@ lacking() {
     apt-get install --print-uris -y --no-install-recommends "$1" | sed -n "s/^'[^']*' \([^_]*\)_.*/\1/p"
 }
 
+# mirror: where apt finds this release's packages.
+mirror() {
+    apt-get download --print-uris "postgresql-$EXTENSIONS_POSTGRES-postgis-3" | sed -n "s|^'\(.*\)/pool/.*|\1|p"
+}
+
 compile_pgvector() {
-    local source=$1/pgvector extensions=$1/usr/share/postgresql/$EXTENSIONS_POSTGRES/extension
-    /usr/lib/apt/apt-helper -o APT::Sandbox::User= download-file "$VECTOR_URL" "$source.tar.gz" "SHA256:$VECTOR_SHA256"
+    local source=$1/pgvector extensions=$1/usr/share/postgresql/$EXTENSIONS_POSTGRES/extension mirror
+    mirror=$(mirror)
+    [ -n "$mirror" ] || die "apt knows no mirror of Debian" "apt-get update"
+    /usr/lib/apt/apt-helper -o APT::Sandbox::User= download-file "$mirror/$VECTOR_PATH" "$source.tar.gz" "SHA256:$VECTOR_SHA256"
     mkdir -- "$source"
     tar -xzf "$source.tar.gz" -C "$source" --strip-components=1 --no-same-owner
     gcc -shared -fPIC -O2 -I "$1/usr/include/postgresql/$EXTENSIONS_POSTGRES/server" "$source"/src/*.c \

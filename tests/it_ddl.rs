@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::scene::{PATIENCE, Scene, Seen, read_topic, text, wait_text};
+use support::scene::{PATIENCE, Scene, Seen, halted, read_topic, text, wait_text};
 use support::{Pipeline, Process, Status};
 use tokio::time::sleep;
 
@@ -324,14 +324,6 @@ async fn evolving(hint: &str, evolve: &str) -> (Scene, Process) {
 
 const COLUMNS: &str = "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attname)
     FROM pg_attribute WHERE attrelid = 'public.items'::regclass AND attnum > 0 AND NOT attisdropped";
-
-/// The source waits for its sink's halt, with its code and hint.
-async fn halted(process: &mut Process, code: &'static str) -> (String, String) {
-    let halted = |s: &Status| s.halt_code(Some("orders")) == Some(code);
-    let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
-    let halt = &status.0["sinks"]["orders"]["halt"];
-    (halt["message"].as_str().unwrap().to_owned(), halt["hint"].as_str().unwrap().to_owned())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_adds_columns() {

@@ -3,8 +3,8 @@
 
 mod support;
 
-use support::scene::{PATIENCE, Scene, text, wait_text};
-use support::{Pipeline, Process, Status};
+use support::scene::{PATIENCE, Scene, halted, text, wait_text};
+use support::{Pipeline, Process};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
 
@@ -25,14 +25,6 @@ async fn log_goes_on(scene: &Scene) {
 /// All rows of a query as one text.
 async fn rows(database: &support::Database, query: &str) -> String {
     text(database, &format!("SELECT string_agg(r::text, ' ' ORDER BY r) FROM ({query}) r")).await
-}
-
-/// Waits for the halt of the sink `orders`; its message and hint.
-async fn halted(process: &mut Process, code: &'static str) -> (String, String) {
-    let halted = |s: &Status| s.halt_code(Some("orders")) == Some(code);
-    let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
-    let halt = &status.0["sinks"]["orders"]["halt"];
-    (halt["message"].as_str().unwrap().to_owned(), halt["hint"].as_str().unwrap().to_owned())
 }
 
 /// The rows that nobody touches are what tells: changes come with the new columns anyway.

@@ -475,15 +475,7 @@ mod tests {
 
     #[test]
     fn a_table_under_load_takes_changes_only_where_a_chunk_was() {
-        let request = Request {
-            id: Uuid::from_u128(1),
-            kind: RequestKind::Join,
-            sink: "x".into(),
-            tables: vec![table()],
-            asked_by: String::new(),
-            old_ledger: None,
-            taken: vec![],
-        };
+        let request = Request::new(Uuid::from_u128(1), RequestKind::Join, "x", vec![table()], "");
         let chunk = Chunk {
             relation: crate::relation::Fingerprint(1),
             table: table(),
@@ -516,18 +508,7 @@ mod tests {
 
     #[test]
     fn done_of_another_epoch_is_ignored() {
-        let request = |id| {
-            let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, "x".to_owned());
-            Body::Request(Request {
-                id,
-                kind,
-                sink,
-                tables: vec![table()],
-                asked_by: String::new(),
-                old_ledger: None,
-                taken: vec![],
-            })
-        };
+        let request = |id| Body::Request(Request::new(Uuid::from_u128(id), RequestKind::Join, "x", vec![table()], ""));
         let done = |epoch| Body::Done(Done { id: Uuid::from_u128(1), epoch, result: "ok".into() });
         let mut m = machine(At::ORIGIN);
         let zombie = Epoch { offset: 9, nonce: 9 };

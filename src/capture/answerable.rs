@@ -45,16 +45,7 @@ mod tests {
         let there: Vec<TableName> = tables.iter().map(|table| table.name.clone()).collect();
         let asks = |sink: &str, names: &[&str]| {
             let tables_asked = names.iter().map(|name| TableName::new("public", *name)).collect();
-            let (id, kind, sink) = (Uuid::nil(), RequestKind::Join, sink.to_owned());
-            let request = Request {
-                id,
-                kind,
-                sink,
-                tables: tables_asked,
-                asked_by: String::new(),
-                old_ledger: None,
-                taken: vec![],
-            };
+            let request = Request::new(Uuid::nil(), RequestKind::Join, sink, tables_asked, "");
             is_answerable(&request, &tables, &there)
         };
         assert!(asks("orders", &["whole"]));

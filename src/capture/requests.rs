@@ -121,15 +121,7 @@ mod tests {
 
     fn join(number: u128, sink: &str, tables: &[&str]) -> Join {
         let (id, tables) = (Uuid::from_u128(number), tables.iter().map(|name| table(name)).collect());
-        let request = Request {
-            id,
-            kind: RequestKind::Join,
-            sink: sink.to_owned(),
-            tables,
-            asked_by: String::new(),
-            old_ledger: None,
-            taken: vec![],
-        };
+        let request = Request::new(id, RequestKind::Join, sink, tables, "");
         Join { offset: i64::try_from(number).unwrap(), request, loaded: Loaded::default(), done: false }
     }
 

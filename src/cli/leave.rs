@@ -43,15 +43,7 @@ pub fn run(args: &LeaveArgs) -> Result<u8, Failure> {
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         return Err(Failure::Usage(format!("the ledger knows no sink {sink}; it knows: {known}")));
     }
-    let request = Request {
-        id: Uuid::new_v4(),
-        kind: RequestKind::Leave,
-        sink: sink.clone(),
-        tables: Vec::new(),
-        asked_by: "lockstep leave".to_owned(),
-        old_ledger: None,
-        taken: vec![],
-    };
+    let request = Request::new(Uuid::new_v4(), RequestKind::Leave, sink, Vec::new(), "lockstep leave");
     super::block_on(async {
         let mut appender = Appender::open(&config.kafka)?;
         appender.base = state.base;

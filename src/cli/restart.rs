@@ -43,15 +43,8 @@ pub fn run(args: &RestartArgs) -> Result<u8, Failure> {
         let kafka = config.kafka.clone();
         let state = crate::ledger::topic::beside(move || Reading::open(&kafka)?.fold_all()).await?;
         let old_ledger = old_ledger(&config, ledger.id, state.source.is_some()).await?;
-        let request = Request {
-            id: Uuid::new_v4(),
-            kind: RequestKind::Restart,
-            sink: String::new(),
-            tables: Vec::new(),
-            asked_by: args.reason.clone(),
-            old_ledger,
-            taken: vec![],
-        };
+        let request = Request::new(Uuid::new_v4(), RequestKind::Restart, "", Vec::new(), &args.reason);
+        let request = Request { old_ledger, ..request };
         let mut appender = Appender::open(&config.kafka)?;
         appender.base = state.base;
         let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;

@@ -67,18 +67,10 @@ fn requests(config: &Config, args: &ResyncArgs) -> Result<Vec<Request>, Failure>
         return Err(Failure::Usage(format!("no connector has this table; the configuration has {}", known.join(", "))));
     }
     let wanted = sinks.into_iter().filter(|name| args.sink.as_deref().is_none_or(|only| only == *name));
-    let requests = wanted.map(|sink| Request {
-        id: Uuid::new_v4(),
-        kind: RequestKind::Resync,
-        sink: sink.to_owned(),
-        tables: tables
-            .iter()
-            .filter(|t| t.sinks.iter().any(|s| s.sink == sink))
-            .map(|t| TableName::clone(&t.name))
-            .collect(),
-        asked_by: "lockstep resync".to_owned(),
-        old_ledger: None,
-        taken: vec![],
+    let requests = wanted.map(|sink| {
+        let taken = tables.iter().filter(|table| table.sinks.iter().any(|target| target.sink == sink));
+        let tables = taken.map(|table| TableName::clone(&table.name)).collect();
+        Request::new(Uuid::new_v4(), RequestKind::Resync, sink, tables, "lockstep resync")
     });
     let requests: Vec<Request> = requests.filter(|request| !request.tables.is_empty()).collect();
     match requests.is_empty() {

@@ -248,6 +248,20 @@ pub struct Request {
     pub taken: Vec<Taken>,
 }
 
+impl Request {
+    /// One that says neither of which ledger nor how.
+    pub fn new(
+        id: Uuid,
+        kind: RequestKind,
+        sink: impl Into<String>,
+        tables: Vec<TableName>,
+        asked_by: impl Into<String>,
+    ) -> Request {
+        let (sink, asked_by) = (sink.into(), asked_by.into());
+        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new() }
+    }
+}
+
 /// Kinds of later versions (`wait`) are refused by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::compare::TablePair;
-use super::pipeline::{Pipeline, Process};
+use super::pipeline::{Pipeline, Process, Status};
 use super::services::{Database, Services};
 
 /// Everything here is done in a second or two on a machine with nothing else to do; tests share theirs.
@@ -137,6 +137,14 @@ impl Scene {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.pipeline.log_path()).unwrap_or_default()
     }
+}
+
+/// Waits for the halt of the sink `orders`; its message and hint.
+pub async fn halted(process: &mut Process, code: &'static str) -> (String, String) {
+    let halted = |s: &Status| s.halt_code(Some("orders")) == Some(code);
+    let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+    let halt = &status.0["sinks"]["orders"]["halt"];
+    (halt["message"].as_str().unwrap().to_owned(), halt["hint"].as_str().unwrap().to_owned())
 }
 
 /// The first column of the only row, as text.

@@ -56,16 +56,9 @@ impl Core {
         if tables.is_empty() {
             return Ok(());
         }
-        let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-        self.append(Body::Request(Request {
-            id,
-            kind: RequestKind::Load,
-            sink,
-            tables,
-            asked_by,
-            old_ledger: None,
-            taken: vec![],
-        }))?;
+        let asked_by = start::application_name(&self.config);
+        let request = Request::new(Uuid::new_v4(), RequestKind::Load, TOPICS, tables, asked_by);
+        self.append(Body::Request(request))?;
         Ok(())
     }
 

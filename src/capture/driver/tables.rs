@@ -154,17 +154,9 @@ impl Core {
             self.order.retain(|name| *name != table);
             self.loader.let_go(&table);
             if self.state.joined(TOPICS).contains(&table) {
-                let (id, sink, asked_by) = (Uuid::new_v4(), TOPICS.to_owned(), start::application_name(&self.config));
-                let (kind, tables) = (RequestKind::Leave, vec![table]);
-                self.append(Body::Request(Request {
-                    id,
-                    kind,
-                    sink,
-                    tables,
-                    asked_by,
-                    old_ledger: None,
-                    taken: vec![],
-                }))?;
+                let asked_by = start::application_name(&self.config);
+                let request = Request::new(Uuid::new_v4(), RequestKind::Leave, TOPICS, vec![table], asked_by);
+                self.append(Body::Request(request))?;
             }
             // The base says so to the sinks.
             self.base_soon = true;
@@ -221,10 +213,9 @@ impl Core {
         for (sink, tables) in self.state.sinks_of(&tables) {
             let whys = due.iter().filter(|(table, _)| tables.contains(table)).map(|(_, why)| why.as_str());
             let asked_by = format!("source: {}", whys.collect::<Vec<_>>().join("; "));
-            let (id, kind, old_ledger) = (Uuid::new_v4(), RequestKind::Resync, None);
+            let id = Uuid::new_v4();
             asked.push((sink.clone(), id));
-            let request = Request { id, kind, sink, tables, asked_by, old_ledger, taken: vec![] };
-            self.append(Body::Request(request))?;
+            self.append(Body::Request(Request::new(id, RequestKind::Resync, sink, tables, asked_by)))?;
         }
         Ok(asked)
     }
