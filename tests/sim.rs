@@ -9,7 +9,7 @@
 //! Simulated is only what is outside of this program; where a driver of ours does IO for a machine, the few lines here do the
 //! same. [`Bug`]s are mistakes that such a driver could make; each must be found.
 //!
-//! Not here: loads (chunks, joins), restarts, trimming. `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many.
+//! Loads have a simulator of their own (`sim_loads`). Not here: restarts, trimming. `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many.
 
 #![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]
 
