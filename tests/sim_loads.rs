@@ -12,7 +12,6 @@
 #![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]
 #![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "the same")]
 
-#[path = "sim_loads/choices.rs"]
 mod choices;
 #[path = "sim_loads/kafka.rs"]
 mod kafka;

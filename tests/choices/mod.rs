@@ -1,4 +1,4 @@
-//! Every choice of a run, written down: what is written down can be replayed, and made smaller.
+//! Every choice of a simulated run, written down: what is written down can be replayed, and made smaller.
 //!
 //! A run asks only for numbers below a bound, and 0 is always the dullest answer (nothing happens, no fault, the first of
 //! several). So any list of numbers is a run, and a shorter list with more zeros in it is a simpler one.
