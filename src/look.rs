@@ -79,6 +79,12 @@ pub enum Difference {
 }
 
 impl Look {
+    /// Labels that have another name now.
+    pub fn relabelled<'a>(&'a self, now: &'a Look) -> impl Iterator<Item = &'a str> {
+        let renamed = |(oid, label): &&(u32, String)| now.labels.iter().any(|(o, l)| o == oid && l != label);
+        self.labels.iter().filter(renamed).map(|(_, label)| label.as_str())
+    }
+
     /// What `now` shows to have happened since, if it can matter.
     pub fn difference(&self, now: &Look) -> Option<Difference> {
         let rows = |why: String| Some(Difference::Rows(why));
@@ -106,8 +112,7 @@ impl Look {
         if self.key != now.key {
             return rows("the key was changed".to_owned());
         }
-        let relabelled = |(oid, label): &&(u32, String)| now.labels.iter().any(|(o, l)| o == oid && l != label);
-        if let Some((_, label)) = self.labels.iter().find(relabelled) {
+        if let Some(label) = self.relabelled(now).next() {
             return rows(format!("the enum's label {label:?} was renamed"));
         }
         let reshaped =

@@ -290,13 +290,13 @@ impl Shape {
 }
 
 /// Takes rows as they come to rows as they are written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Transformer {
     picks: Vec<Pick>,
 }
 
 /// One column of a written row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pick {
     Row {
         from: usize,

@@ -9,7 +9,7 @@
 //! now, which stays what it is while names come and go, and by its name otherwise. Tables that are routed no more
 //! stay known: whoever routes them again has missed what happened meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::look::{Difference, Look};
 use crate::relation::TableName;
@@ -17,6 +17,8 @@ use crate::relation::TableName;
 #[derive(Debug, Clone, Default)]
 pub struct Looks {
     known: BTreeMap<TableName, Look>,
+    /// Labels of enums that were renamed, which the table was asked for.
+    passed: BTreeMap<TableName, BTreeSet<String>>,
 }
 
 /// What a look at one table asks for.
@@ -34,7 +36,7 @@ pub enum Finding {
 
 impl Looks {
     pub fn new(known: BTreeMap<TableName, Look>) -> Looks {
-        Looks { known }
+        Looks { known, passed: BTreeMap::new() }
     }
 
     pub fn known(&self) -> &BTreeMap<TableName, Look> {
@@ -64,9 +66,21 @@ impl Looks {
 
     /// From here on the table is known to look like this.
     pub fn see(&mut self, table: TableName, now: Look) {
-        if now.published.is_some() {
-            self.known.insert(table, now);
+        if now.published.is_none() {
+            return;
         }
+        let renamed = self.known.get(&table).into_iter().flat_map(|before| before.relabelled(&now));
+        let renamed: Vec<String> = renamed.map(str::to_owned).collect();
+        if !renamed.is_empty() {
+            self.passed.entry(table.clone()).or_default().extend(renamed);
+        }
+        self.known.insert(table, now);
+    }
+
+    /// Notes that rows have a label which the catalog does not have any more; whether that is news.
+    pub fn pass(&mut self, table: &TableName, label: &[u8]) -> bool {
+        let label = String::from_utf8_lossy(label).into_owned();
+        self.passed.entry(table.clone()).or_default().insert(label)
     }
 }
 
@@ -104,5 +118,20 @@ mod tests {
         assert!(matches!(looks.compare(&table, Some(&look(2, Some("p")))), Some(Finding::Reread(_))));
         assert_eq!(looks.of_oid(1).collect::<Vec<_>>(), [&table]);
         assert_eq!(looks.of_oid(2).next(), None);
+    }
+
+    #[test]
+    fn a_label_that_was_renamed_is_asked_for_once() {
+        let table = TableName::new("public", "t");
+        let labelled = |labels: &[(u32, &str)]| {
+            let labels = labels.iter().map(|(oid, label)| (*oid, (*label).to_owned())).collect();
+            Look { labels, ..look(1, Some("p")) }
+        };
+        let mut looks = Looks::default();
+        looks.see(table.clone(), labelled(&[(7, "sad")]));
+        looks.see(table.clone(), labelled(&[(7, "blue"), (8, "new")]));
+        assert!(!looks.pass(&table, b"sad"), "the look asked for it");
+        assert!(looks.pass(&table, b"brief"), "nobody saw it");
+        assert!(!looks.pass(&table, b"brief"));
     }
 }

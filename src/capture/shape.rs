@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::heard::Heard;
 use crate::codec::{self, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -33,6 +34,7 @@ pub struct Shaped {
 }
 
 /// A version of the rows of a table as the source sends them.
+#[derive(Clone)]
 pub struct Rows {
     /// Of what their texts are, and of nothing else: see [`version_of_rows`].
     pub fingerprint: Fingerprint,
@@ -41,13 +43,16 @@ pub struct Rows {
     /// What tells rows apart: columns in key order; empty where only the whole row does.
     pub key: Vec<usize>,
     pub key_orders: Vec<(usize, KeyOrder)>,
+    /// What is known of their types; not in the fingerprint.
+    pub heard: Heard,
 }
 
 impl Rows {
     fn of(rows: &Relation) -> Rows {
         let key = rows.key_columns();
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(rows.columns[i].type_oid))).collect();
-        Rows { fingerprint: version_of_rows(rows), width: rows.columns.len(), key, key_orders }
+        let (fingerprint, heard) = (version_of_rows(rows), Heard::of(rows));
+        Rows { fingerprint, width: rows.columns.len(), key, key_orders, heard }
     }
 }
 
