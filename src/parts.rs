@@ -1,4 +1,4 @@
-//! The parts of an array's text, as Postgres quotes them.
+//! The parts of an array's and of a composite's text, as Postgres quotes them.
 //!
 //! Takes any bytes: what is no array's text is `None`, never a guess.
 
@@ -60,6 +60,38 @@ pub fn find_element<T>(text: &[u8], delimiter: u8, mut answer: impl FnMut(&[u8])
     None
 }
 
+/// The attributes' texts of a composite's: `(1,"a ""b""",)`. One attribute that is NULL and none print alike.
+pub fn attributes(text: &[u8]) -> Option<Vec<Part<'_>>> {
+    let body = text.strip_prefix(b"(")?.strip_suffix(b")")?;
+    let (mut parts, mut value, mut is_null, mut quoted, mut at) = (Vec::new(), Vec::new(), true, false, 0);
+    while let Some(byte) = body.get(at) {
+        match byte {
+            b'"' if quoted && body.get(at + 1) == Some(&b'"') => {
+                value.push(b'"');
+                at += 1;
+            }
+            b'"' => (quoted, is_null) = (!quoted, false),
+            b'\\' => {
+                value.push(*body.get(at + 1)?);
+                at += 1;
+                is_null = false;
+            }
+            b',' if !quoted => {
+                let text = std::mem::take(&mut value);
+                parts.push((!is_null).then_some(Cow::Owned(text)));
+                is_null = true;
+            }
+            byte => {
+                value.push(*byte);
+                is_null = false;
+            }
+        }
+        at += 1;
+    }
+    parts.push((!is_null).then_some(Cow::Owned(value)));
+    (!quoted).then_some(parts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +113,16 @@ mod tests {
             ("[0:1", None),
         ] {
             assert_eq!(find_element(text.as_bytes(), b',', other).as_deref(), found, "{text}");
+        }
+        let parts = |text: &str| {
+            let part = |part: Part<'_>| part.map(|text| String::from_utf8(text.into_owned()).unwrap());
+            attributes(text.as_bytes()).map(|parts| parts.into_iter().map(part).collect::<Vec<_>>())
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(parts("()"), Some(vec![None]));
+        assert_eq!(parts(r#"(1,"a ""b"", (\\)",,"")"#), Some(vec![some("1"), some(r#"a "b", (\)"#), None, some("")]));
+        for text in ["", "(", "1,2", "(\"1)", r"(\)"] {
+            assert_eq!(parts(text), None, "{text}");
         }
         assert_eq!(find_element(b"{a;b}", b';', other).as_deref(), Some("b"));
     }

@@ -552,8 +552,8 @@ impl Core {
             return Err(out_of_place());
         }
         let unheard = streamed(&self.scratch, data, kind).rows().find_map(|row| version.rows.heard.unheard(row));
-        if let Some(label) = unheard {
-            version = self.catch_up(transaction.xid, version, &label).await?;
+        if let Some(said) = unheard {
+            version = self.catch_up(transaction.xid, version, said).await?;
         }
         let change = streamed(&self.scratch, data, kind);
         let keep = self.loader.remembers(&version.relation.name);

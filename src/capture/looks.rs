@@ -11,14 +11,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::capture::heard::Unheard;
 use crate::look::{Difference, Look};
 use crate::relation::TableName;
 
 #[derive(Debug, Clone, Default)]
 pub struct Looks {
     known: BTreeMap<TableName, Look>,
-    /// Labels of enums that were renamed, which the table was asked for.
-    passed: BTreeMap<TableName, BTreeSet<String>>,
+    /// What rows may say of types that were altered since, which the table was asked for.
+    passed: BTreeMap<TableName, BTreeSet<Unheard>>,
 }
 
 /// What a look at one table asks for.
@@ -69,18 +70,18 @@ impl Looks {
         if now.published.is_none() {
             return;
         }
-        let renamed = self.known.get(&table).into_iter().flat_map(|before| before.relabelled(&now));
-        let renamed: Vec<String> = renamed.map(str::to_owned).collect();
-        if !renamed.is_empty() {
-            self.passed.entry(table.clone()).or_default().extend(renamed);
+        if let Some(before) = self.known.get(&table) {
+            let labels = before.relabelled(&now).map(|label| Unheard::Label(label.to_owned()));
+            let attributes = before.reshaped(&now).map(|before| Unheard::Attributes(before.attributes.len()));
+            let passed: Vec<Unheard> = labels.chain(attributes).collect();
+            self.passed.entry(table.clone()).or_default().extend(passed);
         }
         self.known.insert(table, now);
     }
 
-    /// Notes that rows have a label which the catalog does not have any more; whether that is news.
-    pub fn pass(&mut self, table: &TableName, label: &[u8]) -> bool {
-        let label = String::from_utf8_lossy(label).into_owned();
-        self.passed.entry(table.clone()).or_default().insert(label)
+    /// Notes that rows say what the catalog does not say any more; whether that is news.
+    pub fn pass(&mut self, table: &TableName, said: Unheard) -> bool {
+        self.passed.entry(table.clone()).or_default().insert(said)
     }
 }
 
@@ -130,8 +131,9 @@ mod tests {
         let mut looks = Looks::default();
         looks.see(table.clone(), labelled(&[(7, "sad")]));
         looks.see(table.clone(), labelled(&[(7, "blue"), (8, "new")]));
-        assert!(!looks.pass(&table, b"sad"), "the look asked for it");
-        assert!(looks.pass(&table, b"brief"), "nobody saw it");
-        assert!(!looks.pass(&table, b"brief"));
+        let mut pass = |label: &str| looks.pass(&table, Unheard::Label(label.into()));
+        assert!(!pass("sad"), "the look asked for it");
+        assert!(pass("brief"), "nobody saw it");
+        assert!(!pass("brief"));
     }
 }

@@ -57,7 +57,8 @@ impl Rows {
 }
 
 /// What rows of the stream and of chunks must share to be laid over each other: the table, its columns' names and types, and the
-/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given, a
+/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given,
+/// attributes of a composite, a
 /// type's name, NOT NULL, a default. So a stream's version can lack them for as long as its reader lives.
 fn version_of_rows(rows: &Relation) -> Fingerprint {
     let plain = |column: &Column| Column {
@@ -69,7 +70,7 @@ fn version_of_rows(rows: &Relation) -> Fingerprint {
         ..column.clone()
     };
     let columns = rows.columns.iter().map(plain).collect();
-    Relation { columns, avro: None, ..rows.clone() }.sealed().fingerprint
+    Relation { columns, avro: None, composites: Vec::new(), ..rows.clone() }.sealed().fingerprint
 }
 
 /// The version of a table's rows that a connector asks for.

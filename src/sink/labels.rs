@@ -6,6 +6,7 @@
 //! own still has it is not known.
 
 use super::catalog::TableFacts;
+use super::composites;
 use super::fit::same_type;
 use super::postgres::PostgresSink;
 use super::stored::Stored;
@@ -16,9 +17,8 @@ use crate::relation::{Column, quote_literal};
 /// What to run, in order: each label at the place that it has at the source. Pure.
 pub fn statements(wanted: &WantedTable, facts: &TableFacts) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for column in &wanted.columns {
-        let Some(sink) = facts.columns.iter().find(|facts| facts.name == column.column.name) else { continue };
-        let of_column = of_column(&column.column, &sink.stored);
+    for (column, sink) in composites::columns_and_attributes(wanted, facts) {
+        let of_column = of_column(&column, &sink.stored);
         all.extend(of_column.into_iter().filter(|add| !all.contains(add)).collect::<Vec<_>>());
     }
     all
