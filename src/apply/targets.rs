@@ -157,6 +157,7 @@ mod tests {
             avro: None,
             transforms: vec![Transform::Constant { column: "tenant".to_owned(), value: tenant.to_owned() }],
             hidden: vec![],
+            composites: vec![],
         })
     }
 

@@ -498,6 +498,7 @@ mod tests {
             ancestors: vec![],
             leaves: vec![],
             columns: vec![],
+            composites: vec![],
             primary_key: None,
             identity_index: None,
             unique_keys: vec![],

@@ -28,6 +28,7 @@
 
 pub mod catalog;
 pub mod circles;
+pub mod composites;
 pub mod confine;
 mod encode;
 pub mod evolve;
@@ -47,7 +48,7 @@ mod write;
 
 use crate::config::{self, Truncate};
 use crate::error::{Code, Error, Halt};
-use crate::relation::{Column, Relation, TableName};
+use crate::relation::{Column, Composite, Relation, TableName};
 
 /// Why a call on a sink came to nothing. Whatever it is, nothing of the open transaction stays, except where the outcome is
 /// unknown.
@@ -127,6 +128,8 @@ pub struct WantedTable {
     pub columns: Vec<WantedColumn>,
     /// Columns that the source's table has and this version does not tell of.
     pub hidden: Vec<String>,
+    /// What its columns' composite types are made of, as far as the version says.
+    pub composites: Vec<Composite>,
     pub truncate: Truncate,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
@@ -168,7 +171,8 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
+        let (hidden, composites) = (relation.hidden.clone(), relation.composites.clone());
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate: target.truncate, held })
     }
 
     /// Rows are told apart by all they hold.

@@ -15,6 +15,7 @@ use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::confine::Held;
 use super::fit;
+use super::labels;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
 use crate::apply::net::Net;
@@ -81,6 +82,8 @@ pub(super) struct PlanColumn {
     base: String,
     /// How SQL names the enum that it is of, if it is.
     pub enum_sql: Option<String>,
+    /// Statements that give it the labels which the source's enum has besides.
+    pub add_labels: Vec<String>,
     pub source_oid: u32,
 }
 
@@ -129,6 +132,7 @@ impl SinkTablePlan {
                     input: sink.input.clone(),
                     base: sink.base.clone(),
                     enum_sql: (sink.stored.kind == 'e').then(|| type_sql(&sink.stored.name)),
+                    add_labels: labels::of_column(&wanted.column, &sink.stored),
                     source_oid: wanted.column.type_oid,
                 }
             })
@@ -427,6 +431,7 @@ mod tests {
             input: None,
             base: "int4".into(),
             enum_sql: None,
+            add_labels: vec![],
             source_oid: 23,
         };
         SinkTablePlan {

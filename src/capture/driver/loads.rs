@@ -223,6 +223,7 @@ impl Core {
 
     async fn emit_chunk(&mut self, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        let version = self.chunk_version(version, &ready.rows).await?;
         // Its rows are as they are here, which may be behind its message.
         let start = self.last_commit_end.map_or(self.marked, |end| end.max(self.marked));
         // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.
