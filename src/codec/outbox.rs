@@ -11,6 +11,7 @@ use super::schema::{Field, Schema, Type, push_json};
 use super::write::Unfit;
 use super::{Headers, RecordBuf, invalid, mapping};
 use crate::error::{Error, Result};
+use crate::pgtext::{Stamp, Temporal, parse_timestamp, parse_timestamptz};
 use crate::relation::names::{fill_topic, topic_name};
 use crate::relation::outbox::{Additional, EventFormat, Outbox};
 use crate::relation::{Relation, quote_identifier};
@@ -32,6 +33,9 @@ pub struct OutboxEncoder {
     route: usize,
     headers: Vec<(usize, String)>,
     envelope: Vec<(usize, String)>,
+    timestamp: Option<usize>,
+    version: Option<usize>,
+    partition: Option<usize>,
     /// Where keys and values carry their schema.
     schemas: Option<Schemas>,
 }
@@ -49,6 +53,15 @@ struct Schemas {
 pub struct Written {
     pub key: bool,
     pub value: bool,
+}
+
+/// Where a record goes, where its row says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// `None`: by its key.
+    pub partition: Option<i32>,
+    /// Milliseconds since 1970; `None`: when the row was read.
+    pub timestamp_ms: Option<i64>,
 }
 
 impl OutboxEncoder {
@@ -75,6 +88,9 @@ impl OutboxEncoder {
             envelope: envelope.iter().map(|(i, name)| Field { name: name.clone(), schema: schema(*i) }).collect(),
         });
         Some(OutboxEncoder {
+            timestamp: columns.timestamp.as_deref().map(at),
+            version: columns.schema_version.as_deref().map(at),
+            partition: outbox.partition().map(at),
             headers: outbox.headers().map(named).collect(),
             json: JsonEncoder::new(relation.clone(), prefix, db),
             relation: relation.clone(),
@@ -119,6 +135,49 @@ impl OutboxEncoder {
         let found = "an event was updated, and events are for ever: consumers have the one that was inserted";
         let hint = "write invalid_operations = \"warn\" into [outbox] of its connector, to go on without it";
         invalid(&self.relation, None, found, hint.to_owned())
+    }
+
+    /// Where the row's record goes in its topic, and at which time. What can be neither is RECORD_INVALID.
+    pub fn place(&self, row: Row<'_>) -> Result<Place> {
+        let partition = self.partition.map(|column| self.number(column, row)).transpose()?.flatten();
+        let partition = partition.map(|number| i32::try_from(number).map_err(|_| self.without_partition(number)));
+        let timestamp_ms = self.timestamp.map(|column| self.millis(column, row)).transpose()?.flatten();
+        Ok(Place { partition: partition.transpose()?, timestamp_ms })
+    }
+
+    /// A row that says a partition that its topic has not.
+    pub fn without_partition(&self, number: i64) -> Error {
+        let found = format!("an event for partition {number}, which its topic does not have");
+        let hint = "write partitions = … into its connector and give the topic as many, or COLUMN:partition in additional_placement \
+                    of [outbox] with another column";
+        invalid(&self.relation, self.partition, &found, hint.to_owned())
+    }
+
+    fn number(&self, column: usize, row: Row<'_>) -> Result<Option<i64>> {
+        let Cell::Text(text) = row.get(column) else { return Ok(None) };
+        let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        number.ok_or_else(|| super::unfit(&self.relation, column, Unfit::NotOfItsType)).map(Some)
+    }
+
+    /// A timestamp without a zone is in UTC, as in records.
+    fn millis(&self, column: usize, row: Row<'_>) -> Result<Option<i64>> {
+        let Cell::Text(text) = row.get(column) else { return Ok(None) };
+        let parsed = match self.relation.columns[column].type_oid {
+            mapping::oid::TIMESTAMPTZ => parse_timestamptz(text),
+            _ => parse_timestamp(text),
+        };
+        match parsed {
+            None => Err(super::unfit(&self.relation, column, Unfit::NotOfItsType)),
+            Some(Temporal::Finite(Stamp { seconds, micros })) if seconds >= 0 => {
+                Ok(Some(seconds * 1_000 + i64::from(micros / 1_000)))
+            }
+            Some(_) => {
+                let found = "the time of an event is infinite or before 1970, which no record of Kafka can have";
+                let hint =
+                    "write timestamp_field = \"…\" with another column into [outbox] of its connector, or delete it";
+                Err(invalid(&self.relation, Some(column), found, hint.to_owned()))
+            }
+        }
     }
 
     /// Writes key, value and headers of the row's record.
@@ -216,7 +275,8 @@ impl OutboxEncoder {
                 let fields = std::iter::once(payload).chain(beside.iter().cloned()).collect();
                 let name = format!("{}.{}.Value", schemas.stem, self.route(row)?);
                 let name = self.relation.modes.schema_names.schema(&name).into_owned();
-                Schema { name: Some(name), ..Schema::new(Type::Struct(fields)) }
+                let version = self.version.map(|column| self.schema_version(column, row)).transpose()?.flatten();
+                Schema { name: Some(name), version, ..Schema::new(Type::Struct(fields)) }
             }
         };
         out.extend_from_slice(br#"{"schema":"#);
@@ -230,6 +290,17 @@ impl OutboxEncoder {
         self.push_payload(row, json.as_deref(), out)?;
         out.push(b'}');
         Ok(())
+    }
+
+    fn schema_version(&self, column: usize, row: Row<'_>) -> Result<Option<u32>> {
+        let Some(number) = self.number(column, row)? else { return Ok(None) };
+        let version = u32::try_from(number).ok().filter(|version| i32::try_from(*version).is_ok());
+        version.map(Some).ok_or_else(|| {
+            let found = format!("{number} is no version of a schema, which is a whole number of 31 bits");
+            let hint =
+                "write schema_version_field = \"…\" with another column into [outbox] of its connector, or delete it";
+            invalid(&self.relation, Some(column), &found, hint.to_owned())
+        })
     }
 
     fn push_cell(&self, column: usize, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
@@ -276,7 +347,14 @@ mod tests {
 
     fn plain() -> Outbox {
         let name = str::to_owned;
-        let columns = Columns { id: name("id"), key: name("key"), payload: name("payload"), route: name("route") };
+        let columns = Columns {
+            id: name("id"),
+            key: name("key"),
+            payload: name("payload"),
+            route: name("route"),
+            timestamp: None,
+            schema_version: None,
+        };
         let (additional, format, updates) = (Vec::new(), EventFormat::Json, Updates::Warn);
         Outbox {
             topic: name("p.event.{route}"),
@@ -382,6 +460,64 @@ mod tests {
         assert_eq!(std::str::from_utf8(&out.value).unwrap(), wanted);
         let header = |name: &str, text: Option<&str>| (name.to_owned(), text.map(|text| text.as_bytes().to_vec()));
         assert_eq!(out.headers, [header("id", Some("7")), header("by", None), header("number", Some("7"))]);
+    }
+
+    /// Of a relation with columns for all that a row may say besides.
+    fn placing() -> Relation {
+        let columns =
+            Columns { timestamp: Some("at".into()), schema_version: Some("version".into()), ..plain().columns };
+        let additional = ["route:envelope", "part:partition"];
+        let additional = additional.iter().map(|text| Additional::parse(text).unwrap()).collect();
+        let mut relation = Relation::clone(&relation(Outbox { columns, additional, ..plain() }, true));
+        relation.columns.extend([
+            column("at", oid::TIMESTAMPTZ, -1, true, None),
+            column("version", oid::INT4, -1, true, None),
+            column("part", oid::INT2, -1, true, None),
+        ]);
+        relation.sealed()
+    }
+
+    #[test]
+    fn a_row_says_its_records_time_partition_and_version() {
+        let encoder = OutboxEncoder::new(&Arc::new(placing()), "p", "db").unwrap();
+        let row = |placing: [Option<&'static str>; 3]| -> RowBuf {
+            let cells = [Some("7"), Some("r"), Some("k"), Some("1")].into_iter().chain(placing);
+            cells.map(|text| text.map_or(Cell::Null, |text| Cell::Text(text.as_bytes()))).collect()
+        };
+        let place = |placing| encoder.place(row(placing).row());
+        let said = place([Some("2001-09-09 03:46:40.0079+02"), Some("3"), Some("1")]).unwrap();
+        assert_eq!(said, Place { partition: Some(1), timestamp_ms: Some(1_000_000_000_007) });
+        assert_eq!(place([None; 3]).unwrap(), Place { partition: None, timestamp_ms: None });
+        for never in ["infinity", "1969-12-31 23:59:59.999+00"] {
+            let error = place([Some(never), None, None]).unwrap_err();
+            assert_eq!(error.code(), Some(Code::RecordInvalid), "{never}");
+            assert!(
+                error.to_string().contains("column \"at\": the time of an event is infinite or before 1970"),
+                "{error}"
+            );
+        }
+        let versioned = |version| written(&encoder, &row([None, Some(version), None])).1;
+        assert!(
+            versioned("3").contains(r#""name":"p.public.t.r.Value","version":3},"payload":"#),
+            "{}",
+            versioned("3")
+        );
+        let unversioned = written(&encoder, &row([None; 3])).1;
+        assert!(unversioned.contains(r#""name":"p.public.t.r.Value"},"payload":"#), "{unversioned}");
+        let error = encoder.record(row([None, Some("-1"), None]).row(), &mut RecordBuf::default()).unwrap_err();
+        assert!(error.to_string().contains("-1 is no version of a schema"), "{error}");
+    }
+
+    #[test]
+    fn what_says_a_time_or_a_number_is_of_a_type_that_does() {
+        assert!(super::super::complete(placing(), "p").is_ok());
+        for (name, wanted) in [("at", "a timestamp"), ("version", "an integer"), ("part", "an integer")] {
+            let mut wrong = placing();
+            wrong.columns.iter_mut().find(|column| column.name == name).unwrap().type_oid = oid::TEXT;
+            let error = super::super::complete(wrong, "p").unwrap_err();
+            assert_eq!(error.code(), Some(Code::TableUnsupported));
+            assert!(error.to_string().contains(&format!("column {name:?} is not {wanted}")), "{error}");
+        }
     }
 
     #[test]

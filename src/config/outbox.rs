@@ -20,18 +20,21 @@ pub(super) fn outbox(section: &mut Section<'_>) -> Option<(Outbox, At)> {
     let at = section.there();
     let topic = section.text("topic");
     names::check_pattern(section.report(), "topic", topic.as_ref(), &TOPIC);
-    let mut column = |key, default: &str| {
+    let mut column = |key, default: Option<&str>| {
         let text = section.text(key);
         if let Some(text) = &text {
             check_identifier(section, key, text);
         }
-        text.map_or_else(|| default.to_owned(), |text| text.value)
+        text.map(|text| text.value).or_else(|| default.map(str::to_owned))
     };
+    let mut required = |key, default: &str| column(key, Some(default)).expect("it has a default");
     let columns = Columns {
-        id: column("id_field", "id"),
-        key: column("key_field", "aggregateid"),
-        payload: column("payload_field", "payload"),
-        route: column("route_by_field", "aggregatetype"),
+        id: required("id_field", "id"),
+        key: required("key_field", "aggregateid"),
+        payload: required("payload_field", "payload"),
+        route: required("route_by_field", "aggregatetype"),
+        timestamp: column("timestamp_field", None),
+        schema_version: column("schema_version_field", None),
     };
     let outbox = Outbox {
         topic: topic.map_or_else(|| "{prefix}.event.{route}".to_owned(), |topic| topic.value),
@@ -52,7 +55,7 @@ fn additional(section: &mut Section<'_>) -> Vec<Additional> {
     for text in texts {
         let Some(additional) = Additional::parse(&text.value) else {
             let message = format!(
-                "additional_placement takes COLUMN:header or COLUMN:envelope, with :NAME or not, found {:?}",
+                "additional_placement takes COLUMN:header or COLUMN:envelope, with :NAME or not, and COLUMN:partition, found {:?}",
                 text.value
             );
             section.report().add(&text.at, message, format!("write additional_placement = {example}"));
@@ -61,7 +64,10 @@ fn additional(section: &mut Section<'_>) -> Vec<Additional> {
         let taken = (additional.placement == Placement::Envelope && additional.name == "payload")
             || (additional.placement == Placement::Header && additional.name == "id");
         let same = |other: &Additional| other.placement == additional.placement && other.name == additional.name;
-        if taken || found.iter().any(same) {
+        if additional.placement == Placement::Partition && found.iter().any(same) {
+            let message = "additional_placement has two columns for the partition";
+            section.report().add(&text.at, message, "delete one of them");
+        } else if taken || found.iter().any(same) {
             let message = format!("additional_placement has {:?} twice", additional.name);
             section.report().add(&text.at, message, "write :NAME with another name behind it");
         }
@@ -82,6 +88,7 @@ pub(super) fn check(table: &Table, at: &At, report: &Report) {
                     that are Avro already pass through with format = \"bytes\" in [outbox]";
         report.add(at, "events of an outbox are written in JSON, as strings or as bytes, not in Avro", hint);
     }
+    check_version(table, outbox, at, report);
     let shaped = outbox.expand || outbox.envelope().next().is_some() || table.wire.modes.schemas;
     if outbox.format != EventFormat::Json && shaped {
         let message = match outbox.format {
@@ -90,6 +97,16 @@ pub(super) fn check(table: &Table, at: &At, report: &Report) {
         };
         let hint = "write format = \"json\", or no expand_json_payload, no envelope in additional_placement and, in [wire], \
                     schemas = false";
+        report.add(at, message, hint);
+    }
+}
+
+/// A version is one of a schema that is ours: that of the object which the payload and what stands beside it are in.
+fn check_version(table: &Table, outbox: &Outbox, at: &At, report: &Report) {
+    let written = table.wire.modes.schemas && outbox.envelope().next().is_some();
+    if outbox.columns.schema_version.is_some() && !written {
+        let message = "schema_version_field has no effect: values have no schema of their own";
+        let hint = "delete it, or write schemas = true into [wire] and a COLUMN:envelope into additional_placement of [outbox]";
         report.add(at, message, hint);
     }
 }
@@ -113,13 +130,14 @@ pub(super) fn compare<'t>(outboxes: impl Iterator<Item = (&'t Table, &'t At)>, r
 pub(super) fn shown(outbox: &Outbox) -> Vec<(&'static str, toml::Value)> {
     let Outbox { topic, columns, additional, expand, tombstones, format, updates } = outbox;
     let placed = |additional: &Additional| {
-        let placement = match additional.placement {
-            Placement::Header => "header",
-            Placement::Envelope => "envelope",
-        };
-        toml::Value::from(format!("{}:{placement}:{}", additional.column, additional.name))
+        let Additional { column, name, .. } = additional;
+        toml::Value::from(match additional.placement {
+            Placement::Header => format!("{column}:header:{name}"),
+            Placement::Envelope => format!("{column}:envelope:{name}"),
+            Placement::Partition => format!("{column}:partition"),
+        })
     };
-    vec![
+    let mut shown = vec![
         ("topic", topic.clone().into()),
         ("id_field", columns.id.clone().into()),
         ("key_field", columns.key.clone().into()),
@@ -130,5 +148,8 @@ pub(super) fn shown(outbox: &Outbox) -> Vec<(&'static str, toml::Value)> {
         ("tombstone_on_empty_payload", (*tombstones).into()),
         ("format", word(&FORMATS, *format).into()),
         ("invalid_operations", word(&UPDATES, *updates).into()),
-    ]
+    ];
+    let optional = [("timestamp_field", &columns.timestamp), ("schema_version_field", &columns.schema_version)];
+    shown.extend(optional.into_iter().filter_map(|(key, column)| Some((key, column.clone()?.into()))));
+    shown
 }
