@@ -11,12 +11,28 @@ use crate::relation::outbox::{Additional, Columns, EventFormat, Outbox, Placemen
 
 /// Placeholders of an event's topic.
 const TOPIC: [&str; 4] = ["route", "prefix", "schema", "table"];
-const FORMATS: [(&str, EventFormat); 3] =
-    [("json", EventFormat::Json), ("string", EventFormat::String), ("bytes", EventFormat::Bytes)];
+const FORMATS: [(&str, EventFormat); 4] = [
+    ("json", EventFormat::Json),
+    ("avro", EventFormat::Avro),
+    ("string", EventFormat::String),
+    ("bytes", EventFormat::Bytes),
+];
 const UPDATES: [(&str, Updates); 2] = [("warn", Updates::Warn), ("halt", Updates::Halt)];
 
-/// The section and where it stands; `None` if the file has none. The topic's other placeholders are still in it.
-pub(super) fn outbox(section: &mut Section<'_>) -> Option<(Outbox, At)> {
+/// The section, where it stands, and where it says a format.
+pub(super) struct OutboxText {
+    pub outbox: Outbox,
+    pub at: At,
+    pub format_at: Option<At>,
+}
+
+/// `None` if the file has none. The topic's other placeholders are still in it. `format` is that
+/// of the table's records, which events have too where nothing is said.
+pub(super) fn outbox(section: &mut Section<'_>, format: Format) -> Option<OutboxText> {
+    let format = match format {
+        Format::Avro => EventFormat::Avro,
+        Format::Json => EventFormat::Json,
+    };
     let at = section.there();
     let topic = section.text("topic");
     names::check_pattern(section.report(), "topic", topic.as_ref(), &TOPIC);
@@ -42,10 +58,11 @@ pub(super) fn outbox(section: &mut Section<'_>) -> Option<(Outbox, At)> {
         additional: additional(section),
         expand: section.boolean("expand_json_payload", false),
         tombstones: section.boolean("tombstone_on_empty_payload", false),
-        format: section.choice("format", &FORMATS).unwrap_or_default(),
+        format: section.choice("format", &FORMATS).unwrap_or(format),
         updates: section.choice("invalid_operations", &UPDATES).unwrap_or_default(),
     };
-    at.map(|at| (outbox, at))
+    let format_at = section.place("format");
+    at.map(|at| OutboxText { outbox, at, format_at })
 }
 
 fn additional(section: &mut Section<'_>) -> Vec<Additional> {
@@ -83,14 +100,10 @@ pub(super) fn check(table: &Table, at: &At, report: &Report) {
         let hint = "write records = \"envelope\" into [wire] of this connector";
         report.add(at, "an outbox has events, and records = \"flat\" makes rows of them", hint);
     }
-    if table.wire.format == Format::Avro {
-        let hint = "write format = \"json\" into [wire] of this connector, with schemas = true where consumers need types; payloads \
-                    that are Avro already pass through with format = \"bytes\" in [outbox]";
-        report.add(at, "events of an outbox are written in JSON, as strings or as bytes, not in Avro", hint);
-    }
     check_version(table, outbox, at, report);
     let shaped = outbox.expand || outbox.envelope().next().is_some() || table.wire.modes.schemas;
-    if outbox.format != EventFormat::Json && shaped {
+    let alone = matches!(outbox.format, EventFormat::String | EventFormat::Bytes);
+    if alone && shaped {
         let message = match outbox.format {
             EventFormat::Bytes => "format = \"bytes\" writes the payload's bytes alone",
             _ => "format = \"string\" writes the payload's text alone",
@@ -103,12 +116,19 @@ pub(super) fn check(table: &Table, at: &At, report: &Report) {
 
 /// A version is one of a schema that is ours: that of the object which the payload and what stands beside it are in.
 fn check_version(table: &Table, outbox: &Outbox, at: &At, report: &Report) {
-    let written = table.wire.modes.schemas && outbox.envelope().next().is_some();
+    let has_schemas = table.wire.modes.schemas || outbox.format == EventFormat::Avro;
+    let written = has_schemas && outbox.envelope().next().is_some();
     if outbox.columns.schema_version.is_some() && !written {
         let message = "schema_version_field has no effect: values have no schema of their own";
-        let hint = "delete it, or write schemas = true into [wire] and a COLUMN:envelope into additional_placement of [outbox]";
+        let hint = "delete it, or write schemas = true into [wire], or format = \"avro\", and a COLUMN:envelope into \
+                    additional_placement of [outbox]";
         report.add(at, message, hint);
     }
+}
+
+/// Of the table whose records are these events: nothing is written of it but them.
+pub(super) fn format_of(outbox: &Outbox) -> Format {
+    if outbox.format == EventFormat::Avro { Format::Avro } else { Format::Json }
 }
 
 /// Two outboxes whose events would be mixed.

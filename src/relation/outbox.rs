@@ -67,6 +67,8 @@ pub enum EventFormat {
     Json,
     /// The texts themselves, as Connect's StringConverter.
     String,
+    /// As Confluent's AvroConverter, each schema under the subjects of the event's topic.
+    Avro,
     /// The payload's bytes, as Debezium's BinaryDataConverter; the key is its text. Whoever wrote the row has made the value, in
     /// Avro or whatever else.
     Bytes,

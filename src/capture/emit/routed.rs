@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Draft, Emitter, NO_HEADERS, Version};
 use crate::capture::machine::Machine;
-use crate::codec::{Event, Place, Written};
+use crate::capture::schemas::RoutedIds;
+use crate::codec::{Event, Place, Written, WrittenSchemas, avro};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::kafka::producer::Route;
@@ -35,6 +36,8 @@ pub struct RoutedTopics {
     routes: HashMap<String, Routed>,
     /// Made or met, and not yet told to the ledger.
     news: Vec<(String, TopicIdentity)>,
+    /// Of their schemas.
+    ids: RoutedIds,
 }
 
 #[derive(Clone)]
@@ -46,7 +49,7 @@ struct Routed {
 
 impl RoutedTopics {
     /// `known` are the topics of the ledger.
-    pub fn new(config: &Config, known: &BTreeMap<String, TopicIdentity>) -> RoutedTopics {
+    pub fn new(config: &Config, known: &BTreeMap<String, TopicIdentity>, ids: RoutedIds) -> RoutedTopics {
         let wire = &config.wire;
         let messages = wire.messages.as_ref().map(|messages| &messages.topic);
         let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| &heartbeat.topic);
@@ -56,7 +59,7 @@ impl RoutedTopics {
         let by_collision = |name: &String| (topic_collision(name), name.clone());
         let owned: HashMap<String, String> = tables.chain(others.into_iter().flatten()).map(by_collision).collect();
         let known = known.keys().map(by_collision).filter(|(alike, _)| !owned.contains_key(alike)).collect();
-        RoutedTopics { owned, known, routes: HashMap::new(), news: Vec::new() }
+        RoutedTopics { owned, known, routes: HashMap::new(), news: Vec::new(), ids }
     }
 
     /// Whether rows of the table may go there. Pure.
@@ -100,7 +103,8 @@ impl Emitter {
         kind: Kind,
     ) -> Result<()> {
         let outbox = version.outbox.as_ref().expect("rows of an outbox are routed");
-        let Routed { route, partitions, .. } = self.route_to(outbox.topic(row)?, version).await?;
+        let topic = outbox.topic(row)?;
+        let Routed { route, partitions, .. } = self.route_to(topic.clone(), version).await?;
         let Place { partition, timestamp_ms } = outbox.place(row)?;
         if let Some(number) = partition.filter(|number| !(0..partitions).contains(number)) {
             return Err(outbox.without_partition(number.into()));
@@ -108,7 +112,16 @@ impl Emitter {
         if kind != Kind::ChunkRow {
             self.counted(machine, Some(&version.collection), event).await?;
         }
-        let Written { key, value } = outbox.record(row, &mut self.record)?;
+        let Written { key, value, schemas } = outbox.record(row, &mut self.record)?;
+        if let Some(WrittenSchemas { key, value }) = schemas {
+            let (table, ids, record) = (&version.relation.name, &mut self.routed.ids, &mut self.record);
+            if let Some(schema) = key {
+                avro::set_id(&mut record.key, ids.id(table, &topic, "key", &schema).await?);
+            }
+            if let Some(schema) = value {
+                avro::set_id(&mut record.value, ids.id(table, &topic, "value", &schema).await?);
+            }
+        }
         let (position, token) = if kind == Kind::ChunkRow { machine.chunk_record() } else { machine.record() };
         let draft = Draft {
             header: Header { kind, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
@@ -169,6 +182,7 @@ mod tests {
             known: by_collision(&["shop.event.Order"]),
             routes: HashMap::new(),
             news: Vec::new(),
+            ids: RoutedIds::new(None),
         }
     }
 

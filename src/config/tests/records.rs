@@ -1,6 +1,8 @@
 //! What shapes records and topics.
 
 use super::*;
+use crate::relation::Format;
+use crate::relation::outbox::EventFormat;
 
 /// One table that no sink takes, and what its file says besides.
 fn table(main: &str, connector: &str) -> Folder {
@@ -84,6 +86,16 @@ fn an_outbox_is_said_in_its_connector() {
         "{described}"
     );
     assert_eq!(table("", "").config().tables[0].wire.modes.outbox, None);
+    let of = |connector: &str| {
+        let config = table("[registry]\nurl = \"http://r\"\n[wire]\nformat = \"avro\"\n", connector).config();
+        let table = &config.tables[0];
+        (table.wire.format, table.wire.modes.outbox.as_ref().unwrap().format)
+    };
+    // As the table's records would be, unless it says otherwise itself.
+    assert_eq!(of("[outbox]\n"), (Format::Avro, EventFormat::Avro));
+    assert_eq!(of("[outbox]\nformat = \"bytes\"\n"), (Format::Json, EventFormat::Bytes));
+    let said = table("", "[outbox]\nformat = \"avro\"\n").said();
+    assert!(said.contains("registry"), "{said}");
     let default = table("", "[outbox]\n").config();
     assert_eq!(default.tables[0].wire.modes.outbox.as_ref().unwrap().topic, "shop.event.{route}");
 }
