@@ -81,9 +81,9 @@ pub async fn run(
     metrics: SourceMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
-    let registry = config.registry.as_ref().map(Registry::open).transpose()?;
+    let registry = config.registry.as_ref().map(Registry::open).transpose()?.map(Arc::new);
     let starting = async {
-        let events = schemas::event_ids(registry.as_ref(), &config).await?;
+        let events = schemas::event_ids(registry.as_deref(), &config).await?;
         Ok::<_, Error>((events, start::start(&config, &reporter, &stop).await?))
     };
     let (events, started) = tokio::select! {
@@ -119,7 +119,7 @@ struct Core {
     /// Of the last chunk whose message was met.
     marked: Lsn,
     emitter: Emitter,
-    registry: Option<Registry>,
+    registry: Option<Arc<Registry>>,
     appender: Appender,
     tail: Tail,
     chunks: ChunkReader,
@@ -223,7 +223,7 @@ impl Reader {
     /// The reader, and what its tables looked like when it started.
     fn new(
         started: Started,
-        (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
+        (registry, events): (Option<Arc<Registry>>, Option<[SchemaIds; 3]>),
         reporter: SourceReporter,
         metrics: SourceMetrics,
     ) -> Result<(Reader, Looked)> {
@@ -247,7 +247,7 @@ impl Reader {
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), (registry.clone(), events), &topics);
         let (loader, pace) = loads::loader(&config.source.snapshot);
         let watched = looks.iter().map(|(table, _)| table.clone()).collect();
         let chunks = ChunkReader::start(config.clone(), watched)?;
@@ -628,7 +628,7 @@ impl Core {
         let version = match known.filter(same) {
             Some(version) => version,
             None => {
-                let ids = schemas::relation_ids(self.registry.as_ref(), &shaped.relation).await?;
+                let ids = schemas::relation_ids(self.registry.as_deref(), &shaped.relation).await?;
                 self.emitter.version(shaped, ids)?
             }
         };
