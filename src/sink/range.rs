@@ -59,7 +59,7 @@ impl PostgresSink {
             })
             .await;
         load.rows += rows.len() as u64;
-        copied.map_err(|error| {
+        copied.map(drop).map_err(|error| {
             self.fail();
             failure(&format!("loading rows for {}", plan.table), Some(plan), error)
         })
