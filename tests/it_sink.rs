@@ -541,6 +541,49 @@ fn a_range_is_replaced_and_right_rows_are_left_alone() {
 }
 
 #[test]
+fn a_range_without_a_row_is_filled_by_copy() {
+    in_database(|world| async move {
+        let mut a = world.sink(&format!("{ITEMS}; CREATE UNIQUE INDEX items_a ON items (a); {LOGGED}")).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items VALUES (5, 'five', 'x', 1), (9, 'nine', 'x', 1)").await;
+        let range = |after: i32, through: i32| KeyRange {
+            after: Some(vec![after.to_string().into()]),
+            through: Some(vec![through.to_string().into()]),
+        };
+        // What is there, what comes, how, and what is there then.
+        let cases = [
+            (range(5, 8), vec!["6|six|~|1", "8|eight|~|1"], Ok((2, 0)), "COPY"),
+            (range(5, 8), vec!["6|six|~|1", "7|seven|~|1"], Ok((1, 1)), "INSE"),
+            (range(8, 10), vec![], Ok((0, 1)), ""),
+            (range(9, 20), vec!["11|seven|~|1"], Err(()), ""),
+        ];
+        for (range, rows, expected, how) in cases {
+            world.run("TRUNCATE log").await;
+            let rows: Vec<RowBuf> = rows.into_iter().map(row).collect();
+            let to = a.begin().await;
+            match a.sink.replace_range(&plan, &range, &rows, &[]).await {
+                Ok(counts) => {
+                    assert_eq!(Ok((counts.inserted, counts.deleted)), expected, "{range:?}");
+                    a.commit(to).await;
+                }
+                Err(failure) => {
+                    assert!(expected.is_err() && matches!(failure, Failure::Unique(_)), "{failure:?}");
+                    a.sink.rollback().await.unwrap();
+                }
+            }
+            assert_eq!(world.rows("SELECT * FROM log").await, how, "{range:?}");
+        }
+        assert_eq!(world.rows("SELECT string_agg(a, ' ' ORDER BY id) FROM items").await, "five six seven");
+
+        let to = a.begin().await;
+        let lacking = a.sink.replace_range(&plan, &range(20, 30), &[row("21|-|~|1")], &[]).await.unwrap_err();
+        assert_eq!(halt(lacking).code, Code::AbsentBase);
+        a.sink.rollback().await.unwrap();
+        drop(to);
+    });
+}
+
+#[test]
 fn two_ranges_and_a_net_effect_share_a_transaction() {
     in_database(|world| async move {
         let mut a = world.sink("CREATE TABLE t (r text, n int, v text, PRIMARY KEY (n, r))").await;

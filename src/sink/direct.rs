@@ -1,7 +1,7 @@
 //! New rows by COPY straight into their table: no stage, no look-up by key, 1.7 times as fast as the upsert.
 //!
-//! The sink is exactly a state of the source, so a row that is inserted there is new here. Should a row stand in the way after
-//! all, COPY is refused as a whole. It runs under a savepoint, so then nothing has happened, and the rows go through the stage
+//! The sink is exactly a state of the source, so a row that is inserted there is new here; and so are the rows of a chunk whose
+//! range was just seen to be empty ([`super::range`]). Should a row stand in the way after all, COPY is refused as a whole. It runs under a savepoint, so then nothing has happened, and the rows go through the stage
 //! as those of any other kind do. Whatever else refuses a row (a value, a constraint, a trigger) is met again there, where it
 //! gets its name.
 //!
