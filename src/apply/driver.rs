@@ -641,6 +641,7 @@ impl Worker {
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
         self.metrics.foreign_records(foreign);
+        self.metrics.overwritten(counts.overwritten);
         if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics

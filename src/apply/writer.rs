@@ -263,11 +263,9 @@ impl Writer {
         }
         self.flush().await?;
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
-        let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
-        self.sink.push_range(&mut load, &rows).await?;
         let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
-        self.sink.end_range(load, &blank).await?;
+        self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(&chunk, &state.relations);

@@ -104,6 +104,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_lag_bytes", Kind::Gauge, SINK, BYTES, "Bytes of log between closed_lsn and the newest checkpoint."),
     metric("lockstep_sink_lag_seconds", Kind::Gauge, SINK, SECONDS, "Seconds since the sink was level with the newest checkpoint; 0 while it is."),
     metric("lockstep_sink_foreign_records_total", Kind::Counter, SINK, COUNT, "Records in our topics that no reader of ours wrote; never applied."),
+    metric("lockstep_sink_overwritten_rows_total", Kind::Counter, SINK, COUNT, "New rows of the source that were there already at the sink, where rows go in by COPY; somebody else wrote to the table."),
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
@@ -145,6 +146,7 @@ pub struct SinkMetrics {
     batch_rows: Histogram,
     commit_to_visible: Histogram,
     foreign_records: Counter,
+    overwritten: Counter,
     retries: Counter,
 }
 
@@ -231,6 +233,7 @@ impl Metrics {
             batch_rows: self.histogram("lockstep_sink_batch_rows", label()),
             commit_to_visible: self.histogram("lockstep_sink_commit_to_visible_seconds", label()),
             foreign_records: self.counter("lockstep_sink_foreign_records_total", label()),
+            overwritten: self.counter("lockstep_sink_overwritten_rows_total", label()),
             retries: self.counter("lockstep_sink_retries_total", label()),
         }
     }
@@ -361,6 +364,10 @@ impl SinkMetrics {
 
     pub fn foreign_records(&self, count: u64) {
         self.foreign_records.increment(count);
+    }
+
+    pub fn overwritten(&self, rows: u64) {
+        self.overwritten.increment(rows);
     }
 
     pub fn retry(&self) {
