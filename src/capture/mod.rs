@@ -6,6 +6,7 @@
 pub mod machine;
 
 pub mod answerable;
+pub mod asks;
 pub mod chunks;
 mod departures;
 pub mod driver;

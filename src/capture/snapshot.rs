@@ -67,7 +67,8 @@ pub struct Job {
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
-    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    /// remembered ever since, so only a job that starts before anything is streamed may have some. Or what nobody asks for:
+    /// the sinks have it, and ask for it too where a row comes into it that they can't make.
     pub resumed: HashMap<TableName, Resumed>,
 }
 

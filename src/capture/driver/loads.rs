@@ -11,7 +11,7 @@ use super::Core;
 use crate::capture::answerable::{TOPICS, is_answerable};
 use crate::capture::chunks::{Answer, Command, Watched};
 use crate::capture::pace::{ChunkSize, Limits, Pace};
-use crate::capture::requests::{answerable, plan, resumed, unwatched};
+use crate::capture::requests::{answerable, plan, resumed, unasked, unwatched};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
 use crate::codec::{self, Snapshot};
@@ -89,7 +89,7 @@ impl Core {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
                 self.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
-                self.state.finish(id);
+                self.state.end(id);
                 tracing::info!(request = %id, "existing rows loaded");
             }
         }
@@ -132,6 +132,7 @@ impl Core {
             }
         }
         let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
+        let job = Job { resumed: unasked(&job, &self.state), ..job };
         self.start_job(job);
     }
 
