@@ -190,3 +190,58 @@ async fn a_range_is_right_whatever_happens_meanwhile() {
     scene.sql("TRUNCATE items; INSERT INTO items SELECT i, 'again', i, i FROM generate_series(1, 5000, 7) i").await;
     scene.equal(&mut process).await;
 }
+
+/// One table that can't be read holds up nobody but those that reference it, and goes on by itself; one that was read once is
+/// read no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_can_not_be_read_waits_alone() {
+    let schema = "CREATE TABLE public.closed (id int PRIMARY KEY, v text); CREATE TABLE public.open (id int PRIMARY KEY, v text);
+                  CREATE TABLE public.child (id int PRIMARY KEY, closed int REFERENCES public.closed);
+                  CREATE TABLE public.busy (id int PRIMARY KEY, v text)";
+    let keyed = ["public.busy", "public.child", "public.closed", "public.open"].map(|table| (table, &["id"][..]));
+    let scene = Scene::new(LOCKSTEP, "withheld", schema, &keyed).await;
+    scene
+        .sql(
+            "INSERT INTO closed VALUES (1, 'a'), (2, 'b'); INSERT INTO open VALUES (1, 'a'); INSERT INTO child VALUES (1, 1);
+             INSERT INTO busy VALUES (1, 'a'); REVOKE SELECT ON closed FROM lockstep",
+        )
+        .await;
+    let mut locker = scene.source.connect().await.unwrap();
+    locker.batch_execute("SET application_name = 'nightly job'").await.unwrap();
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE busy").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    wait_text(scene.orders(), "SELECT count(*) FROM open", "1", &mut process).await;
+    // The stream of everybody goes on.
+    scene.sql("INSERT INTO open VALUES (2, 'b'); INSERT INTO closed VALUES (3, 'c')").await;
+    wait_text(scene.orders(), "SELECT count(*) FROM open", "2", &mut process).await;
+    let waits = |s: &Status| {
+        let waiting = s.0["source"]["waiting_for"].as_str().unwrap_or_default();
+        ["GRANT SELECT ON \"public\".\"closed\" TO \"lockstep\"", "public.busy", "nightly job"]
+            .iter()
+            .all(|what| waiting.contains(what))
+    };
+    process.wait_until("both are named", PATIENCE, waits).await.unwrap();
+    let metrics = process.get("/metrics").await.unwrap();
+    assert!(metrics.contains("lockstep_source_tables_withheld 2"), "{metrics}");
+    assert_eq!(text(scene.orders(), "SELECT count(*) FROM child").await, "0");
+    lock.commit().await.unwrap();
+    wait_text(scene.orders(), "SELECT count(*) FROM busy", "1", &mut process).await;
+    scene.sql("GRANT SELECT ON closed TO lockstep").await;
+    scene.equal(&mut process).await;
+
+    // Nothing is to be read any more, and so nobody needs the right.
+    scene.sql("REVOKE SELECT ON closed, open, child, busy FROM lockstep").await;
+    process.terminate(PATIENCE).await.unwrap();
+    let mut process = scene.start().await;
+    scene.sql("INSERT INTO open VALUES (3, 'c'); INSERT INTO closed VALUES (4, 'd')").await;
+    wait_text(scene.orders(), "SELECT count(*) FROM open", "3", &mut process).await;
+    wait_text(scene.orders(), "SELECT count(*) FROM closed", "4", &mut process).await;
+    // Until somebody asks for rows: a condition is answered at once, a table waits.
+    let output = scene.pipeline.command(&["resync", "public.closed"]).unwrap();
+    assert!(output.status.success());
+    let named = |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("public.closed"));
+    process.wait_until("the grant", PATIENCE, named).await.unwrap();
+    scene.sql("GRANT SELECT ON closed, open, child, busy TO lockstep").await;
+    scene.equal(&mut process).await;
+}

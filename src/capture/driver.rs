@@ -30,6 +30,7 @@ use crate::capture::schemas;
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
+use crate::capture::withheld::Withheld;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Origin, Snapshot};
@@ -126,6 +127,8 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    /// Tables whose rows can't be read at the moment.
+    withheld: Withheld,
     estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and that of the rows of each name.
@@ -238,6 +241,7 @@ impl Reader {
             topics,
             closed,
             order,
+            parents,
             estimates,
             looks,
             marks,
@@ -269,6 +273,7 @@ impl Reader {
             state,
             assembler,
             order,
+            withheld: Withheld::new(parents),
             estimates,
             topics,
             streamed: HashMap::new(),

@@ -23,6 +23,7 @@ pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;
+mod withheld;
 
 #[cfg(test)]
 mod machine_tests;

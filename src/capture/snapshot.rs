@@ -23,7 +23,7 @@ mod pieces;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -285,6 +285,18 @@ impl<V: Visibility + Clone> Loader<V> {
     /// Tables of the job.
     pub fn tables(&self) -> &[TableName] {
         self.running.as_ref().map_or(&[], |running| &running.job.tables)
+    }
+
+    /// The table that is read under this name.
+    pub fn table_asked(&self, asked: Uuid) -> Option<&TableName> {
+        self.running.as_ref().and_then(|running| running.pieces.table_asked(asked))
+    }
+
+    /// What is left of these tables comes last: nobody can read it now.
+    pub fn defer(&mut self, tables: &BTreeSet<TableName>) {
+        if let Some(running) = &mut self.running {
+            running.pieces.defer(tables);
+        }
     }
 
     /// Whether changes of the table must be given to [`Loader::remember`].

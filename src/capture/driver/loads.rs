@@ -14,6 +14,7 @@ use crate::capture::pace::{ChunkSize, Limits, Pace};
 use crate::capture::requests::{answerable, plan, resumed, unasked, unwatched};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
+use crate::capture::withheld;
 use crate::codec::{self, Snapshot};
 use crate::config::{SourceSnapshot, Table};
 use crate::error::Result;
@@ -94,6 +95,7 @@ impl Core {
             }
         }
         if self.loader.is_idle() && self.done.is_empty() {
+            self.withheld.free_all();
             self.start_load();
         }
         let (lag, now) = (self.source_end.max(self.received).bytes_since(self.received), self.began.elapsed());
@@ -155,6 +157,7 @@ impl Core {
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
             Answer::Chunk(chunk) => {
                 let (chunk, shaped) = *chunk;
+                self.withheld.free(&chunk.table);
                 self.version(shaped).await?;
                 let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
                 self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
@@ -169,6 +172,13 @@ impl Core {
                 // One that is not asked for again has begun under its old key still.
                 for table in tables.iter().filter(|table| self.loader.has_begun(table)).cloned().collect::<Vec<_>>() {
                     self.begin_anew(&table, &[]);
+                }
+            }
+            Answer::Failed(asked, error) if withheld::is_withheld(&error) => {
+                let table = self.loader.table_asked(asked).cloned();
+                self.loader.failed(asked);
+                if let Some(table) = table {
+                    self.loader.defer(&self.withheld.hold(&table, &error));
                 }
             }
             Answer::Failed(asked, error) => {

@@ -46,7 +46,8 @@ impl Core {
         });
         let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
         self.metrics.snapshot_held(self.held.is_some());
-        let held = self.held.map(|held| held.to_string());
+        self.metrics.tables_withheld(self.withheld.count());
+        let held = self.withheld.waiting_for().or_else(|| self.held.map(|held| held.to_string()));
         let was_held = std::mem::replace(&mut self.told_held, held.is_some());
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
