@@ -31,6 +31,7 @@ use crate::capture::schemas;
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
+use crate::capture::withheld::Withheld;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Origin, Snapshot};
@@ -127,6 +128,8 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    /// Tables whose rows can't be read at the moment.
+    withheld: Withheld,
     estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and that of the rows of each name.
@@ -241,6 +244,7 @@ impl Reader {
             topics,
             closed,
             order,
+            parents,
             estimates,
             looks,
             marks,
@@ -272,6 +276,7 @@ impl Reader {
             state,
             assembler,
             order,
+            withheld: Withheld::new(parents),
             estimates,
             topics,
             streamed: HashMap::new(),

@@ -6,6 +6,7 @@
 pub mod machine;
 
 pub mod answerable;
+pub mod asks;
 pub mod chunks;
 mod departures;
 pub mod driver;
@@ -23,6 +24,7 @@ pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;
+mod withheld;
 
 #[cfg(test)]
 mod machine_tests;

@@ -91,6 +91,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_slot_retained_bytes", Kind::Gauge, &[], BYTES, "Bytes of log that the server keeps because of the slot."),
     metric("lockstep_source_ledger_appends_total", Kind::Counter, &[], COUNT, "Entries of any kind appended to the ledger."),
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
+    metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
     metric("lockstep_source_standby", Kind::Gauge, &[], None, "1 while another process has the slot."),
@@ -130,6 +131,7 @@ pub struct SourceMetrics {
     checkpoints: Counter,
     in_flight_bytes: Gauge,
     snapshot_held: Gauge,
+    tables_withheld: Gauge,
     received_lsn: Gauge,
     confirmed_lsn: Gauge,
     ledger_appends: Counter,
@@ -213,6 +215,7 @@ impl Metrics {
             checkpoints: self.counter("lockstep_source_checkpoints_total", vec![]),
             in_flight_bytes: self.gauge("lockstep_source_in_flight_bytes", vec![]),
             snapshot_held: self.gauge("lockstep_source_snapshot_held", vec![]),
+            tables_withheld: self.gauge("lockstep_source_tables_withheld", vec![]),
             received_lsn: self.gauge("lockstep_source_received_lsn", vec![]),
             confirmed_lsn: self.gauge("lockstep_source_confirmed_lsn", vec![]),
             ledger_appends: self.counter("lockstep_source_ledger_appends_total", vec![]),
@@ -320,6 +323,10 @@ impl SourceMetrics {
 
     pub fn in_flight(&self, bytes: u64) {
         self.in_flight_bytes.set(float(bytes));
+    }
+
+    pub fn tables_withheld(&self, count: usize) {
+        self.tables_withheld.set(count as f64);
     }
 
     pub fn snapshot_held(&self, held: bool) {
