@@ -177,10 +177,10 @@ impl Worker {
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
         let now: Vec<Taken> = tables.iter().map(|(table, target)| Taken::of(table, target)).collect();
-        let Otherwise { moved, reshaped } = Otherwise::of(&state, name, &now);
+        let Otherwise { moved, reshaped, begun } = Otherwise::of(&state, name, &now);
         // Should a table that is gone come back, it must be known that nothing of it was taken meanwhile. And tables that are
         // missing are under load from here on, wherever the row stands; so are those that are taken in another way now.
-        let (left, joined) = (&gone | &moved, &missing | &moved);
+        let (left, joined) = (&gone | &moved, &(&missing | &moved) | &begun);
         for (kind, names) in [(RequestKind::Leave, left), (RequestKind::Join, joined), (RequestKind::Resync, reshaped)]
         {
             if !names.is_empty() {
@@ -640,6 +640,7 @@ impl Worker {
         self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        self.metrics.missing_rows(counts.missing);
         self.metrics.foreign_records(foreign);
         if committed {
             let now = jiff::Timestamp::now().as_microsecond();
@@ -718,7 +719,8 @@ impl Worker {
                 false => Phase::Streaming,
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+            let equal = !self.writer.is_partial(&table.name, self.machine.state());
+            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;

@@ -15,7 +15,7 @@ use crate::apply::net::Folded;
 use crate::apply::targets;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
-use crate::config::{self, Evolve};
+use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::{Chunk, Join};
@@ -149,6 +149,15 @@ impl Writer {
             self.version(*fingerprint, state).await?;
         }
         Ok(())
+    }
+
+    /// A table that is not equal to the source's whatever is applied: the rows that were there were never read, or nobody would
+    /// notice one that is lost.
+    pub fn is_partial(&self, table: &TableName, state: &State) -> bool {
+        let configured = self.tables.get(table).is_some_and(|target| target.snapshot != Snapshot::Initial);
+        let of_sink = state.joins.iter().map(|join| &join.request).filter(|request| request.sink == self.name);
+        let newest = of_sink.filter(|request| request.says(table)).last();
+        configured || newest.is_some_and(|request| !request.reads(table))
     }
 
     /// A table that we take and never alter.

@@ -10,7 +10,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::{ConfigArgs, Failure};
-use crate::config::Config;
+use crate::config::{Config, Snapshot};
 use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::ledger::topic::{APPEND_TIMEOUT, Appender, Reading};
 use crate::relation::TableName;
@@ -27,7 +27,7 @@ pub struct ResyncArgs {
     /// The table at the source, as schema.table
     #[arg(value_name = "TABLE", required_unless_present = "all", conflicts_with = "all")]
     table: Option<String>,
-    /// Every table that the sink takes
+    /// Every table that the sink takes, but for those with snapshot = "never"
     #[arg(long)]
     all: bool,
     /// Only this sink [default: every sink that takes the table]
@@ -68,7 +68,9 @@ fn requests(config: &Config, args: &ResyncArgs) -> Result<Vec<Request>, Failure>
     }
     let wanted = sinks.into_iter().filter(|name| args.sink.as_deref().is_none_or(|only| only == *name));
     let requests = wanted.map(|sink| {
-        let taken = tables.iter().filter(|table| table.sinks.iter().any(|target| target.sink == sink));
+        // What is never read is read for a person who says so by name.
+        let all = tables.iter().filter(|table| args.table.is_some() || table.snapshot == Snapshot::Initial);
+        let taken = all.filter(|table| table.sinks.iter().any(|target| target.sink == sink));
         let tables = taken.map(|table| TableName::clone(&table.name)).collect();
         Request::new(Uuid::new_v4(), RequestKind::Resync, sink, tables, "lockstep resync")
     });

@@ -25,6 +25,7 @@ mod records;
 mod registry;
 mod routes;
 mod shape;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -38,6 +39,7 @@ pub use pattern::TablePattern;
 pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
 pub use routes::{LeftOut, Route};
+pub use snapshot::{OnMissing, Snapshot};
 #[cfg(test)]
 pub(crate) use tests::example;
 pub use url::UrlRefused;
@@ -257,8 +259,8 @@ pub struct TableWire {
     pub tombstones: bool,
     /// Letters of operations that are not written.
     pub skipped: Vec<char>,
-    /// A table that no sink takes is copied to its topic at first.
-    pub snapshot: bool,
+    /// Of a table that no sink takes and that does not say so itself.
+    pub snapshot: Snapshot,
     /// What `modes.flat` was made of.
     pub records: Records,
 }
@@ -270,7 +272,7 @@ impl Default for TableWire {
             modes: Modes::default(),
             tombstones: true,
             skipped: Vec::new(),
-            snapshot: true,
+            snapshot: Snapshot::Initial,
             records: Records::default(),
         }
     }
@@ -290,6 +292,7 @@ pub struct Table {
     pub shape: Shape,
     /// An UPDATE that changes nothing of what records have is no record.
     pub skip_unchanged: bool,
+    pub snapshot: Snapshot,
     pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
@@ -304,6 +307,17 @@ pub struct SinkTable {
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
     pub truncate: Truncate,
+    pub on_missing: OnMissing,
+    /// The table's: what the sink is to get of the rows that are there.
+    pub snapshot: Snapshot,
+}
+
+impl SinkTable {
+    /// All of a table, with everything as it is where nothing is said.
+    pub fn new(sink: impl Into<String>, table: TableName) -> SinkTable {
+        let (evolve, truncate, on_missing, snapshot) = Default::default();
+        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, on_missing, snapshot }
+    }
 }
 
 /// How a sink's table is emptied where the source's was.

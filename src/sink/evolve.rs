@@ -148,7 +148,7 @@ pub mod tests {
         };
         let columns = columns.iter().enumerate().map(column).collect();
         let (hidden, held, truncate) = (vec![], vec![], Truncate::Truncate);
-        WantedTable { source: table.clone(), table, columns, hidden, held, truncate }
+        WantedTable { source: table.clone(), table, columns, hidden, held, truncate, skips_missing: false }
     }
 
     pub fn facts(columns: &[(&str, &str)]) -> TableFacts {

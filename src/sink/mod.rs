@@ -45,7 +45,7 @@ pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config::{self, Truncate};
+use crate::config::{self, OnMissing, Truncate};
 use crate::error::{Code, Error, Halt};
 use crate::relation::{Column, Relation, TableName};
 
@@ -98,6 +98,8 @@ pub struct Counts {
     pub deleted: u64,
     /// Tables emptied.
     pub truncated: u64,
+    /// Changes left out, because the sink never had their rows.
+    pub missing: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -107,6 +109,7 @@ impl std::ops::AddAssign for Counts {
         self.moved += more.moved;
         self.deleted += more.deleted;
         self.truncated += more.truncated;
+        self.missing += more.missing;
     }
 }
 
@@ -128,6 +131,8 @@ pub struct WantedTable {
     /// Columns that the source's table has and this version does not tell of.
     pub hidden: Vec<String>,
     pub truncate: Truncate,
+    /// Changes of rows that the sink does not have are left out.
+    pub skips_missing: bool,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
 }
@@ -168,7 +173,9 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
+        let (hidden, truncate) = (relation.hidden.clone(), target.truncate);
+        let skips_missing = target.on_missing == OnMissing::Skip;
+        Ok(WantedTable { source, table, columns, hidden, truncate, skips_missing, held })
     }
 
     /// Rows are told apart by all they hold.

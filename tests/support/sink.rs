@@ -254,9 +254,7 @@ pub fn relation(table: &str, columns: &str) -> Relation {
 }
 
 pub fn wanted(table: &str, columns: &str) -> WantedTable {
-    let (evolve, truncate) = (Evolve::Off, Truncate::Truncate);
-    let table_there = TableName::new("public", table);
-    let target = SinkTable { sink: "orders".into(), table: table_there, columns: None, evolve, truncate };
+    let target = SinkTable::new("orders", TableName::new("public", table));
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 
