@@ -146,7 +146,7 @@ fn every_kind_of_change_by_parameters_and_by_copy() {
             let ops: Vec<&str> = ops.iter().map(String::as_str).collect();
             let counts = a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap();
             let n64 = u64::try_from(n).unwrap();
-            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64, truncated: 0 });
+            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64, ..Counts::default() });
             let check = format!(
                 "SELECT count(*), min(id), max(id), bool_and(CASE \
                    WHEN a = 'new' THEN big = 'big' || id AND n = 'NaN' \

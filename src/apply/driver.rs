@@ -3,6 +3,8 @@
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
 //! The worker runs on a thread of its own, because reading a partition blocks.
 
+mod foreign_keys;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -195,6 +197,8 @@ impl Worker {
         worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&state).await?;
+        worker.set_foreign_keys_aside().await?;
+        worker.end_of_load().await?;
         Ok(Some(worker))
     }
 
@@ -401,6 +405,7 @@ impl Worker {
         if !self.writer.loads.is_empty() || self.row.standing.phase == RowPhase::Streaming {
             return Ok(());
         }
+        self.put_foreign_keys_back().await?;
         tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
         let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
         self.write_row(standing).await

@@ -130,12 +130,12 @@ mod tests {
     /// One change as a sink does it that leaves out what it does not have.
     fn one(sink: &mut Table, op: &Op) {
         match op {
-            Op::Insert(row) => drop(sink.insert(digit(row, 0), digit(row, 1))),
-            Op::Update(row) => drop(sink.get_mut(&digit(row, 0)).map(|value| *value = digit(row, 1))),
-            Op::Delete(row) => drop(sink.remove(&digit(row, 0))),
+            Op::Insert(row) => put(sink, row),
+            Op::Update(row) => change_value(sink, row),
+            Op::Delete(row) => take(sink, digit(row, 0)),
             Op::Rekey { old, new } => {
                 if sink.remove(&digit(old, 0)).is_some() {
-                    sink.insert(digit(new, 0), digit(new, 1));
+                    put(sink, new);
                 }
             }
             Op::Truncate => sink.clear(),
@@ -147,15 +147,25 @@ mod tests {
         if net.truncate {
             sink.clear();
         }
-        net.deletes.iter().for_each(|deleted| drop(sink.remove(&key(deleted))));
+        net.deletes.iter().for_each(|deleted| take(sink, key(deleted)));
         let moves = net.moves.iter().flat_map(|moves| &moves.rows);
         let there: Vec<_> = moves.filter(|(from, _)| sink.contains_key(&key(from))).collect();
-        there.iter().for_each(|(from, _)| drop(sink.remove(&key(from))));
-        there.iter().for_each(|(_, row)| drop(sink.insert(digit(row, 0), digit(row, 1))));
-        for row in net.updates.iter().flat_map(|updates| &updates.rows) {
-            sink.entry(digit(row, 0)).and_modify(|value| *value = digit(row, 1));
-        }
-        net.inserts.iter().for_each(|row| drop(sink.insert(digit(row, 0), digit(row, 1))));
+        there.iter().for_each(|(from, _)| take(sink, key(from)));
+        there.iter().for_each(|(_, row)| put(sink, row));
+        net.updates.iter().flat_map(|updates| &updates.rows).for_each(|row| change_value(sink, row));
+        net.inserts.iter().for_each(|row| put(sink, row));
+    }
+
+    fn put(sink: &mut Table, row: &RowBuf) {
+        sink.insert(digit(row, 0), digit(row, 1));
+    }
+
+    fn take(sink: &mut Table, key: u8) {
+        sink.remove(&key);
+    }
+
+    fn change_value(sink: &mut Table, row: &RowBuf) {
+        sink.entry(digit(row, 0)).and_modify(|value| *value = digit(row, 1));
     }
 
     fn sparse() -> Sparse {

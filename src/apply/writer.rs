@@ -160,6 +160,18 @@ impl Writer {
         configured || newest.is_some_and(|request| !request.reads(table))
     }
 
+    /// Tables at the source and what they are here.
+    pub fn targets(&self) -> impl Iterator<Item = (&TableName, &TableName)> {
+        self.tables.iter().map(|(source, target)| (source, &target.table))
+    }
+
+    /// The sink's tables are no longer what they were looked at as.
+    pub fn forget_plans(&mut self) {
+        self.versions.clear();
+        self.circles = None;
+        self.planned = Instant::now();
+    }
+
     /// A table that we take and never alter.
     fn is_own_business(&self, table: &TableName) -> bool {
         self.tables.get(table).is_some_and(|target| target.evolve == Evolve::Off)
@@ -169,9 +181,7 @@ impl Writer {
     pub fn begin_interval(&mut self, interval: &Interval) {
         if self.planned.elapsed() >= PLAN_INTERVAL {
             // The sink's tables belong to somebody else, who may have changed them.
-            self.versions.clear();
-            self.circles = None;
-            self.planned = Instant::now();
+            self.forget_plans();
         }
         self.offset = interval.offset;
         let chunks = &interval.checkpoint.chunks;

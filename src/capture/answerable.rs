@@ -37,6 +37,7 @@ mod tests {
             shape: Shape::default(),
             skip_unchanged: false,
             snapshot: Snapshot::Initial,
+            snapshot_order: 0,
             wire,
             sinks: vec![],
         };

@@ -18,7 +18,7 @@ use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
 use super::records::{Places, snapshot_where};
 use super::shape::{self, ShapeText, shape};
-use super::snapshot::{on_missing, snapshot};
+use super::snapshot::{on_missing, order, snapshot};
 use super::wire::table_wire;
 use super::{Evolve, OnMissing, Snapshot, TableWire, Truncate};
 use crate::relation::{TableName, quote_identifier};
@@ -41,6 +41,7 @@ pub(super) struct Connector {
     pub constants: ConstantsText,
     pub skip_unchanged: bool,
     pub snapshot: Option<Snapshot>,
+    pub snapshot_order: i32,
     pub wire: TableWire,
     /// Where `[wire]` says what decides who can read the records.
     pub places: Places,
@@ -96,6 +97,7 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         constants,
         skip_unchanged: top.boolean("skip_unchanged", false),
         snapshot: snapshot(top),
+        snapshot_order: order(top),
         wire,
         places,
         format_at,

@@ -222,6 +222,7 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         constants,
         skip_unchanged,
         snapshot,
+        snapshot_order,
         mut wire,
         places,
         format_at: _,
@@ -253,6 +254,7 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         shape,
         skip_unchanged,
         snapshot: mode,
+        snapshot_order,
         wire,
         sinks,
     };

@@ -216,6 +216,25 @@ pub struct Sink {
     pub lock_timeout: Duration,
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
+    pub foreign_keys: ForeignKeys,
+}
+
+/// When the sink's foreign keys between tables that we write are in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignKeys {
+    #[default]
+    Always,
+    /// From the end of a first copy on: until then they are set aside.
+    AfterLoad,
+}
+
+impl ForeignKeys {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ForeignKeys::Always => "always",
+            ForeignKeys::AfterLoad => "after_load",
+        }
+    }
 }
 
 /// What records look like to consumers.
@@ -293,6 +312,8 @@ pub struct Table {
     /// An UPDATE that changes nothing of what records have is no record.
     pub skip_unchanged: bool,
     pub snapshot: Snapshot,
+    /// Tables with a smaller one are loaded earlier, as far as foreign keys allow.
+    pub snapshot_order: i32,
     pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,

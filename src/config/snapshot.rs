@@ -3,6 +3,8 @@
 //! A sink of a table whose rows are never read is not equal to the source, whatever it is told afterwards: it must leave out
 //! changes of rows that it never had, and say so (`on_missing = "skip"`), or there must be none (`insert_only`). Everywhere else
 //! a missing row is a divergence and nothing to be passed over, so `skip` is refused there.
+//!
+//! Tables are loaded in the order of the source's foreign keys; `snapshot_order` decides where those leave it open.
 
 use super::Table;
 use super::findings::{At, Report};
@@ -19,6 +21,9 @@ pub enum Snapshot {
     /// Those that are there, once, and no change.
     Only,
 }
+
+/// More steps than anybody has tables.
+const ORDER_MOST: i64 = 1_000_000;
 
 /// Debezium's words behind ours.
 const WORDS: [(&str, Snapshot); 5] = [
@@ -56,6 +61,12 @@ impl OnMissing {
 
 pub(super) fn snapshot(section: &mut Section<'_>) -> Option<Snapshot> {
     section.choice("snapshot", &WORDS)
+}
+
+/// Where among the others the table is loaded.
+pub(super) fn order(section: &mut Section<'_>) -> i32 {
+    let order = section.integer("snapshot_order", -ORDER_MOST..=ORDER_MOST).unwrap_or_default();
+    i32::try_from(order).expect("it is in the range")
 }
 
 pub(super) fn on_missing(section: &mut Section<'_>) -> OnMissing {

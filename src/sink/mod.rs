@@ -32,6 +32,7 @@ pub mod confine;
 mod encode;
 pub mod evolve;
 pub mod fit;
+pub mod foreign_keys;
 mod keyless;
 pub mod labels;
 pub mod lease;

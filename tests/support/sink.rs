@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls, Truncate};
+use lockstep::config::{self, Database, Host, SinkTable, Tls};
 use lockstep::error::{Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -54,6 +54,7 @@ impl World {
             span_wait: Duration::from_secs(1),
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
+            foreign_keys: Default::default(),
         }
     }
 
