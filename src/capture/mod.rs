@@ -15,7 +15,7 @@ mod lanes;
 pub mod looks;
 pub mod pace;
 mod partitions;
-mod requests;
+pub mod requests;
 pub mod routing;
 pub mod schemas;
 pub mod shape;
