@@ -394,7 +394,7 @@ impl Running {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
                 entries.push_back(Entry::new(self.base, Body::Done(Done { id, epoch, result: "ok".to_owned() })));
-                self.state.finish(id);
+                self.state.end(id);
                 world.totals.loads += 1;
             }
         }

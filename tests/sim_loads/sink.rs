@@ -285,7 +285,7 @@ impl Worker {
                     Event::Chunk(chunk, rows) => {
                         if open.loads.wants(interval.offset, chunk) {
                             open.chunk(chunk, &rows);
-                            open.loads.chunk(chunk, &self.machine.state().relations);
+                            open.loads.chunk(interval.offset, chunk, &self.machine.state().relations);
                         }
                         Ok(())
                     }
