@@ -12,6 +12,7 @@ mod departures;
 pub mod driver;
 pub mod emit;
 pub mod forgets;
+mod heard;
 mod lanes;
 pub mod looks;
 pub mod pace;
