@@ -69,6 +69,7 @@ async fn serve(config: Arc<Config>, names: &[RoleName]) -> Result<Exit, Failure>
         Some(listen) => Some(http::bind(listen).await?),
         None => None,
     };
+    let admin = config.http.admin.as_deref().map(http::admin::bind).transpose()?;
     let metrics = Metrics::new();
     let roles: Vec<Role> = names.iter().map(|name| role(name, &config, &metrics)).collect();
     let listening =
@@ -83,9 +84,19 @@ async fn serve(config: Arc<Config>, names: &[RoleName]) -> Result<Exit, Failure>
     let shutdown = CancellationToken::new();
     let supervised = supervise(&config.name, roles, metrics, listener, Limits::default(), shutdown.clone());
     tokio::pin!(supervised);
+    let asking = super::resync::asking(config.clone());
+    let served = async {
+        match admin {
+            Some(admin) => admin.serve(asking, shutdown.clone()).await,
+            None => shutdown.cancelled().await,
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::pin!(served);
     loop {
         tokio::select! {
             exit = &mut supervised => return Ok(exit),
+            () = &mut served => {}
             name = signals.next() => {
                 if shutdown.is_cancelled() {
                     warn!(signal = name, "asked to stop a second time: ending at once");

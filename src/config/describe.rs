@@ -29,6 +29,9 @@ pub fn describe(config: &Config) -> String {
     }
     out.push_str("\n[http]\n");
     pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
+    if let Some(admin) = &config.http.admin {
+        pair(&mut out, "admin", text(&admin.display().to_string()));
+    }
     wire(&mut out, config);
     for each in &config.sinks {
         sink(&mut out, each);

@@ -202,6 +202,8 @@ pub struct Sasl {
 pub struct Http {
     /// `None`: off.
     pub listen: Option<std::net::SocketAddr>,
+    /// Where the admin socket is; `None`: off.
+    pub admin: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
