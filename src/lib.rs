@@ -21,6 +21,7 @@ pub mod lsn;
 mod malloc;
 pub mod pgtext;
 pub mod postgres;
+pub mod progress;
 pub mod record;
 pub mod registry;
 pub mod relation;
