@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{Evolve, SinkTable, Truncate};
+use lockstep::config::SinkTable;
 use lockstep::error::Code;
 use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::relation::{Relation, TableName};

@@ -6,11 +6,13 @@
 pub mod machine;
 
 pub mod answerable;
+pub mod asks;
 pub mod chunks;
 mod departures;
 pub mod driver;
 pub mod emit;
 pub mod forgets;
+mod heard;
 mod lanes;
 pub mod looks;
 pub mod pace;
@@ -22,6 +24,7 @@ pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;
+mod withheld;
 
 #[cfg(test)]
 mod machine_tests;
