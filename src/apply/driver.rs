@@ -27,6 +27,7 @@ use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::lsn::Position;
+use crate::progress::Meters;
 use crate::relation::TableName;
 use crate::sink::lease::{Lease, watch_link};
 use crate::sink::postgres::PostgresSink;
@@ -125,6 +126,7 @@ struct Worker {
     level: Instant,
     /// Rows loaded of each table that is under load.
     loaded: HashMap<TableName, u64>,
+    meters: Meters,
     /// Records gathered into one transaction at most.
     gather_records: u64,
     /// Stopped within a transaction that could not end yet: what it took in is not applied.
@@ -242,6 +244,7 @@ impl Worker {
             wrote: now,
             level: now,
             loaded: HashMap::new(),
+            meters: Meters::default(),
             gather_records: TRANSACTION_RECORDS_FIRST,
             abandoned: false,
             teller,
@@ -733,7 +736,8 @@ impl Worker {
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             let equal = !self.writer.is_partial(&table.name, self.machine.state());
-            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
+            let rows_per_second = self.meters.rate(&table.name, rows_done, now);
+            (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;

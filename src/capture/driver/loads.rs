@@ -151,7 +151,10 @@ impl Core {
 
     pub(super) async fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
-            Answer::Fenced(asked) => self.loader.fenced(asked),
+            Answer::Fenced(asked) => {
+                self.estimate().await?;
+                self.loader.fenced(asked);
+            }
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
