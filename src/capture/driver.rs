@@ -31,6 +31,7 @@ use crate::capture::schemas;
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
+use crate::capture::withheld::Withheld;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Origin, Snapshot};
@@ -81,9 +82,9 @@ pub async fn run(
     metrics: SourceMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
-    let registry = config.registry.as_ref().map(Registry::open).transpose()?;
+    let registry = config.registry.as_ref().map(Registry::open).transpose()?.map(Arc::new);
     let starting = async {
-        let events = schemas::event_ids(registry.as_ref(), &config).await?;
+        let events = schemas::event_ids(registry.as_deref(), &config).await?;
         Ok::<_, Error>((events, start::start(&config, &reporter, &stop).await?))
     };
     let (events, started) = tokio::select! {
@@ -119,7 +120,7 @@ struct Core {
     /// Of the last chunk whose message was met.
     marked: Lsn,
     emitter: Emitter,
-    registry: Option<Registry>,
+    registry: Option<Arc<Registry>>,
     appender: Appender,
     tail: Tail,
     chunks: ChunkReader,
@@ -127,6 +128,8 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    /// Tables whose rows can't be read at the moment.
+    withheld: Withheld,
     estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and that of the rows of each name.
@@ -223,7 +226,7 @@ impl Reader {
     /// The reader, and what its tables looked like when it started.
     fn new(
         started: Started,
-        (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
+        (registry, events): (Option<Arc<Registry>>, Option<[SchemaIds; 3]>),
         reporter: SourceReporter,
         metrics: SourceMetrics,
     ) -> Result<(Reader, Looked)> {
@@ -241,13 +244,14 @@ impl Reader {
             topics,
             closed,
             order,
+            parents,
             estimates,
             looks,
             marks,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), (registry.clone(), events), &topics);
         let (loader, pace) = loads::loader(&config.source.snapshot);
         let watched = looks.iter().map(|(table, _)| table.clone()).collect();
         let chunks = ChunkReader::start(config.clone(), watched)?;
@@ -272,6 +276,7 @@ impl Reader {
             state,
             assembler,
             order,
+            withheld: Withheld::new(parents),
             estimates,
             topics,
             streamed: HashMap::new(),
@@ -628,7 +633,7 @@ impl Core {
         let version = match known.filter(same) {
             Some(version) => version,
             None => {
-                let ids = schemas::relation_ids(self.registry.as_ref(), &shaped.relation).await?;
+                let ids = schemas::relation_ids(self.registry.as_deref(), &shaped.relation).await?;
                 self.emitter.version(shaped, ids)?
             }
         };

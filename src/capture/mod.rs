@@ -6,6 +6,7 @@
 pub mod machine;
 
 pub mod answerable;
+pub mod asks;
 pub mod chunks;
 mod departures;
 pub mod driver;
@@ -16,13 +17,14 @@ mod lanes;
 pub mod looks;
 pub mod pace;
 mod partitions;
-mod requests;
+pub mod requests;
 pub mod routing;
 pub mod schemas;
 pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;
+mod withheld;
 
 #[cfg(test)]
 mod machine_tests;

@@ -12,7 +12,7 @@
 use super::constants::{self, ConstantsText, constants};
 use super::findings::At;
 use super::names;
-use super::outbox::outbox;
+use super::outbox::{OutboxText, format_of, outbox};
 use super::pattern::{Named, TablePattern, TableTemplate, Template, parse_named};
 use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
@@ -76,8 +76,10 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
     constants.check_stars(&all, top.report());
     shape.check_sinks(&sinks, &constants, top.report());
     constants::told_apart(top.report(), &all, topic.as_ref(), &sinks, &constants);
-    let outbox = top.section("outbox", outbox);
-    if let Some((outbox, at)) = outbox {
+    let outbox = top.section("outbox", |section| outbox(section, wire.format));
+    let format_at = outbox.as_ref().and_then(|outbox| outbox.format_at.clone()).or(format_at);
+    if let Some(OutboxText { outbox, at, .. }) = outbox {
+        wire.format = format_of(&outbox);
         wire.modes.outbox = Some(outbox);
         constants.check_outbox(&at, top.report());
         places.add("outbox", at);

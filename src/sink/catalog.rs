@@ -31,6 +31,8 @@ pub struct TableFacts {
     pub constraints: Vec<ConstraintFacts>,
     /// Enabled triggers of the table's owner.
     pub triggers: Vec<String>,
+    /// The table has rules, which rewrite statements and which COPY knows nothing of.
+    pub rules: bool,
     /// Row security applies to our role, so that statements fail.
     pub row_security: bool,
     /// Rights that our role lacks: `USAGE ON SCHEMA …` or `SELECT`, `INSERT` … on the table.
@@ -110,7 +112,7 @@ SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
            CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL),
        ARRAY(SELECT t.tgname::text FROM pg_catalog.pg_trigger t
               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY 1),
-       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding')
+       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding'), c.relhasrules
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, tab, ordinal)
   JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
@@ -222,6 +224,7 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
             triggers: row.get(5),
             unlogged: row.get(6),
             encoding: row.get(7),
+            rules: row.get(8),
             columns: Vec::new(),
             composites: Vec::new(),
             uniques: Vec::new(),

@@ -30,6 +30,7 @@ pub mod catalog;
 pub mod circles;
 pub mod composites;
 pub mod confine;
+mod direct;
 mod encode;
 pub mod evolve;
 pub mod fit;
@@ -110,6 +111,8 @@ pub struct Counts {
     pub deleted: u64,
     /// Tables emptied.
     pub truncated: u64,
+    /// Of the inserted: rows that were there already, which nobody but us should have written.
+    pub overwritten: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -119,6 +122,7 @@ impl std::ops::AddAssign for Counts {
         self.moved += more.moved;
         self.deleted += more.deleted;
         self.truncated += more.truncated;
+        self.overwritten += more.overwritten;
     }
 }
 

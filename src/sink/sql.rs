@@ -14,6 +14,7 @@ use super::WantedTable;
 use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::confine::Held;
+use super::direct;
 use super::fit;
 use super::labels;
 use crate::apply::bag::Bag;
@@ -59,6 +60,8 @@ pub struct SinkTablePlan {
     /// Equal keys are equal texts.
     exact_key: bool,
     pub(super) deferrable: bool,
+    /// New rows may go by COPY to the table itself.
+    pub(super) direct: bool,
     pub(super) constraints: Vec<ConstraintFacts>,
     /// Names of columns that the sink generates always, and so allows no UPDATE of.
     pub(super) generated_always: Vec<String>,
@@ -156,6 +159,7 @@ impl SinkTablePlan {
             deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
             exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
+            direct: direct::is_alike(wanted, facts),
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             truncate: wanted.truncate,
@@ -451,6 +455,7 @@ mod tests {
             deletes_short: false,
             exact_key: true,
             deferrable: false,
+            direct: true,
             constraints: vec![],
             generated_always: vec![],
             truncate: Truncate::Truncate,

@@ -1,6 +1,8 @@
 //! What shapes records and topics.
 
 use super::*;
+use crate::relation::Format;
+use crate::relation::outbox::EventFormat;
 
 /// One table that no sink takes, and what its file says besides.
 fn table(main: &str, connector: &str) -> Folder {
@@ -67,13 +69,33 @@ fn what_flat_records_do_not_go_with_is_said() {
 
 #[test]
 fn an_outbox_is_said_in_its_connector() {
-    let connector = "[outbox]\ntopic = \"{prefix}.{table}.{route}\"\nkey_field = \"k\"\nadditional_placement = [\"type:header:eventType\"]\n";
+    let connector = "[outbox]\ntopic = \"{prefix}.{table}.{route}\"\nkey_field = \"k\"\ntimestamp_field = \"at\"\n\
+                     additional_placement = [\"type:header:eventType\", \"part:partition\"]\n";
     let config = table("", connector).config();
     let outbox = config.tables[0].wire.modes.outbox.as_ref().unwrap();
     assert_eq!(outbox.topic, "shop.t.{route}");
     assert_eq!((outbox.columns.key.as_str(), outbox.columns.route.as_str()), ("k", "aggregatetype"));
-    assert!(describe(&config).contains("additional_placement = [\"type:header:eventType\"]"));
+    assert_eq!((outbox.columns.timestamp.as_deref(), outbox.partition()), (Some("at"), Some("part")));
+    let described = describe(&config);
+    assert!(
+        described.contains("additional_placement = [\"type:header:eventType\", \"part:partition\"]"),
+        "{described}"
+    );
+    assert!(
+        described.contains("timestamp_field = \"at\"") && !described.contains("schema_version_field"),
+        "{described}"
+    );
     assert_eq!(table("", "").config().tables[0].wire.modes.outbox, None);
+    let of = |connector: &str| {
+        let config = table("[registry]\nurl = \"http://r\"\n[wire]\nformat = \"avro\"\n", connector).config();
+        let table = &config.tables[0];
+        (table.wire.format, table.wire.modes.outbox.as_ref().unwrap().format)
+    };
+    // As the table's records would be, unless it says otherwise itself.
+    assert_eq!(of("[outbox]\n"), (Format::Avro, EventFormat::Avro));
+    assert_eq!(of("[outbox]\nformat = \"bytes\"\n"), (Format::Json, EventFormat::Bytes));
+    let said = table("", "[outbox]\nformat = \"avro\"\n").said();
+    assert!(said.contains("registry"), "{said}");
     let default = table("", "[outbox]\n").config();
     assert_eq!(default.tables[0].wire.modes.outbox.as_ref().unwrap().topic, "shop.event.{route}");
 }
@@ -96,6 +118,11 @@ fn what_an_outbox_does_not_go_with_is_said() {
         .said(),
         table("", &format!("[outbox]\n{wrong}")).said(),
         table("", "[outbox]\nformat = \"string\"\nexpand_json_payload = true\n").said(),
+        table(
+            "",
+            "[outbox]\nschema_version_field = \"v\"\nadditional_placement = [\"a:partition\", \"b:partition\", \"c:partition:d\"]\n",
+        )
+        .said(),
         twice.said(),
     ];
     insta::assert_snapshot!(all.join("\n"));
