@@ -471,7 +471,9 @@ impl Worker {
         let mut handover = None;
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
+            let mut ahead = None;
             match &outcome {
+                Err(Failure::Ahead(asked)) => ahead = Some(asked.clone()),
                 Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
@@ -484,6 +486,9 @@ impl Worker {
             tracing::debug!(sink = self.sink.name, parking, strict, "a constraint refused the changes; another way");
             self.abort().await?;
             self.writer.loads = loads.clone();
+            if let Some(ahead) = ahead {
+                self.writer.sink.go_ahead(&ahead).await?;
+            }
         };
         (self.writer.parking, self.writer.strict) = (false, false);
         // That no value can stand in says more than that one by one was refused as well.

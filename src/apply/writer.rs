@@ -355,6 +355,7 @@ impl Writer {
     ) -> Outcome<()> {
         self.write_truncates().await?;
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let newest = newest(state, &relation.name);
         // What the ledger tells of only behind this interval is to come.
         let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
@@ -362,7 +363,7 @@ impl Writer {
             state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
         let earlier: Vec<WantedTable> =
             others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of_version(r, target, &newest).ok()).collect();
-        self.sink.evolve(wanted, &earlier, target.evolve).await?;
+        self.sink.evolve(wanted, &earlier, target.evolve, half).await?;
         // Should one of them come back, it is looked at again.
         self.versions.retain(|_, version| version.table != relation.name);
         Ok(())
@@ -482,11 +483,15 @@ impl Writer {
             return Ok(());
         }
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let truncates = std::mem::take(&mut self.truncates);
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
         plans.sort_by_key(|plan| plan.rows_of());
         plans.dedup_by_key(|plan| plan.rows_of());
-        self.sink.truncate(&plans).await?;
+        match half {
+            true => self.sink.truncate_half_loaded(&plans).await?,
+            false => self.sink.truncate(&plans).await?,
+        }
         self.counts.truncated += plans.len() as u64;
         Ok(())
     }

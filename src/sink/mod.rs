@@ -69,8 +69,18 @@ pub enum Failure {
     /// The same of a unique or exclusion constraint. Worth a try with [`park`](postgres::PostgresSink::park) first.
     #[error(transparent)]
     Unique(Box<Halt>),
+    /// A table needs columns or attributes before the transaction begins: see [`circles`].
+    #[error("the sink's table is given its columns ahead of the rows")]
+    Ahead(Box<Ahead>),
     #[error(transparent)]
     Error(#[from] Error),
+}
+
+/// What is to be run before a transaction is tried again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ahead {
+    pub wanted: WantedTable,
+    pub steps: Vec<String>,
 }
 
 impl From<Halt> for Failure {
@@ -84,6 +94,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         match failure {
             Failure::OwnershipLost => Error::retry_plain("another worker has taken over the sink"),
+            Failure::Ahead(_) => Error::retry_plain("the sink's table is given its columns ahead of the rows"),
             Failure::OutcomeUnknown(error) | Failure::Error(error) => error,
             Failure::Constraint(halt) | Failure::Unique(halt) => Error::Halt(halt),
         }

@@ -82,6 +82,7 @@ fn version(number: usize) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     relation.sealed()
 }
