@@ -216,6 +216,8 @@ codes! {
     UniqueHandover = "UNIQUE_HANDOVER",
     /// A row would have to be made with a column whose value was never sent.
     AbsentBase = "ABSENT_BASE",
+    /// What was asked for by the command line, over HTTP or in the signal table can't be done as it was written; nothing was begun.
+    RequestRefused = "REQUEST_REFUSED",
     /// `create = false` and something that is ours to create is missing; the facts are the commands.
     CreateOff = "CREATE_OFF",
 }

@@ -79,6 +79,7 @@ fn encoder(schemas: bool, beside: bool) -> OutboxEncoder {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     let relation = Arc::new(complete(relation, "p").expect("a relation that is an outbox"));
     OutboxEncoder::new(&relation, "p", "db").expect("an outbox")

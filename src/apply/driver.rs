@@ -444,6 +444,13 @@ impl Worker {
             Err(failure) => {
                 // The connection is given up anyway; in order, so that the server does not wait for it.
                 let _ = self.abort().await;
+                if let Some(table) = self.writer.moved_in.take() {
+                    // It counts from the next start on.
+                    let (config, base) = (self.config.clone(), self.machine.state().base);
+                    let (tables, targets) = (BTreeSet::from([table]), HashMap::new());
+                    let asked = request(&config, RequestKind::Resync, &self.sink.name, (&tables, &targets), base);
+                    self.writer.sink.meanwhile(asked).await?;
+                }
                 Err(failure.into())
             }
         }
@@ -641,6 +648,7 @@ impl Worker {
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
         self.metrics.foreign_records(foreign);
+        self.metrics.overwritten(counts.overwritten);
         if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics
@@ -762,7 +770,7 @@ fn standing(before: &Standing, at: At) -> Standing {
 /// The phase of a sink that was asked to load: one that was whole reads again, one that never was goes on with its first copy.
 fn loading(before: RowPhase, kind: RequestKind) -> RowPhase {
     match (before, kind) {
-        (RowPhase::Streaming | RowPhase::Reread, RequestKind::Resync) => RowPhase::Reread,
+        (RowPhase::Streaming | RowPhase::Reread, kind) if kind.is_resync() => RowPhase::Reread,
         _ => RowPhase::Snapshot,
     }
 }
@@ -913,6 +921,7 @@ async fn request(
             RequestKind::Leave => vec![],
             _ => tables.iter().filter_map(|table| Some(Taken::of(table, targets.get(table)?))).collect(),
         },
+        within: None,
     };
     let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
     appender.close(Duration::from_secs(1));

@@ -129,7 +129,10 @@ mod tests {
         let tables = of.iter().map(|table| name(table)).collect();
         let (kind, sink, asked_by) = (RequestKind::Join, "x".to_owned(), String::new());
         let mut loads = Loads::none("x");
-        loads.joined(1, &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![] });
+        loads.joined(
+            1,
+            &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None },
+        );
         loads
     }
 
@@ -157,6 +160,7 @@ mod tests {
             avro: None,
             transforms: vec![Transform::Constant { column: "tenant".to_owned(), value: tenant.to_owned() }],
             hidden: vec![],
+            composites: vec![],
         })
     }
 

@@ -83,6 +83,8 @@ pub struct Writer {
     row: RowBuf,
     /// Every change is written by itself, in order.
     pub strict: bool,
+    /// A row of this table came into what is there from a range that is read again, and not whole: only all of it heals that.
+    pub moved_in: Option<TableName>,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
 }
@@ -110,6 +112,7 @@ impl Writer {
             open: None,
             row: RowBuf::new(),
             strict: false,
+            moved_in: None,
             parking: false,
         }
     }
@@ -263,14 +266,12 @@ impl Writer {
         }
         self.flush().await?;
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
-        let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
-        self.sink.push_range(&mut load, &rows).await?;
         let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
-        self.sink.end_range(load, &blank).await?;
+        self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
-        self.loads.chunk(&chunk, &state.relations);
+        self.loads.chunk(self.offset, &chunk, &state.relations);
         Ok(())
     }
 
@@ -388,7 +389,7 @@ impl Writer {
         Ok(())
     }
 
-    fn admitted(&self, version: &Version, op: Op) -> Result<Option<Op>> {
+    fn admitted(&mut self, version: &Version, op: Op) -> Result<Option<Op>> {
         if !self.loads.is_loading(&version.table) {
             return Ok(Some(op));
         }
@@ -403,6 +404,13 @@ impl Writer {
             Op::Rekey { old, new } => match (admits(&old)?, admits(&new)?) {
                 (true, true) => Some(Op::Rekey { old, new }),
                 (true, false) => Some(Op::Delete(old)),
+                // Nobody watched a range that is there because nobody asked for it.
+                (false, true) if new.row().has_absent() && self.loads.is_within(&version.table) => {
+                    self.moved_in = Some(version.table.clone());
+                    let what =
+                        "a row came without all its columns from a range that is read again into one that is not";
+                    return Err(Error::retry_plain(format!("{what}: all of table {} is asked for", version.table)));
+                }
                 // With a column missing the row can't be made; the reader reads its range again.
                 (false, true) => (!new.row().has_absent()).then_some(Op::Insert(new)),
                 (false, false) => None,

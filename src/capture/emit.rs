@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::capture::heard::Heard;
 use crate::capture::machine::{Acked, Machine};
 use crate::capture::schemas::RoutedIds;
 use crate::capture::shape::{Rows, Shaped};
@@ -64,6 +65,12 @@ pub struct Version {
 }
 
 impl Version {
+    /// The same but for what is known of its types.
+    pub fn shaped_as(&self, relation: Relation, heard: Heard) -> Shaped {
+        let rows = Rows { heard, ..self.rows.clone() };
+        Shaped { relation, rows, transformer: self.transformer.clone(), inserts_alone: self.inserts_alone }
+    }
+
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
         self.key.is_empty().then_some(0)

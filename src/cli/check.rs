@@ -124,6 +124,7 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
         tables: &names,
         insert_only: &insert_only,
         create: config.create,
+        reads: true,
     };
     let halts = preflight::check_source(&*session, wanted).await?;
     let too_old = halts.iter().any(|halt| halt.code == Code::ServerVersion);

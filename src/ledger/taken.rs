@@ -104,6 +104,7 @@ mod tests {
             asked_by: String::new(),
             old_ledger: None,
             taken,
+            within: None,
         };
         state.apply(offset, Entry::new(None, Body::Request(request)));
     }

@@ -28,7 +28,9 @@
 
 pub mod catalog;
 pub mod circles;
+pub mod composites;
 pub mod confine;
+mod direct;
 mod encode;
 pub mod evolve;
 pub mod fit;
@@ -47,7 +49,7 @@ mod write;
 
 use crate::config::{self, Truncate};
 use crate::error::{Code, Error, Halt};
-use crate::relation::{Column, Relation, TableName};
+use crate::relation::{Column, Composite, Relation, TableName};
 
 /// Why a call on a sink came to nothing. Whatever it is, nothing of the open transaction stays, except where the outcome is
 /// unknown.
@@ -98,6 +100,8 @@ pub struct Counts {
     pub deleted: u64,
     /// Tables emptied.
     pub truncated: u64,
+    /// Of the inserted: rows that were there already, which nobody but us should have written.
+    pub overwritten: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -107,6 +111,7 @@ impl std::ops::AddAssign for Counts {
         self.moved += more.moved;
         self.deleted += more.deleted;
         self.truncated += more.truncated;
+        self.overwritten += more.overwritten;
     }
 }
 
@@ -127,6 +132,8 @@ pub struct WantedTable {
     pub columns: Vec<WantedColumn>,
     /// Columns that the source's table has and this version does not tell of.
     pub hidden: Vec<String>,
+    /// What its columns' composite types are made of, as far as the version says.
+    pub composites: Vec<Composite>,
     pub truncate: Truncate,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
@@ -168,7 +175,8 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
+        let (hidden, composites) = (relation.hidden.clone(), relation.composites.clone());
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate: target.truncate, held })
     }
 
     /// Rows are told apart by all they hold.

@@ -14,7 +14,9 @@ use super::WantedTable;
 use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::confine::Held;
+use super::direct;
 use super::fit;
+use super::labels;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
 use crate::apply::net::Net;
@@ -58,6 +60,8 @@ pub struct SinkTablePlan {
     /// Equal keys are equal texts.
     exact_key: bool,
     pub(super) deferrable: bool,
+    /// New rows may go by COPY to the table itself.
+    pub(super) direct: bool,
     pub(super) constraints: Vec<ConstraintFacts>,
     /// Names of columns that the sink generates always, and so allows no UPDATE of.
     pub(super) generated_always: Vec<String>,
@@ -81,6 +85,8 @@ pub(super) struct PlanColumn {
     base: String,
     /// How SQL names the enum that it is of, if it is.
     pub enum_sql: Option<String>,
+    /// Statements that give it the labels which the source's enum has besides.
+    pub add_labels: Vec<String>,
     pub source_oid: u32,
 }
 
@@ -129,6 +135,7 @@ impl SinkTablePlan {
                     input: sink.input.clone(),
                     base: sink.base.clone(),
                     enum_sql: (sink.stored.kind == 'e').then(|| type_sql(&sink.stored.name)),
+                    add_labels: labels::of_column(&wanted.column, &sink.stored),
                     source_oid: wanted.column.type_oid,
                 }
             })
@@ -152,6 +159,7 @@ impl SinkTablePlan {
             deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
             exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
+            direct: direct::is_alike(wanted, facts),
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             truncate: wanted.truncate,
@@ -427,6 +435,7 @@ mod tests {
             input: None,
             base: "int4".into(),
             enum_sql: None,
+            add_labels: vec![],
             source_oid: 23,
         };
         SinkTablePlan {
@@ -446,6 +455,7 @@ mod tests {
             deletes_short: false,
             exact_key: true,
             deferrable: false,
+            direct: true,
             constraints: vec![],
             generated_always: vec![],
             truncate: Truncate::Truncate,

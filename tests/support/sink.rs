@@ -249,6 +249,7 @@ pub fn relation(table: &str, columns: &str) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     }
     .sealed()
 }
