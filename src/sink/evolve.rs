@@ -183,6 +183,7 @@ pub mod tests {
             foreign_keys: vec![],
             constraints: vec![],
             triggers: vec![],
+            rules: false,
             row_security: false,
             rights_missing: vec![],
         }
