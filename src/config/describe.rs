@@ -204,6 +204,7 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
     pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));
+    pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
 }
 
 fn table(out: &mut String, table: &Table) {

@@ -214,6 +214,8 @@ pub struct Sink {
     pub lock_timeout: Duration,
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
+    /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
+    pub synchronous_commit: bool,
 }
 
 /// What records look like to consumers.

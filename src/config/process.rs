@@ -386,6 +386,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let lock_timeout = section.duration("lock_timeout", 30 * SECOND, 100 * MS..=HOUR);
     // The owner speaks five times as often. With less than a second a busy machine loses its lease again and again.
     let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
+    let synchronous_commit = section.boolean("synchronous_commit", true);
     let sink = database.map(|database| Sink {
         name: name.value.clone(),
         database,
@@ -394,6 +395,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         span_wait,
         lock_timeout,
         lease_timeout,
+        synchronous_commit,
     });
     (name, sink)
 }

@@ -54,6 +54,7 @@ impl World {
             span_wait: Duration::from_secs(1),
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
+            synchronous_commit: true,
         }
     }
 
