@@ -248,6 +248,15 @@ impl Machine {
         self.items.pop_front()
     }
 
+    /// The item that was popped last, to be given out once more.
+    pub fn put_back(&mut self, item: Item) {
+        self.items.push_front(item);
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter()
+    }
+
     pub fn waiting(&self) -> usize {
         self.items.len()
     }

@@ -10,7 +10,9 @@
 //!   [`take_over`](postgres::PostgresSink::take_over), which waits for a predecessor's open transaction and reads the row as
 //!   it then is. That is also how an unknown outcome of a commit is found out.
 //! - **Rows are counted.** A statement that reaches fewer rows than it names is `SINK_DIVERGED`; nothing is repaired on the
-//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row.
+//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row. A new row that is there
+//!   already is overwritten, since what it then holds is the source's; where new rows go by COPY that shows, and is warned of and
+//!   counted ([`Counts::overwritten`]).
 //! - **Absent columns are never written**, and no row is made with one.
 //! - **A value is stored exactly or refused.** Values are cast to the column's type without its modifier, so that the
 //!   assignment checks length and scale; what the type would round or cut is found by

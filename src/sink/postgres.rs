@@ -99,6 +99,10 @@ impl PostgresSink {
         let client = session::connect(&sink.database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
+        if !sink.synchronous_commit {
+            let failed = |error| session::classify("pinning the sink session's settings", error);
+            client.batch_execute("SET synchronous_commit = off").await.map_err(failed)?;
+        }
         Ok(PostgresSink {
             client,
             database: sink.database.clone(),
