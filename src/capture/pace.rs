@@ -7,8 +7,11 @@
 
 use std::time::Duration;
 
-/// A chunk is never asked for with fewer rows than this, however wide they are.
+/// A chunk is never asked for with fewer rows than this, but for their bytes.
 pub const CHUNK_ROWS_MIN: usize = 10;
+
+/// A chunk aims at so many quarters of its bytes: one that reaches its limit is broken off, and costs its connection.
+const AIM_QUARTERS: usize = 3;
 
 /// Rows of the first chunk at most: nothing is known of them yet. Nor does time make a chunk smaller: of so few rows most of it
 /// passes with questions and answers, and fewer rows would only need more of those.
@@ -54,6 +57,11 @@ impl ChunkSize {
         self.rows
     }
 
+    /// However small the rows are.
+    pub fn rows_limit(&self) -> usize {
+        self.rows_max
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes_max
     }
@@ -64,17 +72,17 @@ impl ChunkSize {
             return;
         }
         self.row_bytes = (bytes / rows).max(1);
-        let by_bytes = self.bytes_max / self.row_bytes;
+        let by_bytes = (self.bytes_max / 4 * AIM_QUARTERS / self.row_bytes).max(1);
         let by_time = rows as f64 * self.time.as_secs_f64() / took.as_secs_f64().max(1e-6);
         #[expect(clippy::cast_possible_truncation, reason = "saturates, and is bounded right after")]
         let by_time = (by_time as usize).max(FIRST_ROWS);
         let grown = self.rows.saturating_mul(GROWTH);
-        self.rows = by_bytes.min(by_time).min(grown).clamp(CHUNK_ROWS_MIN, self.rows_max);
+        self.rows = by_time.min(grown).clamp(CHUNK_ROWS_MIN, self.rows_max).min(by_bytes);
     }
 
     /// The last one was too much.
     pub fn halve(&mut self) {
-        self.rows = (self.rows / 2).max(CHUNK_ROWS_MIN);
+        self.rows = (self.rows / 2).max(CHUNK_ROWS_MIN.min(self.rows));
     }
 }
 
@@ -215,7 +223,7 @@ impl Pace {
             false => PIECE_BYTES,
         };
         self.due = None;
-        Some((bytes / self.row_bytes).max(CHUNK_ROWS_MIN))
+        Some((bytes / self.row_bytes).max(1))
     }
 }
 
@@ -236,15 +244,19 @@ mod tests {
         size.read(4000, 40_000, ms(1));
         assert_eq!(size.rows(), 10_000, "the limit of rows");
         size.read(10_000, 10_000_000, ms(100));
-        assert_eq!(size.rows(), 1000, "a thousand bytes each");
+        assert_eq!(size.rows(), 750, "a thousand bytes each");
         size.read(1000, 10_000, ms(100));
         assert_eq!(size.rows(), 2500, "as many as take a quarter of a second");
         size.read(100, 1000, Duration::from_secs(60));
         assert_eq!(size.rows(), 1000, "a source that is far away is no reason for tiny chunks");
         size.read(10, 10_000_000, ms(1));
-        assert_eq!(size.rows(), CHUNK_ROWS_MIN);
+        assert_eq!(size.rows(), 1, "however wide they are");
         size.read(0, 0, ms(1));
-        assert_eq!(size.rows(), CHUNK_ROWS_MIN, "no rows say nothing");
+        assert_eq!(size.rows(), 1, "no rows say nothing");
+        size.halve();
+        assert_eq!(size.rows(), 1);
+        size.read(1, 10, ms(1));
+        assert_eq!(size.rows(), CHUNK_ROWS_MIN);
     }
 
     #[test]

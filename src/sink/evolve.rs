@@ -185,6 +185,7 @@ pub mod tests {
             triggers: vec![],
             row_security: false,
             rights_missing: vec![],
+            rules: false,
         }
     }
 

@@ -155,6 +155,7 @@ impl Core {
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
+            Answer::Planned(asked, borders, key) => self.loader.planned(asked, borders, key),
             Answer::Chunk(chunk) => {
                 let (chunk, shaped) = *chunk;
                 self.withheld.free(&chunk.table);
