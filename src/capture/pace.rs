@@ -3,9 +3,13 @@
 //! - A chunk aims at a number of rows, of bytes and at a time ([`ChunkSize`]): its lock and its snapshot are held that long.
 //! - What was read is paid for at a rate, if one is set ([`Rate`]); nothing is read while something is owed.
 //! - While the stream is far behind nothing is read at all, and rows enter it only as fast as Kafka takes them, in small pieces
-//!   while others write: what they commit waits in the same queues ([`Pace`]).
+//!   while others write: what they commit waits in the same queues ([`Pace`]). And only as fast as sinks apply them
+//!   ([`Ahead`]).
 
 use std::time::Duration;
+
+use crate::capture::ahead::Ahead;
+use crate::lsn::Position;
 
 /// A chunk is never asked for with fewer rows than this, but for their bytes.
 pub const CHUNK_ROWS_MIN: usize = 10;
@@ -164,6 +168,8 @@ pub struct Pace {
     /// Since when a chunk could be written.
     due: Option<Duration>,
     row_bytes: usize,
+    /// How far sinks are.
+    pub ahead: Ahead,
 }
 
 impl Pace {
@@ -175,6 +181,7 @@ impl Pace {
             committed: None,
             due: None,
             row_bytes: 1,
+            ahead: Ahead::default(),
         }
     }
 
@@ -214,6 +221,7 @@ impl Pace {
     /// How many rows of a chunk that is due may be written now, with so much on its way to Kafka; `None`: not yet.
     pub fn piece(&mut self, in_flight_bytes: usize, now: Duration) -> Option<usize> {
         let is_quiet = self.is_quiet(now);
+        let most = self.ahead.room(is_quiet, now)?;
         let since = *self.due.get_or_insert(now);
         let room = if is_quiet { QUIET_IN_FLIGHT_BYTES } else { BUSY_IN_FLIGHT_BYTES };
         let bytes = match in_flight_bytes > room {
@@ -223,7 +231,13 @@ impl Pace {
             false => PIECE_BYTES,
         };
         self.due = None;
-        Some((bytes / self.row_bytes).max(1))
+        Some((bytes.min(most) / self.row_bytes).max(1))
+    }
+
+    /// A piece was written up to here.
+    pub fn wrote(&mut self, to: Position, bytes: usize, now: Duration) {
+        let is_quiet = self.is_quiet(now);
+        self.ahead.wrote(to, bytes, is_quiet, now);
     }
 }
 
