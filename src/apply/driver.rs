@@ -24,7 +24,7 @@ use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::Tail;
-use crate::kafka::groups;
+use crate::kafka::groups::{self, Applied};
 use crate::ledger::entry::{Assembler, Entry, Join, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
@@ -62,7 +62,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a stop may go on applying what the ledger already holds.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How often the sink says in Kafka how far it is: for trimming, which counts in days, and for lag tools.
+/// How often the sink says in Kafka what it still needs: for trimming, which counts in days, and for lag tools.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Records between two looks at the lease while records flow.
@@ -129,6 +129,10 @@ struct Worker {
     abandoned: bool,
     teller: groups::Teller,
     told: Option<(i64, Instant)>,
+    /// Existing rows were applied, or passed over: whoever loads them waits to hear of it.
+    rows_passed: bool,
+    /// Time spent with applying.
+    busy: Duration,
 }
 
 impl Worker {
@@ -239,6 +243,8 @@ impl Worker {
             abandoned: false,
             teller,
             told: None,
+            rows_passed: false,
+            busy: Duration::ZERO,
         })
     }
 
@@ -339,8 +345,11 @@ impl Worker {
     async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
-                let intervals = self.gather();
-                self.intervals(intervals, stop).await
+                let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
+                let outcome = self.intervals(intervals, stop).await;
+                self.busy += begun.elapsed();
+                outcome
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
@@ -402,21 +411,6 @@ impl Worker {
         tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
         let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
         self.write_row(standing).await
-    }
-
-    /// Intervals for one transaction.
-    fn gather(&mut self) -> Vec<Interval> {
-        let mut gathered: Vec<Interval> = Vec::new();
-        let mut records = 0;
-        while let Some(Item::Interval(next)) = self.machine.peek() {
-            records += next.records();
-            if !gathered.is_empty() && records > self.gather_records {
-                break;
-            }
-            let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
-            gathered.push(*next);
-        }
-        gathered
     }
 
     async fn intervals(&mut self, intervals: Vec<Interval>, stop: &CancellationToken) -> Result<()> {
@@ -681,7 +675,7 @@ impl Worker {
             }
             self.read_ahead()?;
             if let Some(Item::Interval(_)) = self.machine.peek() {
-                let intervals = self.gather().into_iter();
+                let intervals = self.machine.gather(self.gather_records).into_iter();
                 return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
             }
             if let Some(item) = self.machine.pop() {
@@ -769,13 +763,16 @@ impl Worker {
         self.tell()
     }
 
-    /// Says in Kafka from which entry on this sink still needs the ledger, now and then.
+    /// Says in Kafka from which entry on this sink still needs the ledger, now and then, and how far it is, at once where
+    /// existing rows were on the way. What is sent can get lost, and while rows are on the way somebody waits for it.
     fn tell(&mut self) -> Result<()> {
         let standing = &self.row.standing;
         let next = standing.join_offset.unwrap_or(i64::MAX).min(standing.ledger_offset) + 1;
-        let due = self.told.is_none_or(|(told, at)| told != next && at.elapsed() >= TELL_INTERVAL);
-        if due {
-            self.teller.tell(next)?;
+        let loading = !self.writer.loads.is_empty();
+        let due = self.told.is_none_or(|(told, at)| (told != next || loading) && at.elapsed() >= TELL_INTERVAL);
+        if due || std::mem::take(&mut self.rows_passed) {
+            let busy_us = u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX);
+            self.teller.tell(next, Applied { applied: self.at.offset, busy_us })?;
             self.told = Some((next, Instant::now()));
         }
         Ok(())

@@ -187,6 +187,7 @@ pub mod tests {
             rules: false,
             row_security: false,
             rights_missing: vec![],
+            rules: false,
         }
     }
 
