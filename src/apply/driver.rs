@@ -457,7 +457,9 @@ impl Worker {
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
             match &outcome {
-                Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
+                Err(Failure::Unique(_)) if !self.writer.parking => {
+                    self.writer.begin_parking(self.machine.state());
+                }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
                     self.writer.strict = true;

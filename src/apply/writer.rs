@@ -122,8 +122,17 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
-        // They may have been made for tables that follow no more.
-        self.versions.clear();
+        // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
+        // hand-over takes longer than the hand-over.
+        let tables = &self.tables;
+        let follows = |table: &TableName| tables.get(table).is_none_or(|target| target.evolve != Evolve::Off);
+        self.versions.retain(|_, version| !follows(&version.table));
+    }
+
+    /// From here on rows that hold unique values of others get out of their way.
+    pub fn begin_parking(&mut self, state: &State) {
+        self.parking = true;
+        self.rows = targets::Rows::of(state, &self.tables);
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
