@@ -64,3 +64,21 @@ async fn a_sink_restored_from_an_older_backup_goes_on() {
     scene.equal(&mut process).await;
     assert_once(scene.orders()).await;
 }
+
+/// Stale rows of a table that is read again may hang on what the stream of the other one deletes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_is_read_again_while_its_parents_go() {
+    let schema = "CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE child (id int PRIMARY KEY, parent int NOT NULL REFERENCES parent DEFERRABLE)";
+    let tables: [(&str, &[&str]); 2] = [("public.parent", &["id"]), ("public.child", &["id"])];
+    let scene = Scene::new(LOCKSTEP, "hang", schema, &tables).await;
+    scene.sql("INSERT INTO parent SELECT generate_series(1, 4000); INSERT INTO child SELECT id, id FROM parent").await;
+    let scene = scene.configure(|p| p.set("source.snapshot", "chunk_rows = 50"));
+    let mut process = scene.start().await;
+    process.terminate(PATIENCE).await.unwrap();
+    let output = scene.pipeline.command(&["resync", "public.child", "--sink", "orders"]).unwrap();
+    assert!(output.status.success());
+    scene.sql("DELETE FROM child WHERE id > 3990; DELETE FROM parent WHERE id > 3990").await;
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+}

@@ -85,6 +85,9 @@ pub struct Writer {
     pub strict: bool,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
+    /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
+    /// not read yet, so a row there may still reference what the stream has deleted, or not be there for what it has brought.
+    pub whole: bool,
 }
 
 impl Writer {
@@ -111,6 +114,7 @@ impl Writer {
             row: RowBuf::new(),
             strict: false,
             parking: false,
+            whole: false,
         }
     }
 
@@ -283,9 +287,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle. Only when all of them
-    /// are there do their foreign keys hold, so it can't end before.
+    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle, or of what must go
+    /// together once a foreign key has refused a part. Only when all is there do the foreign keys hold, so it can't end before.
     pub async fn is_half_loaded(&mut self) -> Outcome<bool> {
+        if self.whole && !self.loads.is_empty() {
+            return Ok(true);
+        }
         if self.loaded.is_empty() {
             return Ok(false);
         }
