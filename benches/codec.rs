@@ -55,6 +55,7 @@ fn relation() -> Arc<Relation> {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     })
 }
 

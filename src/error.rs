@@ -208,6 +208,8 @@ codes! {
     SinkTable = "SINK_TABLE",
     /// The sink is not the state it claims to be: a named row is missing or is there twice.
     SinkDiverged = "SINK_DIVERGED",
+    /// A foreign key of a sink that was set aside for a first copy can't be put back, or does not hold.
+    ForeignKeyBroken = "FOREIGN_KEY_BROKEN",
     /// A value does not fit the sink's column.
     ValueRefused = "VALUE_REFUSED",
     /// A constraint of the sink refuses the rows, in whatever order they are applied.
@@ -216,6 +218,8 @@ codes! {
     UniqueHandover = "UNIQUE_HANDOVER",
     /// A row would have to be made with a column whose value was never sent.
     AbsentBase = "ABSENT_BASE",
+    /// What was asked for by the command line, over HTTP or in the signal table can't be done as it was written; nothing was begun.
+    RequestRefused = "REQUEST_REFUSED",
     /// `create = false` and something that is ours to create is missing; the facts are the commands.
     CreateOff = "CREATE_OFF",
 }

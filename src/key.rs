@@ -14,6 +14,7 @@
 //!
 //! Deliberately not here: the orders of other databases than Postgres, and any reading of rows.
 
+pub mod condition;
 pub mod ranges;
 
 use std::cmp::Ordering;

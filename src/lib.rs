@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod look;
 pub mod lsn;
 mod malloc;
+pub mod parts;
 pub mod pgtext;
 pub mod postgres;
 pub mod record;

@@ -79,6 +79,20 @@ pub enum Difference {
 }
 
 impl Look {
+    /// Labels that have another name now.
+    pub fn relabelled<'a>(&'a self, now: &'a Look) -> impl Iterator<Item = &'a str> {
+        let renamed = |(oid, label): &&(u32, String)| now.labels.iter().any(|(o, l)| o == oid && l != label);
+        self.labels.iter().filter(renamed).map(|(_, label)| label.as_str())
+    }
+
+    /// Composites that have other attributes now.
+    pub fn reshaped<'a>(&'a self, now: &'a Look) -> impl Iterator<Item = &'a Composite> {
+        let other = |before: &&Composite| {
+            now.composites.iter().any(|n| n.oid == before.oid && n.attributes != before.attributes)
+        };
+        self.composites.iter().filter(other)
+    }
+
     /// What `now` shows to have happened since, if it can matter.
     pub fn difference(&self, now: &Look) -> Option<Difference> {
         let rows = |why: String| Some(Difference::Rows(why));
@@ -106,13 +120,10 @@ impl Look {
         if self.key != now.key {
             return rows("the key was changed".to_owned());
         }
-        let relabelled = |(oid, label): &&(u32, String)| now.labels.iter().any(|(o, l)| o == oid && l != label);
-        if let Some((_, label)) = self.labels.iter().find(relabelled) {
+        if let Some(label) = self.relabelled(now).next() {
             return rows(format!("the enum's label {label:?} was renamed"));
         }
-        let reshaped =
-            |now: &&Composite| self.composites.iter().any(|b| b.oid == now.oid && b.attributes != now.attributes);
-        if now.composites.iter().any(|composite| reshaped(&composite)) {
+        if self.reshaped(now).next().is_some() {
             return rows("a composite type of its values was altered".to_owned());
         }
         let altered = |c: &&ColumnLook| self.columns.iter().any(|b| b.number == c.number && b.row != c.row);

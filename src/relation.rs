@@ -3,6 +3,7 @@
 //! Sinks decode by the ledger's relation entry alone, never by their own configuration: configuration may have changed while
 //! a record waited. Two versions are the same iff their fingerprints are.
 
+pub mod composites;
 pub mod flat;
 pub mod names;
 pub mod outbox;
@@ -11,6 +12,7 @@ pub mod type_names;
 use std::fmt;
 use std::str::FromStr;
 
+pub use composites::{Attribute, Composite};
 pub use flat::Flat;
 pub use names::{Delimiter, NameMode};
 pub use outbox::Outbox;
@@ -395,6 +397,9 @@ pub struct Relation {
     /// Columns that the source's table has and the connector leaves out. Written only where there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<String>,
+    /// What is in the columns' composite types. Written only where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub composites: Vec<Composite>,
 }
 
 impl Relation {
@@ -481,6 +486,7 @@ pub(crate) mod tests {
             avro: None,
             transforms: vec![],
             hidden: vec![],
+            composites: vec![],
         }
     }
 

@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 pub use mask::{Algorithm, HashVersion, Mask, MaskMark};
 
 use crate::error::{Code, Error, Result};
-use crate::relation::{Column, Relation, TypeKind};
+use crate::relation::{Column, Relation, TypeKind, composites};
 use crate::value::{Cell, Row, RowBuf};
 
 /// What relation versions say of a shape (docs/protocol.md, `transforms`).
@@ -186,7 +186,8 @@ impl Shape {
             transforms.push(Transform::RowsBy { columns: rows.row_key() });
         }
         transforms.extend(self.filter.iter().map(|sql| Transform::Where { sql: sql.clone() }));
-        let relation = Relation { columns, transforms, hidden, ..rows }.sealed();
+        let composites = composites::contained(&columns, &rows.composites);
+        let relation = Relation { columns, transforms, hidden, composites, ..rows }.sealed();
         let transformer = (!self.keeps_rows()).then_some(Transformer { picks });
         Ok(Shaped { relation, transformer })
     }
@@ -290,13 +291,13 @@ impl Shape {
 }
 
 /// Takes rows as they come to rows as they are written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Transformer {
     picks: Vec<Pick>,
 }
 
 /// One column of a written row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pick {
     Row {
         from: usize,

@@ -53,6 +53,7 @@ fn relation(format: Format) -> Arc<Relation> {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     Arc::new(avro::complete(relation, "shop").unwrap())
 }

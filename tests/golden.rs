@@ -205,6 +205,7 @@ fn placeholder() -> Arc<Relation> {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     })
 }
 

@@ -123,6 +123,73 @@ async fn rows_arrive_and_a_plain_consumer_reads_the_topic() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_an_outbox_have_schemas_under_their_own_topics() {
+    // One whose payload is all of the value, and one with a version and a column beside what its payload says.
+    let schema = "CREATE TABLE public.plain (id int PRIMARY KEY, aggregatetype text, aggregateid text NOT NULL, payload jsonb);
+        CREATE TABLE public.told (id int PRIMARY KEY, aggregatetype text, aggregateid int, payload jsonb, kind text, v int);";
+    let scene = Scene::bare(LOCKSTEP, "avro_outbox", schema, 0).await;
+    let registry = scene.services.registry.clone();
+    let scene = scene.configure(|p| {
+        let topic = "[outbox]\ntopic = \"{prefix}.{table}.{route}\"\n";
+        let told =
+            "expand_json_payload = true\nschema_version_field = \"v\"\nadditional_placement = [\"kind:envelope\"]\n";
+        let p =
+            p.connector("public.plain", topic).connector("public.told", &format!("{topic}format = \"avro\"\n{told}"));
+        with_registry(p.set("wire", "format = \"avro\""), &registry)
+    });
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await.unwrap();
+    let sql = r#"INSERT INTO plain VALUES (1, 'Order', 'a', '{"n": 1}'), (2, 'Order', 'b', NULL), (3, 'Customer', 'c', '"é"');
+        INSERT INTO told VALUES (1, 'Order', 7, '{"n": 1.5, "big": 3000000000, "none": null, "l": [{"a": 1}, {"b": true}]}', 'made', 3),
+                                (2, 'Order', NULL, '"no object"', NULL, NULL), (3, 'Order', 8, NULL, 'gone', 3)"#;
+    scene.sql(sql).await;
+    let topic = |of: &str| format!("{}.{of}", scene.pipeline.name);
+    let mut consumer = Consumer { registry: registry.clone(), ..Consumer::default() };
+    let mut shown = |of: &str, count: usize| {
+        let records = read_raw(&scene.services.kafka, &topic(of));
+        let mut part =
+            |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or("-".to_owned(), |bytes| consumer.read(bytes).to_string());
+        let lines: Vec<String> = records.iter().map(|r| format!("{} {}", part(&r.key), part(&r.value))).collect();
+        (lines.len() == count).then_some(lines)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let [told, order, customer] = loop {
+        // Topics are made with their first record.
+        let known = scene.log().matches("a topic that rows of an outbox name").count() == 3;
+        let mut all = || Some([shown("told.Order", 3)?, shown("plain.Order", 2)?, shown("plain.Customer", 1)?]);
+        if let Some(all) = known.then(&mut all).flatten() {
+            break all;
+        }
+        assert!(Instant::now() < deadline, "{}", scene.log());
+        sleep(Duration::from_millis(50)).await;
+    };
+    let object = r#"{"big":3000000000,"l":[{"a":1,"b":null},{"a":null,"b":true}],"n":1.5}"#;
+    assert_eq!(told[0], format!(r#"7 {{"kind":"made","payload":{object}}}"#));
+    assert_eq!(told[1..], [r#"- {"kind":null,"payload":"\"no object\""}"#, r#"8 {"kind":"gone","payload":null}"#]);
+    assert_eq!(order, [r#""a" "{\"n\": 1}""#, r#""b" -"#]);
+    assert_eq!(customer, [r#""c" "\"é\"""#]);
+
+    // As Confluent's AvroConverter registers them.
+    let newest = |of: &str| ask(&registry, "GET", &format!("/subjects/{}/versions/latest", topic(of)), "").1;
+    assert_eq!(newest("plain.Order-key")["schema"], r#""string""#);
+    let payload = r#"["null",{"type":"string","connect.version":1,"connect.name":"io.debezium.data.Json"}]"#;
+    assert_eq!(newest("plain.Customer-value")["schema"], payload);
+    assert_eq!(newest("told.Order-key")["schema"], r#"["null","int"]"#);
+    let first = ask(&registry, "GET", &format!("/subjects/{}/versions/1", topic("told.Order-value")), "").1;
+    let first: Value = serde_json::from_str(first["schema"].as_str().unwrap()).unwrap();
+    let namespace = format!("{}.public.told.Order", scene.pipeline.name);
+    assert_eq!(
+        (&first["name"], &first["namespace"], &first["connect.version"]),
+        (&json!("Value"), &json!(namespace), &json!(3))
+    );
+    // Nothing is registered for a topic that has no records.
+    for of in ["public.plain-value", "public.told-value"] {
+        assert_eq!(ask(&registry, "GET", &format!("/subjects/{}/versions", topic(of)), "").0, 404, "{of}");
+    }
+    process.terminate(PATIENCE).await.unwrap();
+}
+
 const MIXED_SCHEMA: &str = "
 CREATE TYPE public.mood AS ENUM ('sad', 'ok', 'happy');
 CREATE TABLE public.mixed (id int, b text, v float8, f float4, n numeric, at timestamptz, day date, bits bit(5), tags text[],

@@ -137,6 +137,80 @@ async fn a_label_of_an_enum_is_renamed() {
     converge(&scene, &mut process, SUM).await;
 }
 
+/// No RELATION message tells of a label; the first row that has it does, and sinks hear of it before the row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_has_a_label_that_nothing_told_of() {
+    let schema = "CREATE TYPE public.mood AS ENUM ('sad', 'glad'); CREATE DOMAIN public.inner_mood AS public.mood;
+                  CREATE TABLE public.items (id int PRIMARY KEY, v public.mood, l public.inner_mood[], n text)";
+    let scene = Scene::bare(LOCKSTEP, "ddl_label", schema, 2).await;
+    let connector = "[sinks.orders]\n[sinks.inventory]\nevolve = 'add'\n";
+    let scene = scene.configure(|p| p.connector("public.items", connector));
+    let scene = Scene { tables: vec![support::TablePair::same("public.items", &["id"])], ..scene };
+    let inventory = &scene.sinks[1].1;
+    scene.sql("INSERT INTO items SELECT i, 'sad', '{glad,NULL}' FROM generate_series(1, 20) i").await;
+    let mut process = scene.start().await;
+    scene.sql("UPDATE items SET n = 'streamed' WHERE id = 1").await;
+    scene.streaming(&mut process).await;
+    let labels = "SELECT enum_range(NULL::mood)";
+    for (label, row, place, all) in [
+        ("new", "'new', '{sad}'", "BEFORE 'sad'", "{new,sad,glad}"),
+        ("very", "'sad', '{{NULL,very}}'", "AFTER 'sad'", "{new,sad,very,glad}"),
+    ] {
+        scene.sql(&format!("ALTER TYPE mood ADD VALUE '{label}' {place}")).await;
+        scene.sql(&format!("INSERT INTO items SELECT max(id) + 1, {row} FROM items")).await;
+        let (_, hint) = halted(&mut process, "VALUE_REFUSED").await;
+        assert_eq!(hint, format!("ALTER TYPE \"public\".\"mood\" ADD VALUE IF NOT EXISTS '{label}' {place}"));
+        wait_text(inventory, labels, all, &mut process).await;
+        scene.orders().execute(&hint).await.unwrap();
+        process = kill(&scene, process).await;
+        scene.equal(&mut process).await;
+    }
+    assert_eq!(rereads(&scene), 0, "{}", scene.log());
+    // What a row had when nobody looked has another name by now; its text is the source's no more.
+    drop(process);
+    scene.sql("ALTER TYPE mood ADD VALUE 'brief'").await;
+    scene.sql("UPDATE items SET v = 'brief' WHERE id = 2").await;
+    scene.sql("ALTER TYPE mood RENAME VALUE 'brief' TO 'lasting'").await;
+    scene.orders().execute("ALTER TYPE mood ADD VALUE 'lasting'").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    converge(&scene, &mut process, SUM).await;
+    assert_eq!(rereads(&scene), 1, "{}", scene.log());
+    assert_eq!(text(inventory, labels).await, "{new,sad,very,glad,lasting}");
+}
+
+/// A composite's text has no names, so only a type with the same attributes in the same places takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn composites_have_the_same_attributes_at_sinks() {
+    let schema = "CREATE TYPE public.mood AS ENUM ('sad'); CREATE TYPE public.part AS (m public.mood, n int);
+        CREATE TYPE public.pair AS (a int, b text, i public.part);
+        CREATE TABLE public.items (id int PRIMARY KEY, p public.pair, l public.part[])";
+    let scene = Scene::bare(LOCKSTEP, "ddl_composite", schema, 2).await;
+    scene.orders().execute("ALTER TYPE pair RENAME ATTRIBUTE b TO z; ALTER TYPE mood ADD VALUE 'new'").await.unwrap();
+    let connector = "[sinks.orders]\n[sinks.inventory]\nevolve = 'add'\n";
+    let scene = scene.configure(|p| p.connector("public.items", connector));
+    let scene = Scene { tables: vec![support::TablePair::same("public.items", &["id"])], ..scene };
+    scene.sql("INSERT INTO items SELECT i, ROW(i, 'x', ROW('sad', i))::pair, ARRAY[ROW('sad', 1)::part] FROM generate_series(1, 9) i").await;
+    let mut process = scene.spawn(&[]);
+    let (message, hint) = halted(&mut process, "SINK_TABLE").await;
+    assert_eq!(hint, r#"ALTER TYPE "public"."pair" RENAME ATTRIBUTE "z" TO "b""#, "{message}");
+    scene.orders().execute(&hint).await.unwrap();
+    process = kill(&scene, process).await;
+    scene.equal(&mut process).await;
+    // Nothing in the stream tells of an attribute but the row that has it.
+    scene.sql("ALTER TYPE pair ADD ATTRIBUTE c numeric(5,2)").await;
+    scene.sql("UPDATE items SET p = ROW(1, 'y', ROW('sad', 2), 2.5) WHERE id = 1").await;
+    let (message, hint) = halted(&mut process, "SINK_TABLE").await;
+    assert_eq!(hint, r#"ALTER TYPE "public"."pair" ADD ATTRIBUTE "c" numeric(5,2)"#, "{message}");
+    scene.orders().execute(&hint).await.unwrap();
+    process = kill(&scene, process).await;
+    converge(&scene, &mut process, SUM).await;
+    // Neither of a label inside of them.
+    scene.sql("ALTER TYPE mood ADD VALUE 'new'").await;
+    scene.sql("UPDATE items SET l = ARRAY[NULL, ROW('new', 1)::part] WHERE id = 2").await;
+    converge(&scene, &mut process, SUM).await;
+    assert_eq!(rereads(&scene), 1, "{}", scene.log());
+}
+
 /// Types deep inside of a column's: what is renamed or altered there changes rows, and no row tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_inside_a_type_is_altered() {

@@ -147,9 +147,9 @@ async fn types_are_compared_by_what_they_are_made_of() {
     scene.orders().execute("INSERT INTO own VALUES ('c')").await.unwrap();
     scene.sql("TRUNCATE t; INSERT INTO t (k, p) VALUES ('a.b', 3)").await;
     equal(&scene, &mut process).await;
-    // Labels come with the table's next version.
+    // Labels come with the first row that has one.
     scene.sql("ALTER TYPE humour ADD VALUE 'new' BEFORE 'sad'; ALTER TYPE humour ADD VALUE 'very' AFTER 'sad'").await;
-    scene.sql("ALTER TABLE t ALTER m SET STATISTICS 50; UPDATE t SET m = 'new'; INSERT INTO t (k, m) VALUES ('c', 'very')").await;
+    scene.sql("UPDATE t SET m = 'new'; INSERT INTO t (k, m) VALUES ('c', 'very')").await;
     equal(&scene, &mut process).await;
     assert_eq!(text(scene.orders(), "SELECT enum_range(NULL::mood)").await, "{new,sad,very,glad}");
 }

@@ -4,11 +4,11 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lockstep::lsn::Lsn;
 use serde_json::Value;
-use support::scene::{PATIENCE, Scene, read_topic, text};
+use support::scene::{PATIENCE, Scene, read_raw, read_topic, text};
 use support::{Pipeline, Process};
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -103,4 +103,43 @@ async fn events_go_into_topics_that_the_ledger_knows() {
 
     support::pipeline::delete_topics(&scene.services.kafka, &topic("Customer")).await.unwrap();
     refused(scene.spawn(&["source"]), &scene, "TOPIC_MISSING").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_says_where_and_when_its_record_is() {
+    let schema = SCHEMA.replace(')', ", at timestamptz, part smallint)");
+    let scene = Scene::bare(LOCKSTEP, "outbox_placed", &schema, 0).await;
+    let connector = "partitions = 3\n[outbox]\ntimestamp_field = \"at\"\nadditional_placement = [\"part:partition\"]\n";
+    let scene = scene.configure(|p: Pipeline| p.connector("public.outbox", connector));
+    let before = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    // One of before and one of far behind the clock, in partitions that no key of theirs has.
+    scene.sql("INSERT INTO outbox VALUES (1, 'Order', 'a', '{}', '2001-09-09 01:46:40.007Z', 2)").await;
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await.unwrap();
+    scene.sql("INSERT INTO outbox VALUES (2, 'Order', 'a', '{}', '2002-01-01 00:00Z', 0), (3, 'Order', 'a', '{}', NULL, NULL)").await;
+    caught_up(&scene, &mut process).await;
+    process
+        .wait_until("loading", PATIENCE, |status| status.0["tables"]["public.outbox"]["phase"] == "streaming")
+        .await
+        .unwrap();
+
+    let topic = format!("{}.event.Order", scene.pipeline.name);
+    let seen: Vec<(String, i32, i64)> = read_raw(&scene.services.kafka, &topic)
+        .into_iter()
+        .map(|raw| {
+            let id = raw.headers.iter().find(|(name, _)| name == "id").unwrap().1.clone();
+            (String::from_utf8(id).unwrap(), raw.partition, raw.timestamp_ms.unwrap())
+        })
+        .collect();
+    let of =
+        |id: &str| seen.iter().find(|(found, ..)| found == id).map(|(_, partition, at)| (*partition, *at)).unwrap();
+    assert_eq!(of("1"), (2, 1_000_000_000_007));
+    assert_eq!(of("2"), (0, 1_009_843_200_000));
+    let (_, read_at) = of("3");
+    assert!(read_at >= before, "without a time it is that of reading: {read_at}");
+
+    // Nowhere is not somewhere else.
+    scene.sql("INSERT INTO outbox VALUES (4, 'Order', 'a', '{}', NULL, 3)").await;
+    refused(process, &scene, "RECORD_INVALID").await;
+    assert!(scene.log().contains("an event for partition 3, which its topic does not have"), "{}", scene.log());
 }

@@ -208,6 +208,7 @@ async fn a_restart_that_dies_between_two_steps_goes_on() {
                     asked_by: "test".into(),
                     old_ledger: None,
                     taken: vec![],
+                    within: None,
                 }),
                 2 => Body::Source(intent.clone()),
                 3 => {

@@ -146,7 +146,7 @@ fn every_kind_of_change_by_parameters_and_by_copy() {
             let ops: Vec<&str> = ops.iter().map(String::as_str).collect();
             let counts = a.apply(&[(&plan, net(&plan, &ops))]).await.unwrap();
             let n64 = u64::try_from(n).unwrap();
-            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64, truncated: 0 });
+            assert_eq!(counts, Counts { inserted: n64, updated: n64, moved: n64, deleted: n64, ..Counts::default() });
             let check = format!(
                 "SELECT count(*), min(id), max(id), bool_and(CASE \
                    WHEN a = 'new' THEN big = 'big' || id AND n = 'NaN' \
@@ -156,6 +156,117 @@ fn every_kind_of_change_by_parameters_and_by_copy() {
             );
             assert_eq!(world.rows(&check).await, format!("{}|1|{}|t", 3 * n, 2 * big + n));
         }
+    });
+}
+
+/// Says in `log` which statement brought rows into the table.
+const LOGGED: &str = "CREATE TABLE log (statement text); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ \
+    BEGIN INSERT INTO public.log VALUES (substr(current_query(), 1, 4)); RETURN NULL; END $$; \
+    CREATE TRIGGER note AFTER INSERT ON items FOR EACH STATEMENT EXECUTE FUNCTION note()";
+
+fn inserts(n: i32, row: impl Fn(i32) -> String) -> Vec<String> {
+    (1..=n).map(|i| format!("insert {}", row(i))).collect()
+}
+
+async fn insert(a: &mut Owned, plan: &SinkTablePlan, ops: &[String]) -> Result<Counts, Failure> {
+    let ops: Vec<&str> = ops.iter().map(String::as_str).collect();
+    a.apply(&[(plan, net(plan, &ops))]).await
+}
+
+#[test]
+fn new_rows_go_by_copy_into_the_table_itself_and_over_rows_that_are_there_after_all() {
+    in_database(|world| async move {
+        let mut a = world.sink(&format!("{ITEMS}; {LOGGED}")).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        let counts = insert(&mut a, &plan, &inserts(2_500, |i| format!("{i}|tab\tline\n|~|{i}.50"))).await.unwrap();
+        assert_eq!(counts, Counts { inserted: 2_500, ..Counts::default() });
+        assert_eq!(world.rows("SELECT * FROM log").await, "COPY");
+        let right = "SELECT count(*), bool_and(a = E'tab\\tline\\n' AND big IS NULL AND n::text = id || '.50') FROM items";
+        assert_eq!(world.rows(right).await, "2500|t");
+
+        // Somebody else wrote two of the rows that come next: they become what the source has, and are counted.
+        world.run("INSERT INTO items VALUES (3000, 'foreign', 'x', 1), (5000, 'foreign', 'x', 2)").await;
+        world.run("TRUNCATE log").await;
+        let next = inserts(2_500, |i| format!("{}|tab\tline\n|~|{}.50", 2_500 + i, 2_500 + i));
+        let counts = insert(&mut a, &plan, &next).await.unwrap();
+        assert_eq!(counts, Counts { inserted: 2_500, overwritten: 2, ..Counts::default() });
+        assert_eq!(world.rows(right).await, "5000|t");
+        assert_eq!(world.rows("SELECT * FROM log").await, "INSE");
+    });
+}
+
+#[test]
+fn a_copy_that_is_refused_or_falls_short_says_what_an_insert_would() {
+    in_database(|world| async move {
+        let mut a = world.sink(&format!("{ITEMS}; CREATE UNIQUE INDEX items_a ON items (a)")).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items VALUES (9000, '7', 'x', 1)").await;
+        let rows = inserts(2_500, |i| format!("{i}|{i}|~|1"));
+        let taken = insert(&mut a, &plan, &rows).await.unwrap_err();
+        assert!(matches!(taken, Failure::Unique(_)), "{taken:?}");
+        assert_eq!(world.rows("SELECT count(*) FROM items").await, "1", "nothing was written");
+
+        world
+            .run(
+                "DROP INDEX items_a; CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ \
+                 BEGIN IF new.id = 9 THEN RETURN NULL; END IF; RETURN new; END $$; \
+                 CREATE TRIGGER skip BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION skip()",
+            )
+            .await;
+        let short = halt(insert(&mut a, &plan, &rows).await.unwrap_err());
+        assert_eq!(short.code, Code::SinkDiverged);
+        assert!(short.message.contains("reached 2499 rows of the 2500"), "{short}");
+        assert_eq!(world.rows("SELECT count(*) FROM items").await, "1", "nothing was written");
+    });
+}
+
+#[test]
+fn what_copy_would_store_in_another_way_goes_through_the_stage() {
+    in_database(|world| async move {
+        let mut a = world.sink(&format!("CREATE TABLE items (id int PRIMARY KEY); {LOGGED}")).await;
+        let priced = |digits: &str| format!("CREATE TABLE items (id int PRIMARY KEY, a numeric{digits})");
+        let price = 655_366; // numeric(10,2)
+        let cases = [
+            ("COPY", priced("(10,2)"), "numeric", price),
+            ("COPY", priced(""), "numeric", price),
+            ("INSE", priced("(12,4)"), "numeric", price),
+            ("INSE", "CREATE TABLE items (id int PRIMARY KEY, a interval(3))".into(), "interval", 0x7FFF_0003),
+            ("COPY", "CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a text)".into(), "text", -1),
+            (
+                "COPY",
+                "CREATE TABLE items (own int NOT NULL DEFAULT 7, a text, twice int GENERATED ALWAYS AS (id * 2) STORED, \
+                 id int PRIMARY KEY, CHECK (own = 7 AND twice = 2 * id))"
+                    .into(),
+                "text",
+                -1,
+            ),
+            (
+                "COPY",
+                "CREATE TABLE items (id int PRIMARY KEY, a text) PARTITION BY RANGE (id); \
+                 CREATE TABLE few PARTITION OF items FOR VALUES FROM (0) TO (100); CREATE TABLE more PARTITION OF items DEFAULT"
+                    .into(),
+                "text",
+                -1,
+            ),
+        ];
+        for (how, ddl, kind, typmod) in cases {
+            world.run(&format!("DROP TABLE items, log; DROP FUNCTION note; {ddl}; {LOGGED}")).await;
+            let mut wanted = wanted("items", &format!("id:int4! a:{kind}"));
+            wanted.columns[1].column.typmod = typmod;
+            let plan = a.sink.plan(&[wanted]).await.unwrap().remove(0);
+            let value = if kind == "interval" { "00:00:01.5" } else { "1.50" };
+            let counts = insert(&mut a, &plan, &inserts(2_500, |i| format!("{i}|{value}"))).await.unwrap();
+            assert_eq!(counts.inserted, 2_500);
+            assert_eq!(world.rows("SELECT * FROM log").await, how, "{ddl}");
+            let same = format!("SELECT count(*) FROM items WHERE id BETWEEN 1 AND 2500 AND a = '{value}'");
+            assert_eq!(world.rows(&same).await, "2500", "{ddl}");
+        }
+        // COPY would pass a rule by, which only a table without a key can have.
+        world.run("DROP TABLE items, log; DROP FUNCTION note; CREATE TABLE items (id int, a text)").await;
+        world.run("CREATE TABLE seen (id int); CREATE RULE seen AS ON INSERT TO items DO ALSO INSERT INTO public.seen VALUES (new.id)").await;
+        let plan = plan(&a.sink, "items", "id:int4 a:text").await;
+        insert(&mut a, &plan, &inserts(2_500, |i| format!("{i}|x"))).await.unwrap();
+        assert_eq!(world.rows("SELECT count(*) FROM seen").await, "2500");
     });
 }
 
@@ -426,6 +537,49 @@ fn a_range_is_replaced_and_right_rows_are_left_alone() {
         );
         assert_eq!(a.replace(&plan, &KeyRange::ALL, &[]).await.deleted, 8);
         assert_eq!(world.rows("TABLE items").await, "");
+    });
+}
+
+#[test]
+fn a_range_without_a_row_is_filled_by_copy() {
+    in_database(|world| async move {
+        let mut a = world.sink(&format!("{ITEMS}; CREATE UNIQUE INDEX items_a ON items (a); {LOGGED}")).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        world.run("INSERT INTO items VALUES (5, 'five', 'x', 1), (9, 'nine', 'x', 1)").await;
+        let range = |after: i32, through: i32| KeyRange {
+            after: Some(vec![after.to_string().into()]),
+            through: Some(vec![through.to_string().into()]),
+        };
+        // What is there, what comes, how, and what is there then.
+        let cases = [
+            (range(5, 8), vec!["6|six|~|1", "8|eight|~|1"], Ok((2, 0)), "COPY"),
+            (range(5, 8), vec!["6|six|~|1", "7|seven|~|1"], Ok((1, 1)), "INSE"),
+            (range(8, 10), vec![], Ok((0, 1)), ""),
+            (range(9, 20), vec!["11|seven|~|1"], Err(()), ""),
+        ];
+        for (range, rows, expected, how) in cases {
+            world.run("TRUNCATE log").await;
+            let rows: Vec<RowBuf> = rows.into_iter().map(row).collect();
+            let to = a.begin().await;
+            match a.sink.replace_range(&plan, &range, &rows, &[]).await {
+                Ok(counts) => {
+                    assert_eq!(Ok((counts.inserted, counts.deleted)), expected, "{range:?}");
+                    a.commit(to).await;
+                }
+                Err(failure) => {
+                    assert!(expected.is_err() && matches!(failure, Failure::Unique(_)), "{failure:?}");
+                    a.sink.rollback().await.unwrap();
+                }
+            }
+            assert_eq!(world.rows("SELECT * FROM log").await, how, "{range:?}");
+        }
+        assert_eq!(world.rows("SELECT string_agg(a, ' ' ORDER BY id) FROM items").await, "five six seven");
+
+        let to = a.begin().await;
+        let lacking = a.sink.replace_range(&plan, &range(20, 30), &[row("21|-|~|1")], &[]).await.unwrap_err();
+        assert_eq!(halt(lacking).code, Code::AbsentBase);
+        a.sink.rollback().await.unwrap();
+        drop(to);
     });
 }
 

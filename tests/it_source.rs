@@ -21,7 +21,7 @@ fn environment(name: &str) -> String {
 }
 
 fn wanted(tables: &[TableName]) -> preflight::Wanted<'_> {
-    preflight::Wanted { publication: "p", tables, insert_only: &[], create: true }
+    preflight::Wanted { publication: "p", tables, insert_only: &[], create: true, reads: true }
 }
 
 /// A session with the settings that every session with values pins.

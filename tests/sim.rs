@@ -9,7 +9,7 @@
 //! Simulated is only what is outside of this program; where a driver of ours does IO for a machine, the few lines here do the
 //! same. [`Bug`]s are mistakes that such a driver could make; each must be found.
 //!
-//! Not here: loads (chunks, joins), restarts, trimming. `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many.
+//! Loads have a simulator of their own (`sim_loads`). Not here: restarts, trimming. `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many.
 
 #![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]
 
@@ -25,9 +25,11 @@ use lockstep::ledger::state::State;
 use lockstep::lsn::{Lsn, Position};
 use lockstep::record::{Epoch, Header, Kind};
 use lockstep::relation::Fingerprint;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use uuid::Uuid;
+
+mod choices;
+
+use choices::{Choices, shrink, tell};
 
 const PARTITIONS: usize = 2;
 const TOPIC: &str = "t";
@@ -119,13 +121,14 @@ struct Sink {
 }
 
 struct World {
-    random: StdRng,
+    choices: Choices,
+    readers_made: u64,
     bug: Bug,
     lossy: bool,
     /// How often each fault comes, different from seed to seed: what is rare in the mean is frequent somewhere.
-    weights: [u32; FAULTS],
-    /// How often the newest reader or worker is the one that moves.
-    newest: f64,
+    weights: [usize; FAULTS],
+    /// In how many of a hundred steps the newest reader or worker is the one that moves.
+    newest: usize,
     source: Vec<Transaction>,
     confirmed: Lsn,
     /// What of it a crash of the server does not undo.
@@ -144,15 +147,14 @@ struct World {
 type Violation = String;
 
 impl World {
-    fn new(seed: u64, bug: Bug) -> World {
-        let mut random = StdRng::seed_from_u64(seed);
-        let lossy = random.random_bool(0.4);
-        let mut weights: [u32; FAULTS] = std::array::from_fn(|_| random.random_range(0..4));
+    fn new(mut choices: Choices, bug: Bug) -> World {
+        let lossy = choices.percent(40);
+        let mut weights: [usize; FAULTS] = std::array::from_fn(|_| choices.below(4));
         if !lossy {
             weights[FAULTS - LOSSES..].fill(0);
         }
         weights[0] += 1;
-        let newest = [0.5, 0.7, 0.9][random.random_range(0..3)];
+        let newest = [90, 70, 50][choices.below(3)];
         let made = SourceIdentity {
             system_id: 1,
             timeline: 1,
@@ -161,7 +163,8 @@ impl World {
             consistent_point: BEGINNING,
         };
         World {
-            random,
+            choices,
+            readers_made: 0,
             bug,
             lossy,
             weights,
@@ -179,12 +182,8 @@ impl World {
         }
     }
 
-    fn chance(&mut self, p: f64) -> bool {
-        self.random.random_bool(p)
-    }
-
     fn below(&mut self, n: usize) -> usize {
-        self.random.random_range(0..n)
+        self.choices.below(n)
     }
 
     /// The end of the source's log.
@@ -198,13 +197,14 @@ impl World {
                 return Ok(());
             }
             match self.below(100) {
-                0..8 => self.commit(),
-                8..14 => self.fault(),
-                14..70 => {
+                0 => {}
+                1..9 => self.commit(),
+                9..15 => self.fault(),
+                15..70 => {
                     if !self.readers.is_empty() {
                         // The newest work most, the others now and then.
                         let n = self.readers.len();
-                        let who = if self.chance(self.newest) { n - 1 } else { self.below(n) };
+                        let who = if self.choices.percent(self.newest) { n - 1 } else { self.below(n) };
                         self.read(who)?;
                     }
                 }
@@ -213,7 +213,7 @@ impl World {
                 _ => {
                     if !self.workers.is_empty() {
                         let n = self.workers.len();
-                        let who = if self.chance(self.newest) { n - 1 } else { self.below(n) };
+                        let who = if self.choices.percent(self.newest) { n - 1 } else { self.below(n) };
                         self.work(who)?;
                     }
                 }
@@ -224,9 +224,9 @@ impl World {
 
     fn commit(&mut self) {
         // The record of a commit may begin where the one before ends.
-        let lsn = Lsn(self.end().0 + self.random.random_range(0..3) + u64::from(self.source.is_empty()));
+        let lsn = Lsn(self.end().0 + self.below(3) as u64 + u64::from(self.source.is_empty()));
         let lsn = Lsn(lsn.0.max(self.source.last().map_or(0, |last| last.lsn.0 + 1)));
-        let end = Lsn(lsn.0 + self.random.random_range(1..4));
+        let end = Lsn(lsn.0 + 1 + self.below(3) as u64);
         let count = self.below(5);
         let records = (0..count).map(|_| self.below(PARTITIONS)).collect();
         self.source.push(Transaction { lsn, end, records });
@@ -234,7 +234,7 @@ impl World {
 
     fn fault(&mut self) {
         let total = self.weights.iter().sum();
-        let mut drawn = self.random.random_range(0..total);
+        let mut drawn = self.below(total);
         let kind = self.weights.iter().position(|weight| match drawn.checked_sub(*weight) {
             Some(rest) => {
                 drawn = rest;
@@ -242,6 +242,7 @@ impl World {
             }
             None => true,
         });
+        tell(format_args!("fault {kind:?}"));
         match kind.expect("less than the sum was drawn") {
             // A reader dies; what it sent may still land.
             0 => {
@@ -294,7 +295,8 @@ impl World {
         if self.holder.is_some() {
             return;
         }
-        let nonce = self.random.random();
+        self.readers_made += 1;
+        let nonce = self.readers_made;
         self.holder = Some(self.readers.len());
         let entry = Entry::new(
             None,
@@ -335,7 +337,7 @@ impl World {
         let partition = self.below(PARTITIONS);
         let reader = &mut self.readers[i];
         let Some((record, token)) = reader.flights[partition].pop_front() else { return };
-        if reader.dead && self.random.random_bool(0.3) {
+        if reader.dead && self.choices.percent(30) {
             // Lost on the way, with everything behind it.
             reader.flights[partition].clear();
             return;
@@ -358,10 +360,11 @@ impl World {
     fn land_entry(&mut self, i: usize) {
         let reader = &mut self.readers[i];
         let Some(entry) = reader.entry.take() else { return };
-        if reader.dead && self.random.random_bool(0.3) {
+        if reader.dead && self.choices.percent(30) {
             return;
         }
         let offset = self.ledger.len() as i64;
+        tell(format_args!("ledger {offset}: {entry:?}"));
         self.ledger.push(entry);
         if reader.dead {
             return;
@@ -600,7 +603,7 @@ impl World {
 
     /// Rows and progress in one transaction.
     fn commit_at_sink(&mut self, i: usize) -> Result<(), Violation> {
-        let (answer_lost, remembers) = (self.random.random_bool(0.1), self.bug == Bug::Remembers);
+        let (answer_lost, remembers) = (self.choices.percent(10), self.bug == Bug::Remembers);
         let worker = &mut self.workers[i];
         let (positions, at) = worker.ready.take().expect("called with something to commit");
         let owned = (worker.epoch, worker.row) == (self.sink.worker_epoch, self.sink.row);
@@ -608,6 +611,7 @@ impl World {
             self.workers.remove(i);
             return Ok(());
         }
+        tell(format_args!("sink: {} from {:?} to {at:?}: {positions:?}", worker.epoch, worker.row));
         self.sink.applied.extend(&positions);
         self.sink.row = at;
         match answer_lost {
@@ -652,6 +656,8 @@ impl World {
 
     /// The faults are over: one reader, one worker, and in the end everything is there.
     fn settle(&mut self) -> Result<(), Violation> {
+        // Where choices are replayed and some left out, it must come to an end too.
+        self.choices.write_no_more();
         (0..self.readers.len()).for_each(|i| self.die(i));
         self.workers.clear();
         self.start_worker();
@@ -703,8 +709,8 @@ fn fetch(data: &[Vec<Record>], checkpoint: &Checkpoint, bug: Bug) -> Result<Vec<
     Ok(positions)
 }
 
-fn outcome(seed: u64, bug: Bug) -> (World, Result<(), Violation>) {
-    let mut world = World::new(seed, bug);
+fn outcome(choices: Choices, bug: Bug) -> (World, Result<(), Violation>) {
+    let mut world = World::new(choices, bug);
     let outcome = world.run();
     (world, outcome)
 }
@@ -726,9 +732,12 @@ fn whatever_happens_the_sink_is_a_prefix_of_the_source() {
     let mut names = BTreeSet::new();
     let seeds = seeds();
     for seed in seeds.clone() {
-        let (world, outcome) = outcome(seed, Bug::None);
+        let (world, outcome) = outcome(Choices::of_seed(seed), Bug::None);
         if let Err(violation) = outcome {
-            panic!("LOCKSTEP_SIM_SEED={seed}: {violation}");
+            let again = |made: &[u32]| self::outcome(Choices::replay(made.to_vec()), Bug::None).1;
+            let made = shrink(world.choices.made, |made| again(made).is_err());
+            choices::TELLING.store(true, std::sync::atomic::Ordering::Relaxed);
+            panic!("LOCKSTEP_SIM_SEED={seed}: {violation}\nshrunk to {} choices: {:?}", made.len(), again(&made));
         }
         halts += u32::from(world.halted.is_some());
         names.extend(world.halted);
@@ -755,21 +764,23 @@ fn whatever_happens_the_sink_is_a_prefix_of_the_source() {
 fn every_bug_is_found() {
     for bug in BUGS {
         // A machine that refuses to go on has not been proven wrong.
-        let found =
-            (0..5_000).find(|&seed| std::panic::catch_unwind(|| outcome(seed, bug).1.is_err()).unwrap_or(false));
+        let found = (0..5_000).find(|&seed| {
+            std::panic::catch_unwind(|| outcome(Choices::of_seed(seed), bug).1.is_err()).unwrap_or(false)
+        });
         println!("{bug:?}: seed {found:?}");
         assert!(found.is_some(), "{bug:?} is not found");
     }
 }
 
-/// The same seed is the same run.
+/// The same choices are the same run.
 #[test]
 fn a_seed_replays_exactly() {
-    let fingerprint = |seed| {
-        let (world, _) = outcome(seed, Bug::None);
+    let fingerprint = |choices| {
+        let (world, _) = outcome(choices, Bug::None);
         (world.sink.applied, world.ledger.len(), world.confirmed, world.halted)
     };
     for seed in 0..20 {
-        assert_eq!(fingerprint(seed), fingerprint(seed));
+        let made = outcome(Choices::of_seed(seed), Bug::None).0.choices.made;
+        assert_eq!(fingerprint(Choices::of_seed(seed)), fingerprint(Choices::replay(made)));
     }
 }

@@ -104,6 +104,7 @@ fn relation((of, modes, key_of_type): (usize, usize, bool)) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     }
 }
 

@@ -49,7 +49,14 @@ fn encoder(schemas: bool, beside: bool) -> OutboxEncoder {
         key: None,
         exact: false,
     };
-    let columns = Columns { id: "id".into(), key: "key".into(), payload: "payload".into(), route: "route".into() };
+    let columns = Columns {
+        id: "id".into(),
+        key: "key".into(),
+        payload: "payload".into(),
+        route: "route".into(),
+        timestamp: None,
+        schema_version: None,
+    };
     let outbox = Outbox {
         topic: "outbox.{route}".into(),
         columns,
@@ -72,6 +79,7 @@ fn encoder(schemas: bool, beside: bool) -> OutboxEncoder {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     let relation = Arc::new(complete(relation, "p").expect("a relation that is an outbox"));
     OutboxEncoder::new(&relation, "p", "db").expect("an outbox")

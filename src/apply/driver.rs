@@ -3,6 +3,8 @@
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
 //! The worker runs on a thread of its own, because reading a partition blocks.
 
+mod foreign_keys;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -177,10 +179,10 @@ impl Worker {
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
         let now: Vec<Taken> = tables.iter().map(|(table, target)| Taken::of(table, target)).collect();
-        let Otherwise { moved, reshaped } = Otherwise::of(&state, name, &now);
+        let Otherwise { moved, reshaped, begun } = Otherwise::of(&state, name, &now);
         // Should a table that is gone come back, it must be known that nothing of it was taken meanwhile. And tables that are
         // missing are under load from here on, wherever the row stands; so are those that are taken in another way now.
-        let (left, joined) = (&gone | &moved, &missing | &moved);
+        let (left, joined) = (&gone | &moved, &(&missing | &moved) | &begun);
         for (kind, names) in [(RequestKind::Leave, left), (RequestKind::Join, joined), (RequestKind::Resync, reshaped)]
         {
             if !names.is_empty() {
@@ -195,6 +197,8 @@ impl Worker {
         worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&state).await?;
+        worker.set_foreign_keys_aside().await?;
+        worker.end_of_load().await?;
         Ok(Some(worker))
     }
 
@@ -401,6 +405,7 @@ impl Worker {
         if !self.writer.loads.is_empty() || self.row.standing.phase == RowPhase::Streaming {
             return Ok(());
         }
+        self.put_foreign_keys_back().await?;
         tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
         let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
         self.write_row(standing).await
@@ -444,6 +449,13 @@ impl Worker {
             Err(failure) => {
                 // The connection is given up anyway; in order, so that the server does not wait for it.
                 let _ = self.abort().await;
+                if let Some(table) = self.writer.moved_in.take() {
+                    // It counts from the next start on.
+                    let (config, base) = (self.config.clone(), self.machine.state().base);
+                    let (tables, targets) = (BTreeSet::from([table]), HashMap::new());
+                    let asked = request(&config, RequestKind::Resync, &self.sink.name, (&tables, &targets), base);
+                    self.writer.sink.meanwhile(asked).await?;
+                }
                 Err(failure.into())
             }
         }
@@ -646,7 +658,9 @@ impl Worker {
         self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        self.metrics.missing_rows(counts.missing);
         self.metrics.foreign_records(foreign);
+        self.metrics.overwritten(counts.overwritten);
         if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics
@@ -724,7 +738,8 @@ impl Worker {
                 false => Phase::Streaming,
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+            let equal = !self.writer.is_partial(&table.name, self.machine.state());
+            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;
@@ -768,7 +783,7 @@ fn standing(before: &Standing, at: At) -> Standing {
 /// The phase of a sink that was asked to load: one that was whole reads again, one that never was goes on with its first copy.
 fn loading(before: RowPhase, kind: RequestKind) -> RowPhase {
     match (before, kind) {
-        (RowPhase::Streaming | RowPhase::Reread, RequestKind::Resync) => RowPhase::Reread,
+        (RowPhase::Streaming | RowPhase::Reread, kind) if kind.is_resync() => RowPhase::Reread,
         _ => RowPhase::Snapshot,
     }
 }
@@ -919,6 +934,7 @@ async fn request(
             RequestKind::Leave => vec![],
             _ => tables.iter().filter_map(|table| Some(Taken::of(table, targets.get(table)?))).collect(),
         },
+        within: None,
     };
     let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
     appender.close(Duration::from_secs(1));

@@ -15,10 +15,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
+use crate::key::ranges::RangeSet;
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
 use crate::ledger::loaded::{LoadedTable, Relations, orders};
 use crate::ledger::state::{Event, State};
+use crate::ledger::within::Within;
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
 use crate::relation::TableName;
@@ -260,7 +262,9 @@ impl Machine {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loads {
     sink: String,
-    tables: HashMap<TableName, Loading>,
+    /// Several of one table where ranges were asked for while what was asked for before was still to come here: a row takes
+    /// changes if all of them let it.
+    tables: HashMap<TableName, Vec<Loading>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -270,6 +274,8 @@ struct Loading {
     reread: bool,
     /// Where the request stands in the ledger: only chunks after it answer it.
     since: i64,
+    /// What it asks for; `None`: all of the table.
+    within: Option<Within>,
     loaded: LoadedTable,
     /// Of the key that the ranges speak of, as far as anybody said.
     orders: Option<Vec<KeyOrder>>,
@@ -286,7 +292,8 @@ impl Loads {
         for join in state.open_joins().filter(|join| join.request.sink == sink) {
             loads.joined(join.offset, &join.request);
             for (table, loaded) in join.loaded.tables() {
-                if let Some(loading) = loads.tables.get_mut(table) {
+                let of_table = loads.tables.get_mut(table).into_iter().flatten();
+                for loading in of_table.filter(|loading| loading.request == join.request.id) {
                     loading.orders = orders_of(loaded, &state.relations);
                     loading.loaded = loaded.clone();
                 }
@@ -298,20 +305,18 @@ impl Loads {
     /// The request's tables take changes only where chunks that stand after it have been. A request counts as soon as it is
     /// seen, however far behind the sink stands: that is the way past records that can't be had or rows that don't fit.
     pub fn joined(&mut self, offset: i64, request: &Request) {
-        for table in &request.tables {
-            let newer = self.tables.get(table).is_none_or(|loading| loading.since < offset);
-            if newer {
-                let whole = self.tables.get(table).is_none_or(|loading| loading.reread);
-                let reread = whole && request.kind == RequestKind::Resync;
-                let loading = Loading {
-                    request: request.id,
-                    reread,
-                    since: offset,
-                    loaded: LoadedTable::default(),
-                    orders: None,
-                };
-                self.tables.insert(table.clone(), loading);
+        for table in request.read() {
+            let of_table = self.tables.entry(table.clone()).or_default();
+            if of_table.iter().any(|loading| loading.since >= offset) {
+                continue;
             }
+            let reread = request.kind.is_resync() && of_table.iter().all(|loading| loading.reread);
+            let within = request.within.clone();
+            // What it asks for too comes with its own chunks.
+            of_table.retain(|loading| !covers(within.as_ref(), loading.within.as_ref()));
+            let orders = within.as_ref().map(Within::orders);
+            let loaded = within.as_ref().map_or_else(LoadedTable::default, Within::loaded);
+            of_table.push(Loading { request: request.id, reread, since: offset, within, loaded, orders });
         }
     }
 
@@ -320,12 +325,13 @@ impl Loads {
     pub fn wants(&self, offset: i64, chunk: &Chunk) -> bool {
         let answers =
             |loading: &Loading| chunk.request.is_none_or(|id| id == loading.request) && offset > loading.since;
-        chunk.is_for(&self.sink) && self.tables.get(&chunk.table).is_none_or(answers)
+        chunk.is_for(&self.sink) && self.tables.get(&chunk.table).is_none_or(|of_table| of_table.iter().any(answers))
     }
 
-    /// A chunk that is wanted was applied.
-    pub fn chunk(&mut self, chunk: &Chunk, relations: &Relations) {
-        if let Some(loading) = self.tables.get_mut(&chunk.table) {
+    /// A chunk that is wanted was applied: of what was asked for before it, it has the newest there is.
+    pub fn chunk(&mut self, offset: i64, chunk: &Chunk, relations: &Relations) {
+        let of_table = self.tables.get_mut(&chunk.table).into_iter().flatten();
+        for loading in of_table.filter(|loading| loading.since < offset) {
             loading.loaded.insert(chunk, relations);
             loading.orders = orders_of(&loading.loaded, relations);
         }
@@ -334,12 +340,23 @@ impl Loads {
     /// The request's tables are no longer this sink's. A load that was asked for after it stays.
     pub fn left(&mut self, offset: i64, leave: &Request) {
         let named = |table: &TableName| leave.tables.is_empty() || leave.tables.contains(table);
-        self.tables.retain(|table, loading| loading.since > offset || !named(table));
+        self.keep(|table, loading| loading.since > offset || !named(table));
     }
 
     /// The request is answered; tables that a later one asked for stay under load.
     pub fn loaded(&mut self, request: Uuid) {
-        self.tables.retain(|_, loading| loading.request != request);
+        self.keep(|_, loading| loading.request != request);
+    }
+
+    fn keep(&mut self, keep: impl Fn(&TableName, &Loading) -> bool) {
+        self.tables.retain(|table, of_table| {
+            of_table.retain(|loading| keep(table, loading));
+            !of_table.is_empty()
+        });
+    }
+
+    fn of_table(&self, table: &TableName) -> &[Loading] {
+        self.tables.get(table).map_or(&[], Vec::as_slice)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -348,12 +365,12 @@ impl Loads {
 
     /// Nothing of the table is there yet, so no change of it is wanted.
     pub fn is_blank(&self, table: &TableName) -> bool {
-        self.tables.get(table).is_some_and(|loading| loading.loaded.cover.ranges.is_empty())
+        self.of_table(table).iter().any(|loading| loading.loaded.cover.ranges.is_empty())
     }
 
     /// Everything of the table is there.
     pub fn is_whole(&self, table: &TableName) -> bool {
-        self.tables.get(table).is_none_or(|loading| loading.loaded.cover.ranges.is_whole())
+        self.of_table(table).iter().all(|loading| loading.loaded.cover.ranges.is_whole())
     }
 
     pub fn is_loading(&self, table: &TableName) -> bool {
@@ -362,17 +379,38 @@ impl Loads {
 
     /// A table under load that was whole before.
     pub fn is_reread(&self, table: &TableName) -> bool {
-        self.tables.get(table).is_some_and(|loading| loading.reread)
+        self.is_loading(table) && self.of_table(table).iter().all(|loading| loading.reread)
+    }
+
+    /// Whether a part of the table takes changes for no other reason than that nobody asked for it.
+    pub fn is_within(&self, table: &TableName) -> bool {
+        self.of_table(table).iter().any(|loading| loading.within.is_some())
     }
 
     /// The ranges that are there of a table under load, and so what is still to be read: all else.
     pub fn loaded_ranges(&self, table: &TableName) -> Option<Vec<KeyRange>> {
-        self.tables.get(table).map(|loading| loading.loaded.cover.ranges.iter().cloned().collect())
+        let (first, others) = self.of_table(table).split_first()?;
+        let ranges = |loading: &Loading| loading.loaded.cover.ranges.clone();
+        let both = |one: RangeSet, other: &Loading| match &other.orders {
+            Some(orders) => one.intersection(orders, &ranges(other)).ok(),
+            None => Some(RangeSet::default()).filter(|_| ranges(other).is_empty()),
+        };
+        // What can't be said is taken for loaded: a row that is not is only spared.
+        let all = others.iter().try_fold(ranges(first), both).unwrap_or_else(|| vec![KeyRange::ALL].into());
+        Some(all.into())
     }
 
     /// Whether a row with this key takes changes.
     pub fn admits(&self, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
-        let Some(loading) = self.tables.get(table) else { return Ok(true) };
+        for loading in self.of_table(table) {
+            if !self.admitted(loading, table, orders, key)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn admitted(&self, loading: &Loading, table: &TableName, orders: &[KeyOrder], key: &[&[u8]]) -> Result<bool> {
         if loading.orders.as_ref().is_some_and(|known| known != orders) {
             // A chunk that was on its way when the key was changed: what it says of other keys nobody knows.
             return Ok(false);
@@ -385,6 +423,11 @@ impl Loads {
             )
         })
     }
+}
+
+/// Whether who asks for the one asks for the other too; `None` is everything.
+fn covers(one: Option<&Within>, other: Option<&Within>) -> bool {
+    one.is_none_or(|one| other.is_some_and(|other| one.contains(other)))
 }
 
 fn orders_of(loaded: &LoadedTable, relations: &Relations) -> Option<Vec<KeyOrder>> {
@@ -495,12 +538,12 @@ mod tests {
         assert!(!loads.wants(3, &chunk) && loads.is_blank(&table()));
         assert!(loads.wants(5, &Chunk { sinks: Some(vec!["x".into()]), ..chunk.clone() }));
         assert!(loads.wants(5, &chunk));
-        loads.chunk(&chunk, &Relations::new());
+        loads.chunk(5, &chunk, &Relations::new());
         assert!(admits(&loads, b"3") && admits(&loads, b"5") && !admits(&loads, b"6"));
         // The key is a text from here on, and the chunk was read before.
         let made = crate::relation::Relation { fingerprint: chunk.relation, ..version(&table(), 1, 23) };
         let relations = Relations::from([(chunk.relation, made.into())]);
-        loads.chunk(&chunk, &relations);
+        loads.chunk(5, &chunk, &relations);
         assert!(admits(&loads, b"3") && !loads.admits(&table(), &[KeyOrder::Text], &[b"3"]).unwrap());
         loads.loaded(Uuid::from_u128(1));
         assert!(admits(&loads, b"6") && loads.is_empty());

@@ -103,7 +103,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::{Evolve, Truncate};
     use crate::key::KeyRange;
     use crate::ledger::entry::{Request, RequestKind};
     use crate::relation::{Column, Fingerprint, Format, Modes, TypeKind};
@@ -115,13 +114,7 @@ mod tests {
 
     /// Tables `a1`, `a2` go into `a`, `b1` into `b`.
     fn tables() -> HashMap<TableName, SinkTable> {
-        let target = |table: &str| SinkTable {
-            sink: "x".to_owned(),
-            table: name(&table[..1]),
-            columns: None,
-            evolve: Evolve::Off,
-            truncate: Truncate::Truncate,
-        };
+        let target = |table: &str| SinkTable::new("x", name(&table[..1]));
         ["a1", "a2", "b1"].map(|table| (name(table), target(table))).into()
     }
 
@@ -129,7 +122,10 @@ mod tests {
         let tables = of.iter().map(|table| name(table)).collect();
         let (kind, sink, asked_by) = (RequestKind::Join, "x".to_owned(), String::new());
         let mut loads = Loads::none("x");
-        loads.joined(1, &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![] });
+        loads.joined(
+            1,
+            &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None },
+        );
         loads
     }
 
@@ -157,6 +153,7 @@ mod tests {
             avro: None,
             transforms: vec![Transform::Constant { column: "tenant".to_owned(), value: tenant.to_owned() }],
             hidden: vec![],
+            composites: vec![],
         })
     }
 

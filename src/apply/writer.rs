@@ -15,7 +15,7 @@ use crate::apply::net::Folded;
 use crate::apply::targets;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
-use crate::config::{self, Evolve};
+use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::{Chunk, Join};
@@ -83,6 +83,8 @@ pub struct Writer {
     row: RowBuf,
     /// Every change is written by itself, in order.
     pub strict: bool,
+    /// A row of this table came into what is there from a range that is read again, and not whole: only all of it heals that.
+    pub moved_in: Option<TableName>,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
     /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
@@ -113,6 +115,7 @@ impl Writer {
             open: None,
             row: RowBuf::new(),
             strict: false,
+            moved_in: None,
             parking: false,
             whole: false,
         }
@@ -164,6 +167,27 @@ impl Writer {
         Ok(())
     }
 
+    /// A table that is not equal to the source's whatever is applied: the rows that were there were never read, or nobody would
+    /// notice one that is lost.
+    pub fn is_partial(&self, table: &TableName, state: &State) -> bool {
+        let configured = self.tables.get(table).is_some_and(|target| target.snapshot != Snapshot::Initial);
+        let of_sink = state.joins.iter().map(|join| &join.request).filter(|request| request.sink == self.name);
+        let newest = of_sink.filter(|request| request.says(table)).last();
+        configured || newest.is_some_and(|request| !request.reads(table))
+    }
+
+    /// Tables at the source and what they are here.
+    pub fn targets(&self) -> impl Iterator<Item = (&TableName, &TableName)> {
+        self.tables.iter().map(|(source, target)| (source, &target.table))
+    }
+
+    /// The sink's tables are no longer what they were looked at as.
+    pub fn forget_plans(&mut self) {
+        self.versions.clear();
+        self.circles = None;
+        self.planned = Instant::now();
+    }
+
     /// A table that we take and never alter.
     fn is_own_business(&self, table: &TableName) -> bool {
         self.tables.get(table).is_some_and(|target| target.evolve == Evolve::Off)
@@ -173,9 +197,7 @@ impl Writer {
     pub fn begin_interval(&mut self, interval: &Interval) {
         if self.planned.elapsed() >= PLAN_INTERVAL {
             // The sink's tables belong to somebody else, who may have changed them.
-            self.versions.clear();
-            self.circles = None;
-            self.planned = Instant::now();
+            self.forget_plans();
         }
         self.offset = interval.offset;
         let chunks = &interval.checkpoint.chunks;
@@ -276,14 +298,12 @@ impl Writer {
         }
         self.flush().await?;
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
-        let mut load = self.sink.begin_range(&version.plan, &chunk.range).await?;
-        self.sink.push_range(&mut load, &rows).await?;
         let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
-        self.sink.end_range(load, &blank).await?;
+        self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await?;
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
-        self.loads.chunk(&chunk, &state.relations);
+        self.loads.chunk(self.offset, &chunk, &state.relations);
         Ok(())
     }
 
@@ -404,7 +424,7 @@ impl Writer {
         Ok(())
     }
 
-    fn admitted(&self, version: &Version, op: Op) -> Result<Option<Op>> {
+    fn admitted(&mut self, version: &Version, op: Op) -> Result<Option<Op>> {
         if !self.loads.is_loading(&version.table) {
             return Ok(Some(op));
         }
@@ -419,6 +439,13 @@ impl Writer {
             Op::Rekey { old, new } => match (admits(&old)?, admits(&new)?) {
                 (true, true) => Some(Op::Rekey { old, new }),
                 (true, false) => Some(Op::Delete(old)),
+                // Nobody watched a range that is there because nobody asked for it.
+                (false, true) if new.row().has_absent() && self.loads.is_within(&version.table) => {
+                    self.moved_in = Some(version.table.clone());
+                    let what =
+                        "a row came without all its columns from a range that is read again into one that is not";
+                    return Err(Error::retry_plain(format!("{what}: all of table {} is asked for", version.table)));
+                }
                 // With a column missing the row can't be made; the reader reads its range again.
                 (false, true) => (!new.row().has_absent()).then_some(Op::Insert(new)),
                 (false, false) => None,

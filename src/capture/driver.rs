@@ -4,6 +4,7 @@
 //! checkpoint and what may be confirmed, [`snapshot`](super::snapshot) says what is read and when a chunk is right. Any error
 //! ends the epoch; the next one starts from the ledger.
 
+mod heard;
 mod ledger;
 mod loads;
 mod report;
@@ -30,6 +31,7 @@ use crate::capture::schemas;
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::Loader;
 use crate::capture::start::{self, Started};
+use crate::capture::withheld::Withheld;
 use crate::change::Op;
 use crate::codec::avro::SchemaIds;
 use crate::codec::{self, Origin, Snapshot};
@@ -80,9 +82,9 @@ pub async fn run(
     metrics: SourceMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
-    let registry = config.registry.as_ref().map(Registry::open).transpose()?;
+    let registry = config.registry.as_ref().map(Registry::open).transpose()?.map(Arc::new);
     let starting = async {
-        let events = schemas::event_ids(registry.as_ref(), &config).await?;
+        let events = schemas::event_ids(registry.as_deref(), &config).await?;
         Ok::<_, Error>((events, start::start(&config, &reporter, &stop).await?))
     };
     let (events, started) = tokio::select! {
@@ -118,7 +120,7 @@ struct Core {
     /// Of the last chunk whose message was met.
     marked: Lsn,
     emitter: Emitter,
-    registry: Option<Registry>,
+    registry: Option<Arc<Registry>>,
     appender: Appender,
     tail: Tail,
     chunks: ChunkReader,
@@ -126,11 +128,15 @@ struct Core {
     assembler: Assembler,
     /// Tables, parents first.
     order: Vec<TableName>,
+    /// Tables whose rows can't be read at the moment.
+    withheld: Withheld,
     estimates: HashMap<TableName, u64>,
     topics: std::collections::BTreeMap<String, TopicIdentity>,
     /// The stream's version of each table, by OID, and that of the rows of each name.
     streamed: HashMap<u32, Arc<Version>>,
     names: HashMap<TableName, Fingerprint>,
+    /// Relations, by OID, whose types were looked at for the rows of this transaction: all that can be said of them is said.
+    asked: (u32, Vec<u32>),
     /// Versions that this reader writes records by, or did.
     told: HashSet<Fingerprint>,
     /// Messages of tables whose key only the catalog knows, by OID.
@@ -220,7 +226,7 @@ impl Reader {
     /// The reader, and what its tables looked like when it started.
     fn new(
         started: Started,
-        (registry, events): (Option<Registry>, Option<[SchemaIds; 3]>),
+        (registry, events): (Option<Arc<Registry>>, Option<[SchemaIds; 3]>),
         reporter: SourceReporter,
         metrics: SourceMetrics,
     ) -> Result<(Reader, Looked)> {
@@ -238,13 +244,14 @@ impl Reader {
             topics,
             closed,
             order,
+            parents,
             estimates,
             looks,
             marks,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
-        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), events, &topics);
+        let emitter = Emitter::new(producer, config.clone(), metrics.clone(), (registry.clone(), events), &topics);
         let (loader, pace) = loads::loader(&config.source.snapshot);
         let watched = looks.iter().map(|(table, _)| table.clone()).collect();
         let chunks = ChunkReader::start(config.clone(), watched)?;
@@ -269,10 +276,12 @@ impl Reader {
             state,
             assembler,
             order,
+            withheld: Withheld::new(parents),
             estimates,
             topics,
             streamed: HashMap::new(),
             names: HashMap::new(),
+            asked: (0, Vec::new()),
             told: HashSet::new(),
             whole: HashMap::new(),
             unrouted: HashSet::new(),
@@ -542,17 +551,16 @@ impl Core {
         if self.is_older_than_its_key(oid, &version, data, kind) {
             version = self.without_key(oid, version).await?;
         }
-        let (new, old) = (Row::new(data, &self.scratch.new), Row::new(data, &self.scratch.old));
         let columns = version.rows.width;
         self.transaction = Some(Transaction { has_rows: true, ..transaction });
-        let change = match kind {
-            ChangeKind::Insert => Streamed::Insert(new),
-            ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },
-            ChangeKind::Delete => Streamed::Delete { old },
-        };
-        if change.rows().any(|row| row.len() != columns) {
+        if streamed(&self.scratch, data, kind).rows().any(|row| row.len() != columns) {
             return Err(out_of_place());
         }
+        let unheard = streamed(&self.scratch, data, kind).rows().find_map(|row| version.rows.heard.unheard(row));
+        if let Some(said) = unheard {
+            version = self.catch_up(transaction.xid, version, said).await?;
+        }
+        let change = streamed(&self.scratch, data, kind);
         let keep = self.loader.remembers(&version.relation.name);
         let op = self.emitter.change(&mut self.machine, &version, &event, change, keep).await?;
         if let Some(op) = op {
@@ -619,10 +627,13 @@ impl Core {
     /// A relation version, told to the ledger before the first checkpoint that needs it.
     async fn version(&mut self, shaped: Shaped) -> Result<Arc<Version>> {
         let known = self.emitter.known(shaped.rows.fingerprint);
-        let version = match known.filter(|known| known.relation.fingerprint == shaped.relation.fingerprint) {
+        let same = |known: &Arc<Version>| {
+            (known.relation.fingerprint, &known.rows.heard) == (shaped.relation.fingerprint, &shaped.rows.heard)
+        };
+        let version = match known.filter(same) {
             Some(version) => version,
             None => {
-                let ids = schemas::relation_ids(self.registry.as_ref(), &shaped.relation).await?;
+                let ids = schemas::relation_ids(self.registry.as_deref(), &shaped.relation).await?;
                 self.emitter.version(shaped, ids)?
             }
         };
@@ -708,6 +719,16 @@ enum ChangeKind {
     Insert,
     Update(Option<pgoutput::OldKind>),
     Delete,
+}
+
+/// The change that was decoded.
+fn streamed<'a>(scratch: &'a Scratch, data: &'a [u8], kind: ChangeKind) -> Streamed<'a> {
+    let (new, old) = (Row::new(data, &scratch.new), Row::new(data, &scratch.old));
+    match kind {
+        ChangeKind::Insert => Streamed::Insert(new),
+        ChangeKind::Update(kind) => Streamed::Update { old: kind.map(|kind| (kind, old)), new },
+        ChangeKind::Delete => Streamed::Delete { old },
+    }
 }
 
 /// A RELATION message in the catalog's words.

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::capture::heard::Heard;
 use crate::capture::machine::{Acked, Machine};
+use crate::capture::schemas::RoutedIds;
 use crate::capture::shape::{Rows, Shaped};
 use crate::change::{Key, Op};
 use crate::codec::avro::{self, SchemaIds};
@@ -26,6 +28,7 @@ use crate::ledger::entry::TopicIdentity;
 use crate::lsn::Lsn;
 use crate::postgres::pgoutput::OldKind;
 use crate::record::{self, HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
+use crate::registry::Registry;
 use crate::relation::flat::DeleteMode;
 use crate::relation::outbox::Updates;
 use crate::relation::{Fingerprint, Relation};
@@ -62,6 +65,12 @@ pub struct Version {
 }
 
 impl Version {
+    /// The same but for what is known of its types.
+    pub fn shaped_as(&self, relation: Relation, heard: Heard) -> Shaped {
+        let rows = Rows { heard, ..self.rows.clone() };
+        Shaped { relation, rows, transformer: self.transformer.clone(), inserts_alone: self.inserts_alone }
+    }
+
     /// Where records go: by their key, or into partition 0 without one.
     fn partition(&self) -> Option<i32> {
         self.key.is_empty().then_some(0)
@@ -200,17 +209,17 @@ struct Outlet {
 }
 
 impl Emitter {
-    /// `ids` are those of the topics that hold no rows, if these are in Avro; `topics` are those of the ledger.
+    /// `events` are the ids of the topics that hold no rows, if these are in Avro; `topics` are those of the ledger.
     pub fn new(
         producer: Producer,
         config: Arc<Config>,
         metrics: SourceMetrics,
-        ids: Option<[SchemaIds; 3]>,
+        (registry, events): (Option<Arc<Registry>>, Option<[SchemaIds; 3]>),
         topics: &BTreeMap<String, TopicIdentity>,
     ) -> Emitter {
         let (prefix, database) = (&config.kafka.topic_prefix, &config.source.database.dbname);
         let modes = &config.wire.tables.modes;
-        let events = match ids {
+        let events = match events {
             Some(ids) => EventEncoder::Avro(Box::new(avro::EventEncoder::new(prefix, database, modes, ids))),
             None => EventEncoder::Json(Box::new(JsonEventEncoder::new(prefix, database, modes))),
         };
@@ -221,7 +230,7 @@ impl Emitter {
             topics: Vec::new(),
             versions: HashMap::new(),
             events,
-            routed: RoutedTopics::new(&config, topics),
+            routed: RoutedTopics::new(&config, topics, RoutedIds::new(registry)),
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::chunks::{Answer, RETRY_PAUSE, range_key};
 use super::shape::{relation_shape, shaped};
 use super::snapshot::{ChunkRead, Read};
+use super::withheld;
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::postgres::catalog;
@@ -71,10 +72,11 @@ impl Lane {
     async fn answer(mut self, read: Read) -> Lane {
         if let Err(error) = self.read(&read).await {
             self.session = None;
-            tokio::time::sleep(RETRY_PAUSE).await;
+            let is_withheld = withheld::is_withheld(&error);
+            tokio::time::sleep(if is_withheld { withheld::PAUSE } else { RETRY_PAUSE }).await;
             self.tell(match error {
-                Error::Halt(_) => Answer::Halted(error),
-                Error::Retry(_) => Answer::Failed(read.nonce, error),
+                Error::Halt(_) if !is_withheld => Answer::Halted(error),
+                error => Answer::Failed(read.nonce, error),
             });
         }
         self
@@ -103,6 +105,7 @@ impl Lane {
         let session = self.session().await?;
         let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
         let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
+        withheld::check_rights(session, &facts).await?;
         let relation = catalog::build_relation(&facts, relation_shape(table))?;
         if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
             self.tell(Answer::Rekeyed(read.nonce, read.table.clone()));

@@ -9,14 +9,17 @@
 //! now, which stays what it is while names come and go, and by its name otherwise. Tables that are routed no more
 //! stay known: whoever routes them again has missed what happened meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::capture::heard::Unheard;
 use crate::look::{Difference, Look};
 use crate::relation::TableName;
 
 #[derive(Debug, Clone, Default)]
 pub struct Looks {
     known: BTreeMap<TableName, Look>,
+    /// What rows may say of types that were altered since, which the table was asked for.
+    passed: BTreeMap<TableName, BTreeSet<Unheard>>,
 }
 
 /// What a look at one table asks for.
@@ -34,7 +37,7 @@ pub enum Finding {
 
 impl Looks {
     pub fn new(known: BTreeMap<TableName, Look>) -> Looks {
-        Looks { known }
+        Looks { known, passed: BTreeMap::new() }
     }
 
     pub fn known(&self) -> &BTreeMap<TableName, Look> {
@@ -64,9 +67,21 @@ impl Looks {
 
     /// From here on the table is known to look like this.
     pub fn see(&mut self, table: TableName, now: Look) {
-        if now.published.is_some() {
-            self.known.insert(table, now);
+        if now.published.is_none() {
+            return;
         }
+        if let Some(before) = self.known.get(&table) {
+            let labels = before.relabelled(&now).map(|label| Unheard::Label(label.to_owned()));
+            let attributes = before.reshaped(&now).map(|before| Unheard::Attributes(before.attributes.len()));
+            let passed: Vec<Unheard> = labels.chain(attributes).collect();
+            self.passed.entry(table.clone()).or_default().extend(passed);
+        }
+        self.known.insert(table, now);
+    }
+
+    /// Notes that rows say what the catalog does not say any more; whether that is news.
+    pub fn pass(&mut self, table: &TableName, said: Unheard) -> bool {
+        self.passed.entry(table.clone()).or_default().insert(said)
     }
 }
 
@@ -104,5 +119,21 @@ mod tests {
         assert!(matches!(looks.compare(&table, Some(&look(2, Some("p")))), Some(Finding::Reread(_))));
         assert_eq!(looks.of_oid(1).collect::<Vec<_>>(), [&table]);
         assert_eq!(looks.of_oid(2).next(), None);
+    }
+
+    #[test]
+    fn a_label_that_was_renamed_is_asked_for_once() {
+        let table = TableName::new("public", "t");
+        let labelled = |labels: &[(u32, &str)]| {
+            let labels = labels.iter().map(|(oid, label)| (*oid, (*label).to_owned())).collect();
+            Look { labels, ..look(1, Some("p")) }
+        };
+        let mut looks = Looks::default();
+        looks.see(table.clone(), labelled(&[(7, "sad")]));
+        looks.see(table.clone(), labelled(&[(7, "blue"), (8, "new")]));
+        let mut pass = |label: &str| looks.pass(&table, Unheard::Label(label.into()));
+        assert!(!pass("sad"), "the look asked for it");
+        assert!(pass("brief"), "nobody saw it");
+        assert!(!pass("brief"));
     }
 }

@@ -6,22 +6,25 @@
 pub mod machine;
 
 pub mod answerable;
+pub mod asks;
 pub mod chunks;
 mod departures;
 pub mod driver;
 pub mod emit;
 pub mod forgets;
+mod heard;
 mod lanes;
 pub mod looks;
 pub mod pace;
 mod partitions;
-mod requests;
+pub mod requests;
 pub mod routing;
 pub mod schemas;
 pub mod shape;
 pub mod snapshot;
 pub mod start;
 pub mod trim;
+mod withheld;
 
 #[cfg(test)]
 mod machine_tests;

@@ -12,7 +12,9 @@ use uuid::Uuid;
 
 use crate::capture::chunks::range_key;
 use crate::capture::snapshot::{Job, Resumed};
+use crate::ledger::cover::Cover;
 use crate::ledger::entry::{Join, Request};
+use crate::ledger::loaded::LoadedTable;
 use crate::ledger::state::State;
 use crate::relation::TableName;
 
@@ -31,21 +33,20 @@ pub fn plan<'a>(
     state: &State,
 ) -> Job {
     let open: Vec<_> = answerable(answers, state).collect();
-    let asked: BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
-    let asks = |sink: &str, table: &TableName| {
-        open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
-    };
+    let asked: BTreeSet<&TableName> = open.iter().flat_map(|join| join.request.read()).collect();
+    let asks =
+        |sink: &str, table: &TableName| open.iter().any(|join| join.request.sink == sink && join.request.reads(table));
     let everybody = asked.iter().all(|table| sinks_of(table).iter().all(|sink| asks(sink, table)));
     let sink = (!everybody).then(|| open[0].request.sink.clone());
     let answered = open.iter().filter(|join| sink.as_ref().is_none_or(|sink| join.request.sink == *sink));
     let answered: Vec<&Request> = answered.map(|join| &join.request).collect();
-    let wanted: BTreeSet<&TableName> = answered.iter().flat_map(|request| &request.tables).collect();
+    let wanted: BTreeSet<&TableName> = answered.iter().flat_map(|request| request.read()).collect();
     let requests = answered.iter().map(|request| request.id).collect();
     // A sink takes chunks only for what it asked for last.
-    let ids = answered.iter().flat_map(|request| request.tables.iter().map(|table| (table.clone(), request.id)));
+    let ids = answered.iter().flat_map(|request| request.read().map(|table| (table.clone(), request.id)));
     let only = sink.map(|sink| (sink, ids.collect()));
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
+    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.reads(table));
     let initial = !tables.iter().any(loaded);
     Job { requests, only, tables, initial, resumed: HashMap::new() }
 }
@@ -55,7 +56,8 @@ pub fn begun(state: &State) -> impl Iterator<Item = &Join> {
     state.open_joins().filter(|join| !join.loaded.is_empty())
 }
 
-/// What need not be read again for a job: what of each table all that its chunks answer have alike.
+/// What need not be read again for a job that goes on where a reader before this one was: what of each table all that its
+/// chunks answer have alike, or else what none of them asks for.
 pub fn resumed(job: &Job, state: &State) -> HashMap<TableName, Resumed> {
     let of = |table: &TableName| {
         if !state.forgets && state.again.contains(table) {
@@ -73,20 +75,43 @@ pub fn resumed(job: &Job, state: &State) -> HashMap<TableName, Resumed> {
         }
         Some(Resumed { key: range_key(relation), cover })
     };
+    let of = |table: &TableName| of(table).or_else(|| unasked_of(table, job, state));
     job.tables.iter().filter_map(|table| Some((table.clone(), of(table)?))).collect()
+}
+
+/// What no request of a job asks for: the sinks have it, and need nobody to watch it.
+pub fn unasked(job: &Job, state: &State) -> HashMap<TableName, Resumed> {
+    job.tables.iter().filter_map(|table| Some((table.clone(), unasked_of(table, job, state)?))).collect()
+}
+
+fn unasked_of(table: &TableName, job: &Job, state: &State) -> Option<Resumed> {
+    let mut answered = state.joins.iter().filter(|join| is_answered(join, table, job));
+    let first = answered.next()?.request.within.clone()?;
+    let within = answered.try_fold(first, |both, join| both.with(join.request.within.as_ref()?))?;
+    let relation = state.relations.get(&within.relation)?;
+    // What became of the table since: of another key, or of another table, the ranges say nothing.
+    let newest = state.newest_of(table)?;
+    let same = (newest.oid, newest.row_key()) == (relation.oid, relation.row_key());
+    let cover: Cover = within.cover().ok().filter(|_| same)?;
+    Some(Resumed { key: range_key(relation), cover })
 }
 
 /// Whether the job's chunks of the table answer this request.
 fn is_answered(join: &Join, table: &TableName, job: &Job) -> bool {
     job.requests.contains(&join.request.id)
-        && join.request.tables.contains(table)
+        && join.request.reads(table)
         && job.answers(table).is_none_or(|(_, id)| id == join.request.id)
 }
 
 /// What of open requests is loaded and the job does not go on with: nobody watches it from here on.
 pub fn unwatched(job: Option<&Job>, state: &State) -> Vec<(TableName, Uuid)> {
     let is_watched = |join: &Join, table: &TableName| {
-        job.is_some_and(|job| job.resumed.contains_key(table) && is_answered(join, table, job))
+        let goes_on = |job: &Job| {
+            let ranges = |loaded: &LoadedTable| loaded.cover.ranges.clone();
+            let resumed = job.resumed.get(table).map(|resumed| resumed.cover.ranges.clone());
+            resumed.is_some() && resumed == join.loaded.table(table).map(ranges)
+        };
+        job.is_some_and(|job| goes_on(job) && is_answered(join, table, job))
     };
     let tables = |join: &'_ Join| {
         let tables = join.loaded.tables().map(|(table, _)| table).filter(|table| !is_watched(join, table));
@@ -104,6 +129,8 @@ mod tests {
     use crate::ledger::entry::RequestKind;
     use crate::ledger::loaded::tests::{chunks, version};
     use crate::ledger::loaded::{Loaded, Relations};
+    use crate::ledger::within::Within;
+    use crate::ledger::taken::Taken;
     use crate::relation::{Fingerprint, Relation};
 
     fn table(name: &str) -> TableName {
@@ -154,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_only_streamed_is_in_no_job() {
+        let mut one = join(1, "a", &["child", "parent"]);
+        let streamed = |name| Taken { table: table(name), into: table(name), columns: None, streamed: true };
+        one.request.taken = vec![streamed("child")];
+        let alone = state(vec![one.clone(), join(2, "b", &["parent"])]);
+        assert_eq!(planned(&alone), (vec![1, 2], None, vec!["parent".into()], true));
+        one.request.taken.push(streamed("parent"));
+        assert_eq!(planned(&state(vec![one])), (vec![1], None, vec![], true), "answered all the same");
+    }
+
+    #[test]
     fn a_request_for_a_table_that_nobody_routes_waits() {
         let strange = state(vec![join(1, "a", &["child", "elsewhere"]), join(2, "a", &["child"])]);
         assert_eq!(answerable(answers, &strange).map(|join| join.offset).collect::<Vec<_>>(), [2]);
@@ -179,7 +217,7 @@ mod tests {
 
     /// The parent's rows are loaded up to 5 under a version.
     fn loaded(join: &mut Join, relation: u64, relations: &Relations) {
-        join.loaded.checkpoint(&chunks(&[(None, Some("5"), relation, 1)], &[]), join.request.id, |_| true, relations);
+        join.loaded.checkpoint(&chunks(&[(None, Some("5"), relation, 1)], &[]), &join.request, |_| true, relations);
     }
 
     fn goes_on_with(state: &State) -> Vec<(String, Vec<KeyRange>)> {
@@ -220,13 +258,57 @@ mod tests {
         assert_eq!(goes_on_with(&alone).len(), 1, "tables of that name were there before, and one is there by now");
     }
 
+    /// A request for keys after `after`, up to `through`.
+    fn part(number: u128, sink: &str, after: &str, through: &str) -> Join {
+        let range = KeyRange { after: Some(vec![after.into()]), through: Some(vec![through.into()]) };
+        let mut join = join(number, sink, &["parent"]);
+        join.request.kind = RequestKind::ResyncRange;
+        join.request.within = Some(Within { relation: Fingerprint(1), types: vec![23], ranges: vec![range] });
+        join.loaded = Loaded::of_request(&join.request);
+        join
+    }
+
+    fn reads(state: &State) -> Vec<KeyRange> {
+        let job = plan(answers, sinks_of, &order(), state);
+        unasked(&job, state).remove(&table("parent")).map_or_else(|| vec![KeyRange::ALL], |rest| rest.cover.left())
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_not_read() {
+        let range = |after: &str, through: &str| part(0, "", after, through).request.within.unwrap().ranges.remove(0);
+        let relations = Relations::from([told(1, 7)]);
+        let alone = State { relations: relations.clone(), forgets: true, ..state(vec![part(1, "b", "3", "5")]) };
+        assert_eq!(reads(&alone), [range("3", "5")]);
+        let both = state(vec![part(1, "a", "3", "5"), part(2, "b", "3", "5"), part(3, "b", "7", "9")]);
+        let mut both = State { relations, forgets: true, ..both };
+        assert_eq!(reads(&both), [range("3", "5"), range("7", "9")], "one job for both");
+        // A reader that dies in the middle of it: nobody watched what the others ask for.
+        let in_part = chunks(&[(Some("3"), Some("4"), 1, 1)], &[]);
+        let first = &mut both.joins[0];
+        first.loaded.checkpoint(&in_part, &first.request, |_| true, &both.relations);
+        let job = plan(answers, sinks_of, &order(), &both);
+        let job = Job { resumed: resumed(&job, &both), ..job };
+        assert_eq!(job.resumed[&table("parent")].cover.left(), [range("3", "5"), range("7", "9")]);
+        assert!(unwatched(Some(&job), &both).contains(&(table("parent"), Uuid::from_u128(1))));
+        both.joins[1].request.within = None;
+        assert_eq!(reads(&both), [KeyRange::ALL], "one asks for all of it");
+    }
+
+    #[test]
+    fn ranges_of_a_key_that_the_table_had_are_all_of_it() {
+        let relations = Relations::from([told(1, 7), told(2, 8)]);
+        let relations_at = [(Fingerprint(1), 5), (Fingerprint(2), 6)].into();
+        let later = State { relations, relations_at, ..state(vec![part(1, "b", "3", "5")]) };
+        assert_eq!(reads(&later), [KeyRange::ALL]);
+    }
+
     #[test]
     fn a_single_key_is_read_again_and_not_its_table() {
         let relations = Relations::from([told(1, 7)]);
         let (mut one, mut other) = (join(1, "a", &["parent"]), join(2, "b", &["parent"]));
         loaded(&mut one, 1, &relations);
         loaded(&mut other, 1, &relations);
-        one.loaded.checkpoint(&chunks(&[], &[("parent", Some("3"), 2)]), one.request.id, |_| true, &relations);
+        one.loaded.checkpoint(&chunks(&[], &[("parent", Some("3"), 2)]), &one.request, |_| true, &relations);
         let both = State { relations, forgets: true, ..state(vec![one, other]) };
         let after = KeyRange { after: Some(vec!["5".into()]), through: None };
         assert_eq!(goes_on_with(&both), [("parent".to_owned(), vec![after, KeyRange::of_key(vec!["3".into()])])]);

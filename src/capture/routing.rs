@@ -115,6 +115,7 @@ async fn judge<'f>(
             tables: std::slice::from_ref(&table.name),
             insert_only: &insert_only,
             create: config.create,
+            reads: true,
         };
         let mut refusal = preflight::refusal(&source, wanted, publication.as_ref(), &facts);
         if refusal.is_none() {

@@ -1,14 +1,17 @@
 //! Ids for the schemas of records in Avro: no record is written before its schemas have them.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use crate::codec::avro::{EventKind, SchemaIds};
 use crate::config::{Config, Wire};
 use crate::error::{Error, Result};
 use crate::registry::Registry;
-use crate::relation::{AvroSchemas, Format, Relation};
+use crate::relation::{AvroSchemas, Format, Relation, TableName};
 
-/// Of a relation version; `None` if its format needs none.
+/// Of a relation version; `None` if its format needs none. Events of an outbox have schemas of their own ([`RoutedIds`]).
 pub async fn relation_ids(registry: Option<&Registry>, relation: &Relation) -> Result<Option<SchemaIds>> {
-    let Some(schemas) = &relation.avro else { return Ok(None) };
+    let Some(schemas) = relation.avro.as_ref().filter(|_| relation.modes.outbox.is_none()) else { return Ok(None) };
     let registry = registry.expect("a configuration with Avro has a registry");
     let what = format!("table {}", relation.name);
     Ok(Some(ids(registry, &what, &relation.topic, schemas).await?))
@@ -38,7 +41,7 @@ pub async fn refusals(registry: &Registry, config: &Config, relations: &[Relatio
         return vec![error];
     }
     let of_tables = relations.iter().filter_map(|relation| {
-        let schemas = relation.avro.clone()?;
+        let schemas = relation.avro.clone().filter(|_| relation.modes.outbox.is_none())?;
         Some((format!("table {}", relation.name), relation.topic.clone(), schemas))
     });
     let wire = &config.wire;
@@ -54,6 +57,37 @@ pub async fn refusals(registry: &Registry, config: &Config, relations: &[Relatio
         }
     }
     errors
+}
+
+/// As Debezium remembers as many.
+const KNOWN_MAX: usize = 10_000;
+
+/// Ids for records whose topic and schema are known with their row.
+pub struct RoutedIds {
+    registry: Option<Arc<Registry>>,
+    /// By subject and schema. Begun anew where there are many: the registry knows them all.
+    known: HashMap<(String, Arc<str>), u32>,
+}
+
+impl RoutedIds {
+    pub fn new(registry: Option<Arc<Registry>>) -> RoutedIds {
+        RoutedIds { registry, known: HashMap::new() }
+    }
+
+    /// `part` is `key` or `value`.
+    pub async fn id(&mut self, table: &TableName, topic: &str, part: &str, schema: &Arc<str>) -> Result<u32> {
+        let asked = (subject(topic, part), schema.clone());
+        if let Some(id) = self.known.get(&asked) {
+            return Ok(*id);
+        }
+        let registry = self.registry.as_ref().expect("a configuration with Avro has a registry");
+        let id = registry.register(&format!("table {table}"), &asked.0, schema).await?;
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.insert(asked, id);
+        Ok(id)
+    }
 }
 
 /// The topic of these records; `None` if they are not asked for.

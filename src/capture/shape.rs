@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::heard::Heard;
 use crate::codec::{self, mapping};
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -33,6 +34,7 @@ pub struct Shaped {
 }
 
 /// A version of the rows of a table as the source sends them.
+#[derive(Clone)]
 pub struct Rows {
     /// Of what their texts are, and of nothing else: see [`version_of_rows`].
     pub fingerprint: Fingerprint,
@@ -41,18 +43,22 @@ pub struct Rows {
     /// What tells rows apart: columns in key order; empty where only the whole row does.
     pub key: Vec<usize>,
     pub key_orders: Vec<(usize, KeyOrder)>,
+    /// What is known of their types; not in the fingerprint.
+    pub heard: Heard,
 }
 
 impl Rows {
     fn of(rows: &Relation) -> Rows {
         let key = rows.key_columns();
         let key_orders = key.iter().map(|&i| (i, KeyOrder::of(rows.columns[i].type_oid))).collect();
-        Rows { fingerprint: version_of_rows(rows), width: rows.columns.len(), key, key_orders }
+        let (fingerprint, heard) = (version_of_rows(rows), Heard::of(rows));
+        Rows { fingerprint, width: rows.columns.len(), key, key_orders, heard }
     }
 }
 
 /// What rows of the stream and of chunks must share to be laid over each other: the table, its columns' names and types, and the
-/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given, a
+/// key. The rest of a version only the catalog says, and the stream tells of no change in it: labels that an enum was given,
+/// attributes of a composite, a
 /// type's name, NOT NULL, a default. So a stream's version can lack them for as long as its reader lives.
 fn version_of_rows(rows: &Relation) -> Fingerprint {
     let plain = |column: &Column| Column {
@@ -64,7 +70,7 @@ fn version_of_rows(rows: &Relation) -> Fingerprint {
         ..column.clone()
     };
     let columns = rows.columns.iter().map(plain).collect();
-    Relation { columns, avro: None, ..rows.clone() }.sealed().fingerprint
+    Relation { columns, avro: None, composites: Vec::new(), ..rows.clone() }.sealed().fingerprint
 }
 
 /// The version of a table's rows that a connector asks for.

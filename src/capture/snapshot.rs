@@ -23,7 +23,7 @@ mod pieces;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -67,7 +67,8 @@ pub struct Job {
     /// Nothing of these tables was ever loaded: their rows are a snapshot to consumers, otherwise an incremental one.
     pub initial: bool,
     /// What an earlier incarnation loaded of them for everybody whom the job is for. Changes of these ranges must have been
-    /// remembered ever since, so only a job that starts before anything is streamed may have some.
+    /// remembered ever since, so only a job that starts before anything is streamed may have some. Or what nobody asks for:
+    /// the sinks have it, and ask for it too where a row comes into it that they can't make.
     pub resumed: HashMap<TableName, Resumed>,
 }
 
@@ -284,6 +285,18 @@ impl<V: Visibility + Clone> Loader<V> {
     /// Tables of the job.
     pub fn tables(&self) -> &[TableName] {
         self.running.as_ref().map_or(&[], |running| &running.job.tables)
+    }
+
+    /// The table that is read under this name.
+    pub fn table_asked(&self, asked: Uuid) -> Option<&TableName> {
+        self.running.as_ref().and_then(|running| running.pieces.table_asked(asked))
+    }
+
+    /// What is left of these tables comes last: nobody can read it now.
+    pub fn defer(&mut self, tables: &BTreeSet<TableName>) {
+        if let Some(running) = &mut self.running {
+            running.pieces.defer(tables);
+        }
     }
 
     /// Whether changes of the table must be given to [`Loader::remember`].

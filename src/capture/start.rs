@@ -8,7 +8,7 @@
 //! be others, and after the claim the entry `restart` says so. Each step leaves an entry, so a start that dies goes on where it
 //! was: the request, the intent, the new slot's `source`, the claim, the restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +67,8 @@ pub struct Started {
     pub closed: Lsn,
     /// Tables in the order of their foreign keys, parents first.
     pub order: Vec<TableName>,
+    /// Tables that each table references.
+    pub parents: HashMap<TableName, BTreeSet<TableName>>,
     /// Rows of each table, as the last VACUUM or ANALYZE estimated them.
     pub estimates: HashMap<TableName, u64>,
     /// The tables as the catalog has them, but for those that are leaving.
@@ -88,14 +90,18 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         tables: &names,
         insert_only: &insert_only,
         create: config.create,
+        // What was read once is read no more: whether a right is missing is known where rows are.
+        reads: false,
     };
     first_of(preflight::check_source(&*session, wanted).await?)?;
     let version = catalog::source_facts(&*session).await?.version;
     let facts: Vec<_> = catalog::table_facts(&*session, &names).await?.into_iter().flatten().collect();
     first_of(shape::findings(&session, version, config, &facts).await?)?;
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
+    let parents = preflight::parents(&facts);
+    let rank = |table: &TableName| config.table(table).map_or(0, |table| table.snapshot_order);
     let order: Vec<TableName> =
-        preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
+        preflight::load_order(&facts, rank).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
     // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.
@@ -198,6 +204,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         topics,
         closed,
         order,
+        parents,
         estimates,
         looks,
         marks: filters.marks,

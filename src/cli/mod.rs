@@ -94,7 +94,7 @@ impl Failure {
         match self {
             Failure::Config(_) | Failure::Usage(_) => 2,
             Failure::Failed(error) => match error.code() {
-                Some(Code::Config) => 2,
+                Some(Code::Config | Code::RequestRefused) => 2,
                 Some(_) => 3,
                 None => 1,
             },

@@ -4,7 +4,7 @@
 
 use super::{avro, mapping};
 use crate::error::{Code, Error, Result};
-use crate::relation::Relation;
+use crate::relation::{Outbox, Relation};
 
 /// The relation with what its format needs besides, sealed again. `prefix` is the topic prefix.
 pub fn complete(relation: Relation, prefix: &str) -> Result<Relation> {
@@ -59,12 +59,29 @@ fn outbox_columns(relation: &Relation) -> Result<()> {
         let column = relation.columns.iter().find(|column| column.name == name);
         column.is_some_and(|column| mapping::schema(column, &relation.modes).is_some())
     };
-    let Some(missing) = outbox.read().find(|name| !has(name)) else { return Ok(()) };
+    let Some(missing) = outbox.read().find(|name| !has(name)) else { return outbox_types(relation, outbox) };
     let columns: Vec<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
     let message =
         format!("table {} is no outbox by [outbox] of its connector: column {missing:?} is not there", relation.name);
     let hint = "write id_field, key_field, payload_field, route_by_field or additional_placement with other columns into [outbox]";
     Err(Error::halt(Code::TableUnsupported, message, hint).fact(format!("its columns: {}", columns.join(", "))))
+}
+
+/// What says a time or a number is of a type that does.
+fn outbox_types(relation: &Relation, outbox: &Outbox) -> Result<()> {
+    use mapping::oid::{INT2, INT4, INT8, TIMESTAMP, TIMESTAMPTZ};
+    let times = outbox.columns.timestamp.as_deref().map(|name| (name, "a timestamp", &[TIMESTAMP, TIMESTAMPTZ][..]));
+    let numbers = outbox.numbers().map(|name| (name, "an integer", &[INT2, INT4, INT8][..]));
+    let wrong = times.into_iter().chain(numbers).find_map(|(name, wanted, oids)| {
+        let column = relation.columns.iter().find(|column| column.name == name)?;
+        (!oids.contains(&column.type_oid)).then_some((name, wanted))
+    });
+    let Some((name, wanted)) = wrong else { return Ok(()) };
+    let message =
+        format!("table {} is no outbox by [outbox] of its connector: column {name:?} is not {wanted}", relation.name);
+    let hint = "write timestamp_field, schema_version_field or COLUMN:partition in additional_placement with another column into \
+                [outbox]";
+    Err(Error::halt(Code::TableUnsupported, message, hint))
 }
 
 #[cfg(test)]

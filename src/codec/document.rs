@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::avro::event::{self, Scalar};
 use super::json_encode::push_str;
 use super::schema::{Field, Schema, Type};
 
@@ -39,6 +40,11 @@ impl<'a> Document<'a> {
 
     pub fn push(&self, out: &mut Vec<u8>) {
         push(&self.node, &self.schema, out);
+    }
+
+    /// In Avro. Numbers are what their type holds of them.
+    pub fn push_avro(&self, out: &mut Vec<u8>) {
+        push_avro(&self.node, &self.schema, out);
     }
 }
 
@@ -278,6 +284,32 @@ fn push(node: &Node<'_>, schema: &Schema, out: &mut Vec<u8>) {
         // A member without a type in a struct that has the field from another member.
         (Node::List(_) | Node::Object(_), _) => out.extend_from_slice(b"null"),
     }
+}
+
+/// Every schema of a document is optional and has no default.
+fn push_avro(node: &Node<'_>, schema: &Schema, out: &mut Vec<u8>) {
+    let scalar = match node {
+        Node::Boolean(value) => Scalar::Boolean(*value),
+        Node::Number(digits) => Scalar::Number(digits),
+        Node::Text(text) => Scalar::Text(text),
+        Node::List(items) => {
+            let Type::Array(of) = &schema.of else { return out.push(event::NULL) };
+            out.push(event::SOME);
+            return event::push_list(out, items, |item, out| push_avro(item, of, out));
+        }
+        Node::Object(members) => {
+            let Type::Struct(fields) = &schema.of else { return out.push(event::NULL) };
+            out.push(event::SOME);
+            for field in fields {
+                let member = members.iter().find(|(name, _)| *name == field.name);
+                push_avro(member.map_or(&Node::Null, |(_, node)| node), &field.schema, out);
+            }
+            return;
+        }
+        Node::Null => return out.push(event::NULL),
+    };
+    out.push(event::SOME);
+    event::push_scalar(out, &schema.of, scalar);
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub use events::{JsonEventEncoder, TransactionMark};
 pub use flat::FlatEncoder;
 pub use json_decode::Decoder as JsonDecoder;
 pub use json_encode::{Encoder as JsonEncoder, JsonWriter};
-pub use outbox::{OutboxEncoder, Written};
+pub use outbox::{OutboxEncoder, Place, Written, WrittenSchemas};
 
 use crate::error::{Code, Error, Result};
 use crate::lsn::Lsn;

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use super::avro::{self, SchemaIds, event};
 use super::document::{Document, is_expandable};
 use super::json_encode::{Encoder as JsonEncoder, push_str};
 use super::schema::{Field, Schema, Type, push_json};
 use super::write::Unfit;
 use super::{Headers, RecordBuf, invalid, mapping};
 use crate::error::{Error, Result};
+use crate::pgtext::{Stamp, Temporal, parse_timestamp, parse_timestamptz};
 use crate::relation::names::{fill_topic, topic_name};
 use crate::relation::outbox::{Additional, EventFormat, Outbox};
 use crate::relation::{Relation, quote_identifier};
@@ -32,23 +34,52 @@ pub struct OutboxEncoder {
     route: usize,
     headers: Vec<(usize, String)>,
     envelope: Vec<(usize, String)>,
-    /// Where keys and values carry their schema.
+    timestamp: Option<usize>,
+    version: Option<usize>,
+    partition: Option<usize>,
+    /// Where keys and values have a schema.
     schemas: Option<Schemas>,
+    avro: Option<Box<Avro>>,
 }
 
 struct Schemas {
     /// `PREFIX.SCHEMA.TABLE`
     stem: String,
+    /// In front of a key that carries its schema.
     key: Vec<u8>,
     payload: Schema,
     envelope: Vec<Field>,
 }
 
+struct Avro {
+    encoder: avro::Encoder,
+    key: Arc<str>,
+    /// Of a payload that is all of its value.
+    payload: Arc<str>,
+}
+
 /// What of a record there is: the rest is null.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Written {
     pub key: bool,
     pub value: bool,
+    /// In Avro, the schemas whose ids are still to be put in front ([`avro::set_id`]).
+    pub schemas: Option<WrittenSchemas>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WrittenSchemas {
+    pub key: Option<Arc<str>>,
+    pub value: Option<Arc<str>>,
+}
+
+/// Where a record goes, where its row says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// `None`: by its key.
+    pub partition: Option<i32>,
+    /// Milliseconds since 1970; `None`: when the row was read.
+    pub timestamp_ms: Option<i64>,
 }
 
 impl OutboxEncoder {
@@ -68,13 +99,25 @@ impl OutboxEncoder {
         let envelope: Vec<(usize, String)> = outbox.envelope().map(named).collect();
         let columns = &outbox.columns;
         let (id, key, payload, route) = (at(&columns.id), at(&columns.key), at(&columns.payload), at(&columns.route));
-        let schemas = modes.schemas.then(|| Schemas {
+        let avro = (outbox.format == EventFormat::Avro).then(|| {
+            let ids = SchemaIds { key: None, value: 0 };
+            let encoder = avro::Encoder::new(relation.clone(), ids, prefix, db);
+            Box::new(Avro {
+                encoder: encoder.expect("a complete relation has the schemas of its columns"),
+                key: event::text(&schema(key)).into(),
+                payload: event::text(&schema(payload)).into(),
+            })
+        });
+        let schemas = (modes.schemas || avro.is_some()).then(|| Schemas {
             stem: topic_name(prefix, &modes.delimiter, &relation.name),
             key: super::events::head(&schema(key)),
             payload: schema(payload),
             envelope: envelope.iter().map(|(i, name)| Field { name: name.clone(), schema: schema(*i) }).collect(),
         });
         Some(OutboxEncoder {
+            timestamp: columns.timestamp.as_deref().map(at),
+            version: columns.schema_version.as_deref().map(at),
+            partition: outbox.partition().map(at),
             headers: outbox.headers().map(named).collect(),
             json: JsonEncoder::new(relation.clone(), prefix, db),
             relation: relation.clone(),
@@ -84,6 +127,7 @@ impl OutboxEncoder {
             route,
             envelope,
             schemas,
+            avro,
             outbox,
         })
     }
@@ -121,15 +165,102 @@ impl OutboxEncoder {
         invalid(&self.relation, None, found, hint.to_owned())
     }
 
+    /// Where the row's record goes in its topic, and at which time. What can be neither is RECORD_INVALID.
+    pub fn place(&self, row: Row<'_>) -> Result<Place> {
+        let partition = self.partition.map(|column| self.number(column, row)).transpose()?.flatten();
+        let partition = partition.map(|number| i32::try_from(number).map_err(|_| self.without_partition(number)));
+        let timestamp_ms = self.timestamp.map(|column| self.millis(column, row)).transpose()?.flatten();
+        Ok(Place { partition: partition.transpose()?, timestamp_ms })
+    }
+
+    /// A row that says a partition that its topic has not.
+    pub fn without_partition(&self, number: i64) -> Error {
+        let found = format!("an event for partition {number}, which its topic does not have");
+        let hint = "write partitions = … into its connector and give the topic as many, or COLUMN:partition in additional_placement \
+                    of [outbox] with another column";
+        invalid(&self.relation, self.partition, &found, hint.to_owned())
+    }
+
+    fn number(&self, column: usize, row: Row<'_>) -> Result<Option<i64>> {
+        let Cell::Text(text) = row.get(column) else { return Ok(None) };
+        let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        number.ok_or_else(|| super::unfit(&self.relation, column, Unfit::NotOfItsType)).map(Some)
+    }
+
+    /// A timestamp without a zone is in UTC, as in records.
+    fn millis(&self, column: usize, row: Row<'_>) -> Result<Option<i64>> {
+        let Cell::Text(text) = row.get(column) else { return Ok(None) };
+        let parsed = match self.relation.columns[column].type_oid {
+            mapping::oid::TIMESTAMPTZ => parse_timestamptz(text),
+            _ => parse_timestamp(text),
+        };
+        match parsed {
+            None => Err(super::unfit(&self.relation, column, Unfit::NotOfItsType)),
+            Some(Temporal::Finite(Stamp { seconds, micros })) if seconds >= 0 => {
+                Ok(Some(seconds * 1_000 + i64::from(micros / 1_000)))
+            }
+            Some(_) => {
+                let found = "the time of an event is infinite or before 1970, which no record of Kafka can have";
+                let hint =
+                    "write timestamp_field = \"…\" with another column into [outbox] of its connector, or delete it";
+                Err(invalid(&self.relation, Some(column), found, hint.to_owned()))
+            }
+        }
+    }
+
     /// Writes key, value and headers of the row's record.
     pub fn record(&self, row: Row<'_>, out: &mut RecordBuf) -> Result<Written> {
         let RecordBuf { key, value, text, headers, shell: _ } = out;
         key.clear();
         value.clear();
         text.clear();
-        let written = Written { key: self.push_key(row, key)?, value: self.push_value(row, value)? };
         self.push_headers(row, headers)?;
-        Ok(written)
+        match &self.avro {
+            None => Ok(Written { key: self.push_key(row, key)?, value: self.push_value(row, value)?, schemas: None }),
+            Some(avro) => {
+                let has_key = self.push_avro_key(avro, row, key)?;
+                let schema = self.push_avro_value(avro, row, value)?;
+                let schemas = WrittenSchemas { key: has_key.then(|| avro.key.clone()), value: schema };
+                Ok(Written { key: has_key, value: schemas.value.is_some(), schemas: Some(schemas) })
+            }
+        }
+    }
+
+    fn push_avro_key(&self, avro: &Avro, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
+        let there = row.get(self.key).text().is_some();
+        if there {
+            event::begin(out);
+            avro.encoder.alone(self.key, row, out)?;
+        }
+        Ok(there)
+    }
+
+    /// The schema of what was written; `None`: there is no value.
+    fn push_avro_value(&self, avro: &Avro, row: Row<'_>, out: &mut Vec<u8>) -> Result<Option<Arc<str>>> {
+        let text = row.get(self.payload).text();
+        if self.outbox.tombstones && is_empty(text) {
+            return Ok(None);
+        }
+        let schemas = self.schemas.as_ref().expect("in Avro there are schemas");
+        let expanding = text.filter(|_| self.outbox.expand).and_then(|text| std::str::from_utf8(text).ok());
+        let document = expanding.and_then(|text| Document::parse(text, PAYLOAD));
+        if self.envelope.is_empty() && document.is_none() {
+            if text.is_none() {
+                return Ok(None);
+            }
+            event::begin(out);
+            avro.encoder.alone(self.payload, row, out)?;
+            return Ok(Some(avro.payload.clone()));
+        }
+        event::begin(out);
+        match &document {
+            Some(document) => document.push_avro(out),
+            None => avro.encoder.field(self.payload, row, out)?,
+        }
+        for (column, _) in &self.envelope {
+            avro.encoder.field(*column, row, out)?;
+        }
+        Ok(Some(event::text(&self.value_schema(schemas, row, document.as_ref())?).into()))
     }
 
     fn push_key(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
@@ -149,12 +280,11 @@ impl OutboxEncoder {
 
     fn push_value(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
         let text = row.get(self.payload).text();
-        let is_empty = text.is_none_or(|text| text.trim_ascii().is_empty());
-        if is_empty && self.outbox.tombstones {
+        if self.outbox.tombstones && is_empty(text) {
             return Ok(false);
         }
         let whole = match self.outbox.format {
-            EventFormat::Json => None,
+            EventFormat::Json | EventFormat::Avro => None,
             EventFormat::String => Some(self.plain(self.payload, row)?),
             EventFormat::Bytes => Some(text.map(|text| self.bytes(text)).transpose()?),
         };
@@ -208,17 +338,7 @@ impl OutboxEncoder {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let document = expanding.and_then(|text| Document::parse(text, PAYLOAD));
-        let payload = document.as_ref().map_or(&schemas.payload, |document| &document.schema).clone();
-        let schema = match schemas.envelope.as_slice() {
-            [] => payload,
-            beside => {
-                let payload = Field { name: PAYLOAD.to_owned(), schema: payload };
-                let fields = std::iter::once(payload).chain(beside.iter().cloned()).collect();
-                let name = format!("{}.{}.Value", schemas.stem, self.route(row)?);
-                let name = self.relation.modes.schema_names.schema(&name).into_owned();
-                Schema { name: Some(name), ..Schema::new(Type::Struct(fields)) }
-            }
-        };
+        let schema = self.value_schema(schemas, row, document.as_ref())?;
         out.extend_from_slice(br#"{"schema":"#);
         push_json(&schema, None, out);
         out.extend_from_slice(br#","payload":"#);
@@ -230,6 +350,31 @@ impl OutboxEncoder {
         self.push_payload(row, json.as_deref(), out)?;
         out.push(b'}');
         Ok(())
+    }
+
+    /// That of the payload, or of the object in which it and what stands beside it are.
+    fn value_schema(&self, schemas: &Schemas, row: Row<'_>, document: Option<&Document<'_>>) -> Result<Schema> {
+        let payload = document.map_or(&schemas.payload, |document| &document.schema).clone();
+        if schemas.envelope.is_empty() {
+            return Ok(payload);
+        }
+        let payload = Field { name: PAYLOAD.to_owned(), schema: payload };
+        let fields = std::iter::once(payload).chain(schemas.envelope.iter().cloned()).collect();
+        let name = format!("{}.{}.Value", schemas.stem, self.route(row)?);
+        let name = self.relation.modes.schema_names.schema(&name).into_owned();
+        let version = self.version.map(|column| self.schema_version(column, row)).transpose()?.flatten();
+        Ok(Schema { name: Some(name), version, ..Schema::new(Type::Struct(fields)) })
+    }
+
+    fn schema_version(&self, column: usize, row: Row<'_>) -> Result<Option<u32>> {
+        let Some(number) = self.number(column, row)? else { return Ok(None) };
+        let version = u32::try_from(number).ok().filter(|version| i32::try_from(*version).is_ok());
+        version.map(Some).ok_or_else(|| {
+            let found = format!("{number} is no version of a schema, which is a whole number of 31 bits");
+            let hint =
+                "write schema_version_field = \"…\" with another column into [outbox] of its connector, or delete it";
+            invalid(&self.relation, Some(column), &found, hint.to_owned())
+        })
     }
 
     fn push_cell(&self, column: usize, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
@@ -263,6 +408,11 @@ impl OutboxEncoder {
     }
 }
 
+/// Whether a payload says nothing.
+fn is_empty(payload: Option<&[u8]>) -> bool {
+    payload.is_none_or(|text| text.trim_ascii().is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::mapping::oid;
@@ -270,13 +420,20 @@ mod tests {
     use super::*;
     use crate::codec::Decoder;
     use crate::error::Code;
-    use crate::relation::Modes;
     use crate::relation::outbox::{Columns, Updates};
+    use crate::relation::{Format, Modes};
     use crate::value::RowBuf;
 
     fn plain() -> Outbox {
         let name = str::to_owned;
-        let columns = Columns { id: name("id"), key: name("key"), payload: name("payload"), route: name("route") };
+        let columns = Columns {
+            id: name("id"),
+            key: name("key"),
+            payload: name("payload"),
+            route: name("route"),
+            timestamp: None,
+            schema_version: None,
+        };
         let (additional, format, updates) = (Vec::new(), EventFormat::Json, Updates::Warn);
         Outbox {
             topic: name("p.event.{route}"),
@@ -312,7 +469,7 @@ mod tests {
     /// Key and value; `-` where there is none.
     fn written(encoder: &OutboxEncoder, row: &RowBuf) -> (String, String) {
         let mut out = RecordBuf::default();
-        let Written { key, value } = encoder.record(row.row(), &mut out).unwrap();
+        let Written { key, value, .. } = encoder.record(row.row(), &mut out).unwrap();
         let text =
             |is: bool, bytes: &[u8]| if is { String::from_utf8(bytes.to_vec()).unwrap() } else { "-".to_owned() };
         (text(key, &out.key), text(value, &out.value))
@@ -382,6 +539,101 @@ mod tests {
         assert_eq!(std::str::from_utf8(&out.value).unwrap(), wanted);
         let header = |name: &str, text: Option<&str>| (name.to_owned(), text.map(|text| text.as_bytes().to_vec()));
         assert_eq!(out.headers, [header("id", Some("7")), header("by", None), header("number", Some("7"))]);
+    }
+
+    #[test]
+    fn events_in_avro_leave_room_for_ids() {
+        let avro = |outbox: Outbox, payload: Option<(u32, bool)>| {
+            let mut relation = Relation::clone(&relation(Outbox { format: EventFormat::Avro, ..outbox }, false));
+            relation.format = Format::Avro;
+            if let Some((type_oid, nullable)) = payload {
+                let column = relation.columns.iter_mut().find(|column| column.name == "payload").unwrap();
+                (column.type_oid, column.nullable) = (type_oid, nullable);
+            }
+            let relation = super::super::complete(relation, "p").unwrap();
+            OutboxEncoder::new(&Arc::new(relation), "p", "db").unwrap()
+        };
+        let record = |encoder: &OutboxEncoder, row: RowBuf| {
+            let mut out = RecordBuf::default();
+            let schemas = encoder.record(row.row(), &mut out).unwrap().schemas.unwrap();
+            (out.key, out.value, schemas.key, schemas.value)
+        };
+        let (mut key, value, key_schema, value_schema) =
+            record(&avro(plain(), None), row(Some("r"), Some("k"), Some("{}")));
+        avro::set_id(&mut key, 7);
+        // A union's second branch, and a string with its length.
+        assert_eq!((key, value), (vec![0, 0, 0, 0, 7, 2, 2, b'k'], vec![0, 0, 0, 0, 0, 2, 4, b'{', b'}']));
+        assert_eq!(key_schema.as_deref(), Some(r#"["null","string"]"#));
+        let json = r#"["null",{"type":"string","connect.version":1,"connect.name":"io.debezium.data.Json"}]"#;
+        assert_eq!(value_schema.as_deref(), Some(json));
+        let nothing = record(&avro(plain(), None), row(Some("r"), None, None));
+        assert_eq!(nothing, (vec![], vec![], None, None));
+
+        // Bytes by themselves have no length, as Confluent's serializer writes them.
+        let bytes = |nullable| avro(plain(), Some((oid::BYTEA, nullable)));
+        let value = |encoder: &OutboxEncoder| record(encoder, row(Some("r"), None, Some("\\x0102"))).1;
+        assert_eq!(value(&bytes(false))[5..], [1, 2]);
+        assert_eq!(value(&bytes(true))[5..], [2, 4, 1, 2]);
+        let long = format!("\\x{}", "00".repeat(100));
+        assert_eq!(record(&bytes(false), row(Some("r"), None, Some(&long))).1.len(), 105);
+    }
+
+    /// Of a relation with columns for all that a row may say besides.
+    fn placing() -> Relation {
+        let columns =
+            Columns { timestamp: Some("at".into()), schema_version: Some("version".into()), ..plain().columns };
+        let additional = ["route:envelope", "part:partition"];
+        let additional = additional.iter().map(|text| Additional::parse(text).unwrap()).collect();
+        let mut relation = Relation::clone(&relation(Outbox { columns, additional, ..plain() }, true));
+        relation.columns.extend([
+            column("at", oid::TIMESTAMPTZ, -1, true, None),
+            column("version", oid::INT4, -1, true, None),
+            column("part", oid::INT2, -1, true, None),
+        ]);
+        relation.sealed()
+    }
+
+    #[test]
+    fn a_row_says_its_records_time_partition_and_version() {
+        let encoder = OutboxEncoder::new(&Arc::new(placing()), "p", "db").unwrap();
+        let row = |placing: [Option<&'static str>; 3]| -> RowBuf {
+            let cells = [Some("7"), Some("r"), Some("k"), Some("1")].into_iter().chain(placing);
+            cells.map(|text| text.map_or(Cell::Null, |text| Cell::Text(text.as_bytes()))).collect()
+        };
+        let place = |placing| encoder.place(row(placing).row());
+        let said = place([Some("2001-09-09 03:46:40.0079+02"), Some("3"), Some("1")]).unwrap();
+        assert_eq!(said, Place { partition: Some(1), timestamp_ms: Some(1_000_000_000_007) });
+        assert_eq!(place([None; 3]).unwrap(), Place { partition: None, timestamp_ms: None });
+        for never in ["infinity", "1969-12-31 23:59:59.999+00"] {
+            let error = place([Some(never), None, None]).unwrap_err();
+            assert_eq!(error.code(), Some(Code::RecordInvalid), "{never}");
+            assert!(
+                error.to_string().contains("column \"at\": the time of an event is infinite or before 1970"),
+                "{error}"
+            );
+        }
+        let versioned = |version| written(&encoder, &row([None, Some(version), None])).1;
+        assert!(
+            versioned("3").contains(r#""name":"p.public.t.r.Value","version":3},"payload":"#),
+            "{}",
+            versioned("3")
+        );
+        let unversioned = written(&encoder, &row([None; 3])).1;
+        assert!(unversioned.contains(r#""name":"p.public.t.r.Value"},"payload":"#), "{unversioned}");
+        let error = encoder.record(row([None, Some("-1"), None]).row(), &mut RecordBuf::default()).unwrap_err();
+        assert!(error.to_string().contains("-1 is no version of a schema"), "{error}");
+    }
+
+    #[test]
+    fn what_says_a_time_or_a_number_is_of_a_type_that_does() {
+        assert!(super::super::complete(placing(), "p").is_ok());
+        for (name, wanted) in [("at", "a timestamp"), ("version", "an integer"), ("part", "an integer")] {
+            let mut wrong = placing();
+            wrong.columns.iter_mut().find(|column| column.name == name).unwrap().type_oid = oid::TEXT;
+            let error = super::super::complete(wrong, "p").unwrap_err();
+            assert_eq!(error.code(), Some(Code::TableUnsupported));
+            assert!(error.to_string().contains(&format!("column {name:?} is not {wanted}")), "{error}");
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub fn relation_of(columns: Vec<Column>) -> Arc<Relation> {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     Arc::new(relation.sealed())
 }

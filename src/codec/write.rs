@@ -7,10 +7,9 @@
 //! Invariants: text that is not of its type is [`Unfit::NotOfItsType`], never a guess; a value that the mode has no form for is
 //! [`Unfit::NoForm`]. What was written before an error does not count.
 
-use std::borrow::Cow;
-
 use super::mapping::{Encoding, Unit};
 use super::schema::Value;
+use crate::parts;
 use crate::pgtext::{self, Stamp, Temporal};
 use crate::relation::BinaryMode;
 
@@ -763,17 +762,7 @@ fn sparse_vector(text: &[u8], out: &mut impl Writer) -> Result<Fidelity, Unfit> 
 
 /// An array as array_out prints it. Bounds are in `ls-text` alone.
 fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W) -> Result<Fidelity, Unfit> {
-    let body = match text.first() {
-        // `[0:2]={…}`
-        Some(b'[') => {
-            let at = text.iter().position(|b| *b == b'=').ok_or(Unfit::NotOfItsType)?;
-            &text[at + 1..]
-        }
-        _ => text,
-    };
-    if body.first() != Some(&b'{') {
-        return Err(Unfit::NotOfItsType);
-    }
+    let body = parts::array_body(text).ok_or(Unfit::NotOfItsType)?;
     let (mut at, mut depth) = (0, 0usize);
     let nests = out.nests();
     // Braces inside quotes belong to elements, so those outside are dimensions.
@@ -801,7 +790,7 @@ fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W)
             }
             byte if *byte == delimiter => at += 1,
             _ => {
-                let (value, end) = array_element(body, at, delimiter)?;
+                let (value, end) = parts::array_element(body, at, delimiter).ok_or(Unfit::NotOfItsType)?;
                 out.element();
                 let written = value.map(|value| write(element, &value, out));
                 match written {
@@ -816,33 +805,6 @@ fn array<W: Writer>(element: &Encoding, delimiter: u8, text: &[u8], out: &mut W)
         return Err(Unfit::NotOfItsType);
     }
     Ok(Fidelity::NeedsText)
-}
-
-/// An element of an array's text; `None` for NULL.
-type Element<'a> = Option<Cow<'a, [u8]>>;
-
-/// The element at `at` and where it ends.
-fn array_element(body: &[u8], at: usize, delimiter: u8) -> Result<(Element<'_>, usize), Unfit> {
-    if body[at] != b'"' {
-        let len = body[at..].iter().position(|b| *b == delimiter || *b == b'}').ok_or(Unfit::NotOfItsType)?;
-        let text = &body[at..at + len];
-        return Ok(((text != b"NULL").then_some(Cow::Borrowed(text)), at + len));
-    }
-    let mut value = Vec::new();
-    let mut place = at + 1;
-    loop {
-        match *body.get(place).ok_or(Unfit::NotOfItsType)? {
-            b'"' => return Ok((Some(Cow::Owned(value)), place + 1)),
-            b'\\' => {
-                value.push(*body.get(place + 1).ok_or(Unfit::NotOfItsType)?);
-                place += 2;
-            }
-            byte => {
-                value.push(byte);
-                place += 1;
-            }
-        }
-    }
 }
 
 /// Builds a [`Value`].

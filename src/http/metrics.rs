@@ -91,6 +91,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_slot_retained_bytes", Kind::Gauge, &[], BYTES, "Bytes of log that the server keeps because of the slot."),
     metric("lockstep_source_ledger_appends_total", Kind::Counter, &[], COUNT, "Entries of any kind appended to the ledger."),
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
+    metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
     metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
@@ -105,6 +106,9 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_lag_bytes", Kind::Gauge, SINK, BYTES, "Bytes of log between closed_lsn and the newest checkpoint."),
     metric("lockstep_sink_lag_seconds", Kind::Gauge, SINK, SECONDS, "Seconds since the sink was level with the newest checkpoint; 0 while it is."),
     metric("lockstep_sink_foreign_records_total", Kind::Counter, SINK, COUNT, "Records in our topics that no reader of ours wrote; never applied."),
+    metric("lockstep_sink_overwritten_rows_total", Kind::Counter, SINK, COUNT, "New rows of the source that were there already at the sink, where rows go in by COPY; somebody else wrote to the table."),
+    metric("lockstep_sink_missing_rows_total", Kind::Counter, SINK, COUNT, "Updates and deletes left out because the sink does not have their rows (on_missing = skip)."),
+    metric("lockstep_sink_tables_not_equal", Kind::Gauge, SINK, COUNT, "Tables that are not equal to the source's whatever is applied (snapshot = never)."),
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
@@ -130,6 +134,7 @@ pub struct SourceMetrics {
     checkpoints: Counter,
     in_flight_bytes: Gauge,
     snapshot_held: Gauge,
+    tables_withheld: Gauge,
     received_lsn: Gauge,
     confirmed_lsn: Gauge,
     ledger_appends: Counter,
@@ -146,6 +151,8 @@ pub struct SinkMetrics {
     batch_rows: Histogram,
     commit_to_visible: Histogram,
     foreign_records: Counter,
+    overwritten: Counter,
+    missing_rows: Counter,
     retries: Counter,
 }
 
@@ -212,6 +219,7 @@ impl Metrics {
             checkpoints: self.counter("lockstep_source_checkpoints_total", vec![]),
             in_flight_bytes: self.gauge("lockstep_source_in_flight_bytes", vec![]),
             snapshot_held: self.gauge("lockstep_source_snapshot_held", vec![]),
+            tables_withheld: self.gauge("lockstep_source_tables_withheld", vec![]),
             received_lsn: self.gauge("lockstep_source_received_lsn", vec![]),
             confirmed_lsn: self.gauge("lockstep_source_confirmed_lsn", vec![]),
             ledger_appends: self.counter("lockstep_source_ledger_appends_total", vec![]),
@@ -232,6 +240,8 @@ impl Metrics {
             batch_rows: self.histogram("lockstep_sink_batch_rows", label()),
             commit_to_visible: self.histogram("lockstep_sink_commit_to_visible_seconds", label()),
             foreign_records: self.counter("lockstep_sink_foreign_records_total", label()),
+            overwritten: self.counter("lockstep_sink_overwritten_rows_total", label()),
+            missing_rows: self.counter("lockstep_sink_missing_rows_total", label()),
             retries: self.counter("lockstep_sink_retries_total", label()),
         }
     }
@@ -277,6 +287,8 @@ impl Metrics {
         self.known("lockstep_sink_closed_lsn", label(), status.closed_lsn.map(lsn));
         self.known("lockstep_sink_lag_bytes", label(), status.lag_bytes.map(float));
         self.known("lockstep_sink_lag_seconds", label(), status.lag_seconds);
+        let not_equal = status.tables.values().filter(|table| !table.equal).count();
+        self.known("lockstep_sink_tables_not_equal", label(), Some(float(not_equal as u64)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));
         self.known("lockstep_sink_halted", label(), Some(flag(status.state == State::Halted)));
     }
@@ -326,6 +338,10 @@ impl SourceMetrics {
         self.in_flight_bytes.set(float(bytes));
     }
 
+    pub fn tables_withheld(&self, count: usize) {
+        self.tables_withheld.set(count as f64);
+    }
+
     pub fn snapshot_held(&self, held: bool) {
         self.snapshot_held.set(if held { 1.0 } else { 0.0 });
     }
@@ -366,8 +382,17 @@ impl SinkMetrics {
         self.commit_to_visible.record(latency);
     }
 
+    /// Changes were left out, because the sink does not have their rows.
+    pub fn missing_rows(&self, count: u64) {
+        self.missing_rows.increment(count);
+    }
+
     pub fn foreign_records(&self, count: u64) {
         self.foreign_records.increment(count);
+    }
+
+    pub fn overwritten(&self, rows: u64) {
+        self.overwritten.increment(rows);
     }
 
     pub fn retry(&self) {

@@ -224,6 +224,15 @@ impl Access {
                 format!("topic {topic:?} or a partition of it is missing in Kafka"),
                 format!("kafka-topics.sh --bootstrap-server {brokers} --describe --topic {topic}"),
             ),
+            RDKafkaErrorCode::InvalidTimestamp => Error::halt(
+                Code::TopicSettings,
+                format!("a record's time is further from now than topic {topic:?} may hold"),
+                format!(
+                    "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config \
+                     message.timestamp.after.max.ms={0},message.timestamp.before.max.ms={0}",
+                    i64::MAX
+                ),
+            ),
             RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => Error::halt(
                 Code::KafkaRefused,
                 format!("Kafka refuses user {user} or the password"),

@@ -326,6 +326,7 @@ impl Reports {
             RDKafkaErrorCode::TopicAuthorizationFailed,
             RDKafkaErrorCode::ClusterAuthorizationFailed,
             RDKafkaErrorCode::UnknownTopicOrPartition,
+            RDKafkaErrorCode::InvalidTimestamp,
         ];
         let halt = if names(RDKafkaErrorCode::MessageSizeTooLarge) {
             Some(too_large(access, topic, None))

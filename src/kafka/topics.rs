@@ -56,6 +56,8 @@ pub struct TopicFacts {
 pub enum Kind {
     /// Rows of one table; expires.
     Data,
+    /// The same, whose records have times of their own.
+    Timed,
     /// One partition, never expires by itself.
     Ledger,
 }
@@ -139,7 +141,7 @@ pub fn weaknesses(facts: &TopicFacts, brokers: usize) -> Vec<String> {
 /// Settings of a new topic.
 fn creation(kafka: &config::Kafka, kind: Kind, replicas: i32) -> Vec<(&'static str, String)> {
     let retention_ms = match kind {
-        Kind::Data => i64::try_from(kafka.retention.as_millis()).unwrap_or(i64::MAX),
+        Kind::Data | Kind::Timed => i64::try_from(kafka.retention.as_millis()).unwrap_or(i64::MAX),
         Kind::Ledger => -1,
     };
     vec![
@@ -147,7 +149,7 @@ fn creation(kafka: &config::Kafka, kind: Kind, replicas: i32) -> Vec<(&'static s
         ("retention.ms", retention_ms.to_string()),
         // Said aloud: the broker's default may be a limit.
         ("retention.bytes", "-1".to_owned()),
-        ("message.timestamp.type", "LogAppendTime".to_owned()),
+        ("message.timestamp.type", if kind == Kind::Timed { "CreateTime" } else { "LogAppendTime" }.to_owned()),
         ("min.insync.replicas", replicas.min(2).to_string()),
         ("unclean.leader.election.enable", "false".to_owned()),
         ("max.message.bytes", kafka.record_bytes_max.to_string()),
@@ -190,7 +192,14 @@ fn losses(kafka: &config::Kafka, facts: &TopicFacts, kind: Kind) -> Vec<Loss> {
                 loss(words, None);
             }
         }
-        Kind::Data => {
+        Kind::Data | Kind::Timed => {
+            if kind == Kind::Timed && facts.timestamp_type != "CreateTime" {
+                let words = format!(
+                    "message.timestamp.type={} writes its own time over that of events (timestamp_field)",
+                    facts.timestamp_type
+                );
+                loss(words, Some(("message.timestamp.type", "CreateTime".to_owned())));
+            }
             // Somewhat less than configured is a choice; less than half is a default that nobody looked at.
             let wanted_ms = i64::try_from(kafka.retention.as_millis()).unwrap_or(i64::MAX);
             if facts.retention_ms != -1 && facts.retention_ms < wanted_ms / 2 {
@@ -584,6 +593,9 @@ mod tests {
         let compacted = TopicFacts { cleanup_policy: "compact,delete".into(), max_message_bytes: 1 << 20, ..facts() };
         let halt = refused(&compacted, Kind::Data);
         assert!(halt.ends_with("--add-config cleanup.policy=delete,max.message.bytes=8388608"), "{halt}");
+        let halt = refused(&facts(), Kind::Timed);
+        assert!(halt.ends_with("--add-config message.timestamp.type=CreateTime"), "{halt}");
+        assert_eq!(refused(&TopicFacts { timestamp_type: "CreateTime".into(), ..facts() }, Kind::Timed), "fine");
         let wide = TopicFacts { partitions: 3, ..facts() };
         assert_eq!(refused(&wide, Kind::Data), "fine");
         assert!(refused(&wide, Kind::Ledger).contains("kafka-topics.sh --bootstrap-server b:1 --delete --topic t"));

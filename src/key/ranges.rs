@@ -118,6 +118,13 @@ impl RangeSet {
         missing
     }
 
+    /// What lies in both.
+    pub fn intersection(&self, orders: &[KeyOrder], other: &RangeSet) -> Result<RangeSet, KeyError> {
+        let rising = |set: &RangeSet| RangeSet::of(orders, set.ranges.iter().cloned());
+        let outside = rising(self)?.missing().into_iter().chain(rising(other)?.missing());
+        RangeSet::of(orders, RangeSet::of(orders, outside)?.missing())
+    }
+
     /// Every key lies in it.
     pub fn is_whole(&self) -> bool {
         self.ranges.contains(&KeyRange::ALL)
@@ -254,6 +261,10 @@ mod tests {
                     prop_assert_eq!(ends(INTEGER, &pair[0], &pair[1]).unwrap(), Ordering::Less, "they do not touch");
                 }
                 prop_assert_eq!(set.is_whole(), set.missing().is_empty());
+                let odd = RangeSet::of(INTEGER, (0..8).map(|i| range(Some(2 * i), Some(2 * i + 1)))).unwrap();
+                let both = set.intersection(INTEGER, &odd).unwrap();
+                let held: Vec<i32> = keys(&set).into_iter().filter(|key| key % 2 == 1).collect();
+                prop_assert_eq!(keys(&both), held);
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
 use crate::ledger::loaded::Loaded;
 use crate::ledger::taken::Taken;
+use crate::ledger::within::Within;
 use crate::look::Look;
 use crate::lsn::{Lsn, Position, decimal};
 use crate::record::Epoch;
@@ -246,6 +247,9 @@ pub struct Request {
     /// How the sink takes these tables; of others nothing is said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Vec<Taken>,
+    /// Only these ranges of the one table's key; `None`: all of the tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<Within>,
 }
 
 impl Request {
@@ -258,7 +262,7 @@ impl Request {
         asked_by: impl Into<String>,
     ) -> Request {
         let (sink, asked_by) = (sink.into(), asked_by.into());
-        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new() }
+        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new(), within: None }
     }
 }
 
@@ -270,6 +274,9 @@ pub enum RequestKind {
     Join,
     /// The sink's copy of the tables is to be read again.
     Resync,
+    /// Ranges of the sink's copy of one table are. Builds that do not know of ranges take them for nothing or for everything,
+    /// so that they refuse it.
+    ResyncRange,
     /// The tables' rows are to be in their topics; of no sink.
     Load,
     /// The sink no longer takes the tables: what it had of them is nobody's concern any more.
@@ -461,6 +468,7 @@ mod tests {
             asked_by: "test".into(),
             old_ledger: None,
             taken: vec![],
+            within: None,
         });
         Entry::new(Some(7), body)
     }

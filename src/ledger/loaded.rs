@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::key::ranges::RangeSet;
 use crate::key::{KeyOrder, KeyRange};
 use crate::ledger::cover::Cover;
-use crate::ledger::entry::{Checkpoint, Chunk, Forget};
+use crate::ledger::entry::{Checkpoint, Chunk, Forget, Request};
 use crate::lsn::Position;
 use crate::relation::{Fingerprint, Relation, TableName};
 
@@ -77,6 +77,19 @@ impl From<Loaded> for Told {
 }
 
 impl Loaded {
+    /// As the request's load begins: with all that it does not ask for.
+    pub fn of_request(request: &Request) -> Loaded {
+        let mut loaded = Loaded::default();
+        loaded.begin(request);
+        loaded
+    }
+
+    fn begin(&mut self, request: &Request) {
+        if let (Some(within), [table]) = (&request.within, &request.tables[..]) {
+            self.tables.entry(table.clone()).or_insert_with(|| within.loaded());
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -98,14 +111,14 @@ impl Loaded {
     pub fn checkpoint(
         &mut self,
         checkpoint: &Checkpoint,
-        request: uuid::Uuid,
+        request: &Request,
         answers: impl Fn(&Chunk) -> bool,
         relations: &Relations,
     ) {
         let chunks =
             checkpoint.chunks.iter().filter(|chunk| answers(chunk)).map(|chunk| (chunk.at, Step::Chunk(chunk)));
         let forgets = checkpoint.forget.iter().flatten();
-        let forgets = forgets.filter(|forget| forget.is_of(request));
+        let forgets = forgets.filter(|forget| forget.is_of(request.id));
         let mut steps: Vec<(Position, Step<'_>)> =
             chunks.chain(forgets.map(|forget| (forget.at, Step::Forget(forget)))).collect();
         // Of the same position a chunk is the earlier one: what is said of a place is said of everything up to it.
@@ -113,7 +126,10 @@ impl Loaded {
         for (_, step) in steps {
             match step {
                 Step::Chunk(chunk) => self.tables.entry(chunk.table.clone()).or_default().insert(chunk, relations),
-                Step::Forget(forget) => self.forget(forget),
+                Step::Forget(forget) => {
+                    self.forget(forget);
+                    self.begin(request);
+                }
             }
         }
     }
@@ -192,7 +208,7 @@ fn only_key<'a>(table: &TableName, relations: &'a Relations) -> Option<&'a Relat
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::ledger::entry::Join;
+    use crate::ledger::entry::{Join, RequestKind};
     use crate::lsn::Lsn;
     use crate::record::Epoch;
     use crate::relation::tests::relation;
@@ -270,8 +286,12 @@ pub(crate) mod tests {
         cover.left().iter().map(|range| format!("{}..{}", text(&range.after), text(&range.through))).collect()
     }
 
+    fn nobodys() -> Request {
+        Request::new(Uuid::nil(), RequestKind::Join, "x", vec![], "")
+    }
+
     fn fold(loaded: &mut Loaded, checkpoint: &Checkpoint) {
-        loaded.checkpoint(checkpoint, Uuid::nil(), |_| true, &relations());
+        loaded.checkpoint(checkpoint, &nobodys(), |_| true, &relations());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! does (a zombie's are ignored); `relation` and `request` count whoever wrote them. A start begins at a base that an entry names and
 //! arrives at the same state as one that began at the first entry (models/base.py).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::ledger::entry::{
@@ -54,6 +54,8 @@ pub struct State {
     pub next: Option<SourceIdentity>,
     /// The last restart.
     pub restarted: Option<Restarted>,
+    /// Requests that a reader has ended and whose end it has not read back.
+    pub ended: BTreeSet<uuid::Uuid>,
     /// The tables that the reader has, as the newest valid base says that says so.
     pub routed: Option<Routed>,
 }
@@ -114,9 +116,11 @@ impl State {
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
             Body::Base(base) => self.base(offset, *base),
             Body::Request(request) => {
+                let request = request.behind(&self.joins, &self.ended);
                 match request.kind {
-                    RequestKind::Join | RequestKind::Resync | RequestKind::Load => {
-                        let join = Join { offset, request: request.clone(), loaded: Loaded::default(), done: false };
+                    RequestKind::Join | RequestKind::Resync | RequestKind::ResyncRange | RequestKind::Load => {
+                        let loaded = Loaded::of_request(&request);
+                        let join = Join { offset, request: request.clone(), loaded, done: false };
                         self.joins.push(join);
                     }
                     RequestKind::Leave => self.leave(&request),
@@ -132,6 +136,7 @@ impl State {
                 if self.claim != Some(done.epoch) {
                     return Event::Superseded(done.epoch);
                 }
+                self.ended.remove(&done.id);
                 self.finish(done.id);
                 self.prune_joins(done.id);
                 Event::Done(done)
@@ -160,7 +165,7 @@ impl State {
                 };
                 is_asked && request.tables.contains(&chunk.table)
             };
-            join.loaded.checkpoint(&checkpoint, request.id, answers, &self.relations);
+            join.loaded.checkpoint(&checkpoint, request, answers, &self.relations);
         }
         Event::Valid(checkpoint)
     }
@@ -259,8 +264,20 @@ impl State {
         found
     }
 
+    /// The version of the table that was told of last.
+    pub fn newest_of(&self, table: &TableName) -> Option<&Arc<Relation>> {
+        let at = |r: &&Arc<Relation>| self.relations_at.get(&r.fingerprint).copied().unwrap_or(i64::MAX);
+        self.relations.values().filter(|relation| relation.name == *table).max_by_key(at)
+    }
+
+    /// The reader itself says that the request is answered. To requests that come before its word in the ledger it is open.
+    pub fn end(&mut self, request: uuid::Uuid) {
+        self.ended.insert(request);
+        self.finish(request);
+    }
+
     /// The request is answered: from here on nobody asks for its ranges.
-    pub fn finish(&mut self, request: uuid::Uuid) {
+    fn finish(&mut self, request: uuid::Uuid) {
         if let Some(join) = self.joins.iter_mut().find(|join| join.request.id == request) {
             join.done = true;
             join.loaded = Loaded::default();
@@ -276,7 +293,8 @@ impl State {
                 later.done
                     && later.request.sink == join.request.sink
                     && later.request.tables.contains(table)
-                    && (later.request.kind != RequestKind::Resync || join.request.kind == RequestKind::Resync)
+                    && (!later.request.kind.is_resync() || join.request.kind.is_resync())
+                    && later.request.covers_ranges_of(&join.request)
                     // How the sink takes a table is told by the newest request that says so.
                     && (later.request.says(table) || !join.request.says(table))
             };
@@ -429,7 +447,16 @@ mod tests {
         let request = |id: u128, sink: &str| {
             let tables = vec![table.clone()];
             let (id, kind, sink) = (Uuid::from_u128(id), RequestKind::Join, sink.to_owned());
-            Body::Request(Request { id, kind, sink, tables, asked_by: String::new(), old_ledger: None, taken: vec![] })
+            Body::Request(Request {
+                id,
+                kind,
+                sink,
+                tables,
+                asked_by: String::new(),
+                old_ledger: None,
+                taken: vec![],
+                within: None,
+            })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
             relation: Fingerprint(1),
@@ -486,7 +513,7 @@ mod tests {
         let mut asked = full.clone();
         let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
         let (sink, asked_by) = (String::new(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] };
+        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None };
         asked.apply(4, Entry::new(None, Body::Request(request)));
         assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
@@ -498,7 +525,7 @@ mod tests {
     fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
         let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
         let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
-        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![] })
+        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None })
     }
 
     #[test]

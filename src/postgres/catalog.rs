@@ -22,7 +22,8 @@ use super::row_key::{identity_finding, row_key_of, streamed_key};
 use super::types::{self, column_default, type_name};
 use crate::error::Result;
 use crate::relation::{
-    Column, ColumnDefault, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, quote_identifier,
+    Column, ColumnDefault, Composite, Fingerprint, Format, Modes, Relation, TableName, TypeKind, TypeName, composites,
+    quote_identifier,
 };
 
 /// The server and the role that we are there.
@@ -217,6 +218,8 @@ pub struct TableFacts {
     /// Of a partitioned table: what holds its rows, at any depth.
     pub leaves: Vec<LeafFacts>,
     pub columns: Vec<ColumnFacts>,
+    /// What its columns contain of them.
+    pub composites: Vec<Composite>,
     pub primary_key: Option<KeyIndex>,
     pub identity_index: Option<KeyIndex>,
     /// Of every index over plain columns that refuses a second row with the same values at once.
@@ -284,8 +287,12 @@ pub async fn table_facts(
             table.ancestors = ancestors_of(client, table.oid).await?;
         }
     }
+    let inside: Vec<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
+    let composites = types::composites(client, &inside).await?;
     for table in facts.iter_mut().flatten() {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
+        let types = table.columns.iter().map(|column| (column.type_oid, &column.kind));
+        table.composites = composites::contained_in(types, &composites);
         let keys = keys.remove(&table.oid).unwrap_or_default();
         (table.primary_key, table.identity_index, table.unique_keys) = (keys.primary, keys.identity, keys.unique);
         table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
@@ -312,6 +319,7 @@ fn read_table(row: &Row, asked: &[TableName]) -> Result<(usize, TableFacts)> {
             ancestors: Vec::new(),
             leaves: Vec::new(),
             columns: Vec::new(),
+            composites: Vec::new(),
             primary_key: None,
             identity_index: None,
             unique_keys: Vec::new(),
@@ -523,7 +531,7 @@ pub fn build_relation(table: &TableFacts, shape: RelationShape<'_>) -> Result<Re
             exact: false,
         })
         .collect();
-    Ok(seal(table.oid, table.name.clone(), columns, shape))
+    Ok(seal(table.oid, table.name.clone(), columns, table.composites.clone(), shape))
 }
 
 /// A RELATION message, as far as it shapes a relation version.
@@ -602,14 +610,21 @@ pub fn build_streamed_relation(
             exact: false,
         });
     }
-    Ok(seal(message.oid, message.name.clone(), columns, shape))
+    let composites = composites::contained(&columns, table.map_or(&[], |table| &table.composites));
+    Ok(seal(message.oid, message.name.clone(), columns, composites, shape))
 }
 
 fn ordinal(place: Option<usize>) -> Option<u16> {
     place.map(|at| u16::try_from(at).expect("an index has at most 32 columns"))
 }
 
-fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShape<'_>) -> Relation {
+fn seal(
+    oid: u32,
+    name: TableName,
+    mut columns: Vec<Column>,
+    composites: Vec<Composite>,
+    shape: RelationShape<'_>,
+) -> Relation {
     for column in &mut columns {
         column.exact = (shape.exact)(column, shape.modes);
     }
@@ -625,6 +640,7 @@ fn seal(oid: u32, name: TableName, mut columns: Vec<Column>, shape: RelationShap
         avro: None,
         transforms: Vec::new(),
         hidden: Vec::new(),
+        composites,
     }
     .sealed()
 }

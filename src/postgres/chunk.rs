@@ -472,6 +472,7 @@ mod tests {
             avro: None,
             transforms: vec![],
             hidden: vec![],
+            composites: vec![],
         };
         let mut request = ChunkRequest {
             relation: &relation,

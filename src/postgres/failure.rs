@@ -20,6 +20,13 @@ pub fn failed(doing: impl Into<String>, error: tokio_postgres::Error) -> Error {
     }
 }
 
+/// Whether somebody else's lock was in the way for too long.
+pub fn is_lock_timeout(error: &Error) -> bool {
+    let Error::Retry(retry) = error else { return false };
+    let cause = retry.source.as_ref().and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
+    cause.and_then(|cause| cause.code()) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
 /// Of a SQLSTATE: character_not_in_repertoire or untranslatable_character.
 pub fn is_not_utf8(state: &str) -> bool {
     matches!(state, "22021" | "22P05")

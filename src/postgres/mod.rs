@@ -2,6 +2,7 @@
 //!
 //! It turns a server into plain facts and bytes and back again; what they mean for a pipeline is decided in `capture`.
 
+pub mod borders;
 pub mod catalog;
 pub mod chunk;
 pub mod copytext;

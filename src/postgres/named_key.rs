@@ -95,6 +95,7 @@ mod tests {
             ancestors: vec![],
             leaves: leaves.iter().map(leaf).collect(),
             columns: [(1, "a"), (2, "b"), (3, "c")].into_iter().map(column).collect(),
+            composites: vec![],
             primary_key: Some(KeyIndex { name: "t_pkey".into(), columns: names(&["a"]), immediate: true }),
             identity_index: None,
             unique_keys: vec![names(&["a"]), names(&["b"])],

@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub insert_only: &'a [TableName],
     /// We may make or extend the publication, and so need the rights for it.
     pub create: bool,
+    /// Existing rows are to be read. Without that the stream alone needs no right to a table.
+    pub reads: bool,
 }
 
 /// Every reason why this source can't be read as configured; empty when it can.
@@ -79,7 +81,7 @@ pub fn findings(
     for (name, facts) in wanted.tables.iter().zip(facts) {
         match facts {
             None => found.push(missing(name, &source.database, known)),
-            Some(table) => table_findings(source, table, wanted.insert_only, &mut found),
+            Some(table) => table_findings(source, table, wanted, &mut found),
         }
     }
     for leaf in facts.iter().flatten() {
@@ -112,7 +114,7 @@ pub fn refusal(
     table: &TableFacts,
 ) -> Option<Halt> {
     let mut found = Vec::new();
-    table_findings(source, table, wanted.insert_only, &mut found);
+    table_findings(source, table, wanted, &mut found);
     if found.is_empty() && wanted.create && !source.superuser {
         publication_findings(source, wanted.publication, publication, &[table], &mut found);
     }
@@ -169,39 +171,47 @@ fn server_findings(source: &SourceFacts, found: &mut Vec<Halt>) {
     }
 }
 
-fn table_findings(source: &SourceFacts, table: &TableFacts, insert_only: &[TableName], found: &mut Vec<Halt>) {
-    let role = quote_identifier(&source.role);
-    if let Some(finding) = unsupported(table, insert_only) {
+fn table_findings(source: &SourceFacts, table: &TableFacts, wanted: Wanted<'_>, found: &mut Vec<Halt>) {
+    if let Some(finding) = unsupported(table, wanted.insert_only) {
         found.push(finding);
         return;
     }
-    match identity_of(table, insert_only) {
+    match identity_of(table, wanted.insert_only) {
         Err(Error::Halt(finding)) => found.push(*finding),
         Ok(_) | Err(Error::Retry(_)) => {}
     }
+    if wanted.reads {
+        found.extend(unreadable_rows(&source.role, table));
+    }
+}
+
+/// Rights that are missing for reading the table's existing rows.
+pub fn unreadable_rows(name: &str, table: &TableFacts) -> Vec<Halt> {
+    let (role, mut found) = (quote_identifier(name), Vec::new());
     if !table.may_use_schema {
         found.push(halt(
             Code::NoRight,
-            format!("role {:?} may not use schema {:?}", source.role, table.name.schema),
+            format!("role {name:?} may not use schema {:?}", table.name.schema),
             format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_identifier(&table.name.schema)),
         ));
     }
     if !table.may_select {
         found.push(halt(
             Code::NoRight,
-            format!("role {:?} may not read table {}", source.role, table.name),
+            format!("role {name:?} may not read table {}", table.name),
             format!("GRANT SELECT ON {} TO {role}", table.name.quoted()),
         ));
     }
     if table.rows_hidden {
         let mut finding = halt(
             Code::NoRight,
-            format!("row level security hides rows of table {} from role {:?}", table.name, source.role),
+            format!("row level security hides rows of table {} from role {name:?}", table.name),
             format!("ALTER ROLE {role} BYPASSRLS"),
         );
         finding.facts.push("a snapshot would miss the hidden rows while the stream carries all".into());
         found.push(finding);
     }
+    found
 }
 
 /// Whether rows of the table can be followed, and its owner still change them.
@@ -399,21 +409,36 @@ pub struct LoadOrder {
     pub cycles: Vec<Vec<TableName>>,
 }
 
-/// Orders tables by their foreign keys. References to tables that are not among them do not matter.
-pub fn load_order(tables: &[TableFacts]) -> LoadOrder {
+/// Tables that each table's rows reference, itself aside.
+pub fn parents(tables: &[TableFacts]) -> HashMap<TableName, BTreeSet<TableName>> {
+    let of = |table: &TableFacts| {
+        let references = table.foreign_keys.iter().map(|key| key.references.clone());
+        (table.name.clone(), references.filter(|name| *name != table.name).collect())
+    };
+    tables.iter().map(of).collect()
+}
+
+/// Orders tables by their foreign keys, and where those leave it open by `rank`: each comes, smaller ranks first, right behind what it
+/// needs. References to tables that are not among them do not matter.
+pub fn load_order(tables: &[TableFacts], rank: impl Fn(&TableName) -> i32) -> LoadOrder {
+    let by_rank = |&i: &usize| (rank(&tables[i].name), i);
     let index: HashMap<&TableName, usize> = tables.iter().enumerate().map(|(i, t)| (&t.name, i)).collect();
-    let parents: Vec<Vec<usize>> = tables
-        .iter()
-        .map(|t| t.foreign_keys.iter().filter_map(|f| index.get(&f.references).copied()).collect())
-        .collect();
+    let parents_of = |t: &TableFacts| {
+        let mut parents: Vec<usize> = t.foreign_keys.iter().filter_map(|f| index.get(&f.references).copied()).collect();
+        parents.sort_by_key(by_rank);
+        parents
+    };
+    let parents: Vec<Vec<usize>> = tables.iter().map(parents_of).collect();
+    let mut ranked: Vec<usize> = (0..tables.len()).collect();
+    ranked.sort_by_key(by_rank);
     let mut search = Components::new(&parents);
-    for table in 0..tables.len() {
+    for table in ranked {
         search.visit(table);
     }
     let mut order = Vec::with_capacity(tables.len());
     let mut cycles = Vec::new();
     for mut component in search.found {
-        component.sort_unstable();
+        component.sort_by_key(by_rank);
         if component.len() > 1 || parents[component[0]].contains(&component[0]) {
             cycles.push(component.iter().map(|&i| tables[i].name.clone()).collect());
         }
@@ -498,6 +523,7 @@ mod tests {
             ancestors: vec![],
             leaves: vec![],
             columns: vec![],
+            composites: vec![],
             primary_key: None,
             identity_index: None,
             unique_keys: vec![],
@@ -528,12 +554,25 @@ mod tests {
     fn referenced_tables_are_loaded_first() {
         let tables =
             [table("line", &["order", "product"]), table("order", &["customer"]), table("customer", &["gone"])];
-        assert_eq!(load_order(&tables), LoadOrder { order: vec![2, 1, 0], cycles: vec![] });
+        assert_eq!(load_order(&tables, |_| 0), LoadOrder { order: vec![2, 1, 0], cycles: vec![] });
         let tables = [table("child", &["a"]), table("a", &["b"]), table("b", &["a"]), table("tree", &["tree"])];
-        let order = load_order(&tables);
+        let order = load_order(&tables, |_| 0);
         assert_eq!(order.order, [1, 2, 0, 3]);
         let name = |n: &str| TableName::new("public", n);
         assert_eq!(order.cycles, [vec![name("a"), name("b")], vec![name("tree")]]);
+    }
+
+    #[test]
+    fn what_foreign_keys_leave_open_is_said_by_rank() {
+        let tables = [table("a", &[]), table("b", &["d"]), table("c", &[]), table("d", &[])];
+        let ranked = |ranks: [i32; 4]| {
+            let rank = |name: &TableName| ranks[usize::from(name.table.as_bytes()[0] - b'a')];
+            load_order(&tables, rank).order.into_iter().map(|i| tables[i].name.table.as_str()).collect::<String>()
+        };
+        assert_eq!(ranked([0, 0, 0, 0]), "adbc");
+        assert_eq!(ranked([0, 0, -1, 0]), "cadb");
+        assert_eq!(ranked([0, -1, 0, 9]), "dbac", "what it references comes with it");
+        assert_eq!(ranked([3, 2, 1, 2]), "cdba");
     }
 
     #[test]

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::GenericClient;
+use tokio_postgres::{GenericClient, Row};
 
 use super::failure::{failed, unreadable};
 use crate::error::Result;
 pub use crate::relation::type_names::join as type_name;
-use crate::relation::{ColumnDefault, TypeKind, TypeName};
+use crate::relation::{Attribute, ColumnDefault, Composite, TypeKind, TypeName};
 
 /// Types that know no dimensions although they have elements: `int2vector` and `oidvector`.
 const VECTORS: [u32; 2] = [22, 30];
@@ -52,6 +52,42 @@ pub async fn types(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result
     }
     let resolved = oids.iter().filter_map(|oid| Some((*oid, resolve(*oid, -1, &found)?)));
     Ok(resolved.collect())
+}
+
+/// The composite types that these types contain, at any depth.
+pub async fn composites(client: &(impl GenericClient + Sync), oids: &[u32]) -> Result<Vec<Composite>> {
+    const SQL: &str = "
+        WITH RECURSIVE inside (oid) AS (
+            SELECT unnest($1::oid[])
+            UNION
+            SELECT part.oid FROM inside JOIN pg_type t USING (oid), LATERAL (
+                SELECT t.typelem WHERE t.typcategory = 'A' AND t.typlen = -1
+                UNION ALL SELECT t.typbasetype
+                UNION ALL SELECT a.atttypid FROM pg_attribute a
+                WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS part (oid)
+            WHERE part.oid <> 0)
+        SELECT t.oid, a.attname::text, a.atttypid, a.atttypmod
+        FROM inside JOIN pg_type t USING (oid)
+             LEFT JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE t.typtype = 'c' ORDER BY t.oid, a.attnum";
+    let doing = "reading composite types from the source's catalog";
+    let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed(doing, e))?;
+    let read = |row: &Row| -> Result<(u32, Option<String>, Option<u32>, Option<i32>), tokio_postgres::Error> {
+        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+    };
+    let rows = rows.iter().map(read).collect::<Result<Vec<_>, _>>().map_err(|e| unreadable("pg_attribute", e))?;
+    let inner: Vec<u32> = rows.iter().filter_map(|(_, _, oid, _)| *oid).collect();
+    let known = types(client, &inner).await?;
+    let mut found: Vec<Composite> = Vec::new();
+    for (oid, name, of, typmod) in rows {
+        if found.last().is_none_or(|last| last.oid != oid) {
+            found.push(Composite { oid, attributes: Vec::new() });
+        }
+        let named = of.and_then(|of| known.get(&of)).zip(name).zip(typmod);
+        let attribute = named.map(|((of, name), typmod)| Attribute { name, of: TypeName { typmod, ..of.clone() } });
+        found.last_mut().expect("just pushed").attributes.extend(attribute);
+    }
+    Ok(found)
 }
 
 struct Found {

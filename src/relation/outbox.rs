@@ -33,6 +33,12 @@ pub struct Columns {
     pub key: String,
     pub payload: String,
     pub route: String,
+    /// The record's time; `None`: when the row was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<String>,
+    /// The version that the schema of a value has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_version: Option<String>,
 }
 
 /// Another column in the record.
@@ -49,6 +55,8 @@ pub enum Placement {
     Header,
     /// Beside the payload: the value is an object of both.
     Envelope,
+    /// In no record: the number of the partition that it goes into.
+    Partition,
 }
 
 /// How key and value are written.
@@ -59,6 +67,8 @@ pub enum EventFormat {
     Json,
     /// The texts themselves, as Connect's StringConverter.
     String,
+    /// As Confluent's AvroConverter, each schema under the subjects of the event's topic.
+    Avro,
     /// The payload's bytes, as Debezium's BinaryDataConverter; the key is its text. Whoever wrote the row has made the value, in
     /// Avro or whatever else.
     Bytes,
@@ -83,25 +93,42 @@ impl Outbox {
         self.additional.iter().filter(|additional| additional.placement == Placement::Header)
     }
 
+    /// The column that says the partition.
+    pub fn partition(&self) -> Option<&str> {
+        let placed = self.additional.iter().find(|additional| additional.placement == Placement::Partition);
+        placed.map(|additional| additional.column.as_str())
+    }
+
+    /// Columns that hold whole numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = &str> {
+        self.partition().into_iter().chain(self.columns.schema_version.as_deref())
+    }
+
     /// Every column that is read.
     pub fn read(&self) -> impl Iterator<Item = &str> {
-        let Columns { id, key, payload, route } = &self.columns;
+        let Columns { id, key, payload, route, timestamp, schema_version } = &self.columns;
         let additional = self.additional.iter().map(|additional| &additional.column);
-        [id, key, payload, route].into_iter().chain(additional).map(String::as_str)
+        let optional = timestamp.iter().chain(schema_version);
+        [id, key, payload, route].into_iter().chain(optional).chain(additional).map(String::as_str)
     }
 }
 
 impl Additional {
-    /// `COLUMN:header`, `COLUMN:envelope`, each with `:NAME` behind it or not.
+    /// `COLUMN:header`, `COLUMN:envelope`, each with `:NAME` behind it or not, and `COLUMN:partition`.
     pub fn parse(text: &str) -> Option<Additional> {
         let mut parts = text.splitn(3, ':').map(str::trim);
         let column = parts.next()?;
         let placement = match parts.next()? {
             "header" => Placement::Header,
             "envelope" => Placement::Envelope,
+            "partition" => Placement::Partition,
             _ => return None,
         };
-        let name = parts.next().unwrap_or(column);
+        let name = match (placement, parts.next()) {
+            (Placement::Partition, None) => "partition",
+            (Placement::Partition, Some(_)) => return None,
+            (_, name) => name.unwrap_or(column),
+        };
         (!column.is_empty() && !name.is_empty()).then(|| Additional {
             column: column.to_owned(),
             placement,
@@ -119,7 +146,8 @@ mod tests {
         let parsed = |text| Additional::parse(text).map(|a| (a.column, a.placement, a.name));
         assert_eq!(parsed("type:header:eventType"), Some(("type".into(), Placement::Header, "eventType".into())));
         assert_eq!(parsed("kind:envelope"), Some(("kind".into(), Placement::Envelope, "kind".into())));
-        for wrong in ["type", "type:head", ":header", "type:header:", "type:partition"] {
+        assert_eq!(parsed("p:partition"), Some(("p".into(), Placement::Partition, "partition".into())));
+        for wrong in ["type", "type:head", ":header", "type:header:", "type:partition:p"] {
             assert_eq!(parsed(wrong), None, "{wrong}");
         }
     }

@@ -21,6 +21,8 @@ pub struct TableFacts {
     /// Emptied by a crash of the server, while the progress row stays.
     pub unlogged: bool,
     pub columns: Vec<ColumnFacts>,
+    /// Composite types that columns contain, of whatever table.
+    pub composites: Vec<CompositeFacts>,
     /// Unique indexes over plain columns, without a predicate, valid; the primary key first.
     pub uniques: Vec<UniqueFacts>,
     /// Foreign keys that this table has or that reference it.
@@ -29,6 +31,8 @@ pub struct TableFacts {
     pub constraints: Vec<ConstraintFacts>,
     /// Enabled triggers of the table's owner.
     pub triggers: Vec<String>,
+    /// The table has rules, which rewrite statements and which COPY knows nothing of.
+    pub rules: bool,
     /// Row security applies to our role, so that statements fail.
     pub row_security: bool,
     /// Rights that our role lacks: `USAGE ON SCHEMA …` or `SELECT`, `INSERT` … on the table.
@@ -58,6 +62,14 @@ pub struct ColumnFacts {
     pub generated: bool,
     /// False for a collation that calls different texts equal.
     pub deterministic: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompositeFacts {
+    /// As [`crate::relation::Column::type_name`].
+    pub name: String,
+    /// In the order of their values.
+    pub attributes: Vec<ColumnFacts>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +112,7 @@ SELECT w.ordinal, c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
            CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'TRUNCATE') THEN 'TRUNCATE' END], NULL),
        ARRAY(SELECT t.tgname::text FROM pg_catalog.pg_trigger t
               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY 1),
-       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding')
+       c.relpersistence = 'u', pg_catalog.current_setting('server_encoding'), c.relhasrules
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema, tab, ordinal)
   JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.tab";
@@ -150,6 +162,21 @@ SELECT a.attrelid, a.attname::text,
   LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
  ORDER BY a.attrelid, a.attnum";
 
+/// Composite types inside of the tables' columns, at any depth, by the relations that hold their attributes.
+const COMPOSITES: &str = "
+WITH RECURSIVE inside (oid) AS (
+    SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = ANY ($1::oid[]) AND attnum > 0 AND NOT attisdropped
+    UNION
+    SELECT part.oid FROM inside JOIN pg_catalog.pg_type t USING (oid), LATERAL (
+        SELECT t.typelem WHERE t.typcategory = 'A' AND t.typlen = -1
+        UNION ALL SELECT t.typbasetype
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+        WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS part (oid)
+    WHERE part.oid <> 0)
+SELECT t.typrelid, n.nspname::text, t.typname::text
+  FROM inside JOIN pg_catalog.pg_type t USING (oid) JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+ WHERE t.typtype = 'c' ORDER BY t.oid";
+
 const UNIQUES: &str = "
 SELECT i.indrelid, c.relname::text, i.indimmediate,
        pg_catalog.array_agg(a.attname::text ORDER BY k.ordinal),
@@ -197,7 +224,9 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
             triggers: row.get(5),
             unlogged: row.get(6),
             encoding: row.get(7),
+            rules: row.get(8),
             columns: Vec::new(),
+            composites: Vec::new(),
             uniques: Vec::new(),
             foreign_keys: Vec::new(),
             constraints: Vec::new(),
@@ -212,7 +241,9 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
         client.query(CONSTRAINTS, &params),
     )
     .map_err(failed)?;
+    let composites = composites(client, &oids).await.map_err(failed)?;
     for table in facts.iter_mut().flatten() {
+        table.composites.clone_from(&composites);
         let of_table = |row: &&tokio_postgres::Row| row.get::<_, u32>(0) == table.oid;
         table.columns = columns.iter().filter(of_table).map(column).collect();
         table.uniques = uniques.iter().filter(of_table).map(unique).collect();
@@ -221,6 +252,17 @@ pub async fn read(client: &Client, tables: &[&TableName]) -> Result<Vec<Option<T
         table.foreign_keys = foreign_keys.iter().map(foreign_key).filter(touching).collect();
     }
     Ok(facts)
+}
+
+async fn composites(client: &Client, tables: &[u32]) -> Result<Vec<CompositeFacts>, tokio_postgres::Error> {
+    let found = client.query(COMPOSITES, &[&tables]).await?;
+    let relations: Vec<u32> = found.iter().map(|row| row.get(0)).collect();
+    let attributes = if relations.is_empty() { Vec::new() } else { client.query(COLUMNS, &[&relations]).await? };
+    let composite = |(row, oid): (&tokio_postgres::Row, &u32)| CompositeFacts {
+        name: type_names::join(row.get(1), row.get(2)),
+        attributes: attributes.iter().filter(|row| row.get::<_, u32>(0) == *oid).map(column).collect(),
+    };
+    Ok(found.iter().zip(&relations).map(composite).collect())
 }
 
 fn column(row: &tokio_postgres::Row) -> ColumnFacts {

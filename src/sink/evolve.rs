@@ -9,6 +9,7 @@
 
 use super::WantedTable;
 use super::catalog::{ColumnFacts, TableFacts};
+use super::composites;
 use super::fit::{declaration, holds, renamed_type};
 use crate::config::Evolve;
 use crate::relation::quote_identifier;
@@ -26,11 +27,14 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
     };
     match evolve {
         Evolve::Off => Vec::new(),
-        Evolve::Add => missing.iter().map(add).collect(),
+        Evolve::Add => {
+            let attributes = composites::additions(wanted, facts);
+            attributes.into_iter().chain(missing.iter().map(add)).collect()
+        }
         Evolve::Full => {
             let mut leaving: Vec<&ColumnFacts> =
                 facts.columns.iter().filter(|column| is_left(&column.name, wanted, earlier)).collect();
-            let mut steps = Vec::new();
+            let mut steps = composites::additions(wanted, facts);
             let renamed = renames(wanted, facts, earlier);
             for (from, i) in &renamed {
                 let (from, to) = (&from.name, &wanted.columns[*i].column.name);
@@ -147,8 +151,8 @@ pub mod tests {
             },
         };
         let columns = columns.iter().enumerate().map(column).collect();
-        let (hidden, held, truncate) = (vec![], vec![], Truncate::Truncate);
-        WantedTable { source: table.clone(), table, columns, hidden, held, truncate }
+        let (hidden, held, composites, truncate) = (vec![], vec![], vec![], Truncate::Truncate);
+        WantedTable { source: table.clone(), table, columns, hidden, composites, held, truncate, skips_missing: false }
     }
 
     pub fn facts(columns: &[(&str, &str)]) -> TableFacts {
@@ -175,9 +179,11 @@ pub mod tests {
             unlogged: false,
             columns: columns.iter().map(column).collect(),
             uniques: vec![],
+            composites: vec![],
             foreign_keys: vec![],
             constraints: vec![],
             triggers: vec![],
+            rules: false,
             row_security: false,
             rights_missing: vec![],
         }

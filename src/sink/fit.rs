@@ -6,6 +6,7 @@
 //! Everything else is refused, also where Postgres would cast: a cast that rounds or cuts is silent.
 
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
+use super::composites;
 use super::stored::Stored;
 use super::{WantedColumn, WantedTable};
 use crate::error::{Code, Halt};
@@ -41,7 +42,10 @@ pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Fi
     }
     for wanted_column in &wanted.columns {
         let column = facts.columns.iter().find(|c| c.name == wanted_column.column.name);
-        halts.extend(judge_column(wanted, wanted_column, column));
+        halts.extend(
+            judge_column(wanted, wanted_column, column)
+                .or_else(|| judge_composite(wanted, facts, wanted_column, column?)),
+        );
     }
     halts.extend(columns_left_empty(wanted, facts));
     halts.extend(judge_key(wanted, facts));
@@ -144,6 +148,23 @@ fn judge_column(wanted: &WantedTable, source: &WantedColumn, sink: Option<&Colum
         ),
         hint,
     ))
+}
+
+/// A column of a composite type takes texts whose places mean what they mean at the source.
+fn judge_composite(
+    wanted: &WantedTable,
+    facts: &TableFacts,
+    source: &WantedColumn,
+    sink: &ColumnFacts,
+) -> Option<Halt> {
+    let found = composites::mismatches(wanted, facts, &source.column, sink);
+    let first = found.first()?;
+    let (name, table) = (&source.column.name, wanted.table.quoted());
+    let message =
+        format!("column {name} of {} is of another composite type at the sink: {}", wanted.table, first.found);
+    let hints: Option<Vec<&str>> = found.iter().map(|mismatch| mismatch.hint.as_deref()).collect();
+    let text = || format!("ALTER TABLE {table} ALTER COLUMN {} TYPE text", quote_identifier(name));
+    Some(halt(message, hints.map_or_else(text, |hints| hints.join("; "))))
 }
 
 /// What to type where the sink has a type of its own kind under another name, as after `ALTER TYPE … RENAME` at the source. Also where

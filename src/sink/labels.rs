@@ -6,38 +6,42 @@
 //! own still has it is not known.
 
 use super::catalog::TableFacts;
+use super::composites;
 use super::fit::same_type;
 use super::postgres::PostgresSink;
 use super::stored::Stored;
 use super::{Outcome, WantedTable};
 use crate::key::type_sql;
-use crate::relation::quote_literal;
+use crate::relation::{Column, quote_literal};
 
 /// What to run, in order: each label at the place that it has at the source. Pure.
 pub fn statements(wanted: &WantedTable, facts: &TableFacts) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for column in &wanted.columns {
-        let Some(sink) = facts.columns.iter().find(|facts| facts.name == column.column.name) else { continue };
-        let (from, to) = (Stored::of(&column.column), &sink.stored);
-        let same = same_type(&from.name, &to.name) || to.labels.iter().all(|label| from.labels.contains(label));
-        if (from.kind, to.kind) != ('e', 'e') || from.arrays != to.arrays || !same {
-            continue;
-        }
-        for (i, label) in from.labels.iter().enumerate().filter(|(_, label)| !to.labels.contains(label)) {
-            // The one before is there by then, and the first stands before whatever the sink has.
-            let place = match (i.checked_sub(1), to.labels.first()) {
-                (Some(before), _) => format!(" AFTER {}", quote_literal(&from.labels[before])),
-                (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
-                (None, None) => String::new(),
-            };
-            let add =
-                format!("ALTER TYPE {} ADD VALUE IF NOT EXISTS {}{place}", type_sql(&to.name), quote_literal(label));
-            if !all.contains(&add) {
-                all.push(add);
-            }
-        }
+    for (column, sink) in composites::columns_and_attributes(wanted, facts) {
+        let of_column = of_column(&column, &sink.stored);
+        all.extend(of_column.into_iter().filter(|add| !all.contains(add)).collect::<Vec<_>>());
     }
     all
+}
+
+/// The same for one column.
+pub fn of_column(column: &Column, to: &Stored) -> Vec<String> {
+    let from = Stored::of(column);
+    let same = same_type(&from.name, &to.name) || to.labels.iter().all(|label| from.labels.contains(label));
+    if (from.kind, to.kind) != ('e', 'e') || from.arrays != to.arrays || !same {
+        return Vec::new();
+    }
+    let lacks = |(_, label): &(usize, &String)| !to.labels.contains(label);
+    let add = |(i, label): (usize, &String)| {
+        // The one before is there by then, and the first stands before whatever the sink has.
+        let place = match (i.checked_sub(1), to.labels.first()) {
+            (Some(before), _) => format!(" AFTER {}", quote_literal(&from.labels[before])),
+            (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
+            (None, None) => String::new(),
+        };
+        format!("ALTER TYPE {} ADD VALUE IF NOT EXISTS {}{place}", type_sql(&to.name), quote_literal(label))
+    };
+    from.labels.iter().enumerate().filter(lacks).map(add).collect()
 }
 
 impl PostgresSink {

@@ -28,10 +28,13 @@
 
 pub mod catalog;
 pub mod circles;
+pub mod composites;
 pub mod confine;
+mod direct;
 mod encode;
 pub mod evolve;
 pub mod fit;
+pub mod foreign_keys;
 mod keyless;
 pub mod labels;
 pub mod lease;
@@ -45,9 +48,9 @@ pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config::{self, Truncate};
+use crate::config::{self, OnMissing, Truncate};
 use crate::error::{Code, Error, Halt};
-use crate::relation::{Column, Relation, TableName};
+use crate::relation::{Column, Composite, Relation, TableName};
 
 /// Why a call on a sink came to nothing. Whatever it is, nothing of the open transaction stays, except where the outcome is
 /// unknown.
@@ -102,6 +105,10 @@ pub struct Counts {
     pub deleted: u64,
     /// Tables emptied.
     pub truncated: u64,
+    /// Of the inserted: rows that were there already, which nobody but us should have written.
+    pub overwritten: u64,
+    /// Changes left out, because the sink never had their rows.
+    pub missing: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -111,6 +118,8 @@ impl std::ops::AddAssign for Counts {
         self.moved += more.moved;
         self.deleted += more.deleted;
         self.truncated += more.truncated;
+        self.overwritten += more.overwritten;
+        self.missing += more.missing;
     }
 }
 
@@ -131,7 +140,11 @@ pub struct WantedTable {
     pub columns: Vec<WantedColumn>,
     /// Columns that the source's table has and this version does not tell of.
     pub hidden: Vec<String>,
+    /// What its columns' composite types are made of, as far as the version says.
+    pub composites: Vec<Composite>,
     pub truncate: Truncate,
+    /// Changes of rows that the sink does not have are left out.
+    pub skips_missing: bool,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
 }
@@ -172,7 +185,9 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        Ok(WantedTable { source, table, columns, hidden: relation.hidden.clone(), truncate: target.truncate, held })
+        let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
+        let skips_missing = target.on_missing == OnMissing::Skip;
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held })
     }
 
     /// Rows are told apart by all they hold.

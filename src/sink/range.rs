@@ -4,6 +4,9 @@
 //! among the rows are deleted (phantoms), the rows are inserted or updated where they differ. A row that is already right is
 //! not written: no new version, no trigger, no work for vacuum. A table without a key has one range, all of it.
 //!
+//! A range that holds no row, as all do in a first load, has no phantoms and nothing to compare: its rows go by COPY into the
+//! table itself ([`super::direct`]).
+//!
 //! A unique value of a row may be held by another row still: of the range, or of what is not read again yet. With parking on
 //! ([`super::park`]) those get out of the way between the two statements.
 
@@ -25,7 +28,73 @@ pub struct RangeLoad<'a> {
     rows: u64,
 }
 
+impl SinkTablePlan {
+    /// Whether the range holds any row.
+    fn any_there(&self, range: &KeyRange) -> String {
+        let which = match self.keyless {
+            true => self.only_ours().unwrap_or_else(|| "true".to_owned()),
+            false => {
+                let name = |place: usize| format!("t.{}", self.columns[place].quoted);
+                format!("{}{}", self.in_range(range, |k| name(self.key[k])), self.and_ours(name))
+            }
+        };
+        format!("SELECT EXISTS (SELECT FROM {} AS t WHERE {which})", self.table.quoted())
+    }
+}
+
 impl PostgresSink {
+    /// Makes a range hold exactly these rows: all that [`end_range`](PostgresSink::end_range) says, in one call.
+    pub async fn replace_range(
+        &mut self,
+        plan: &SinkTablePlan,
+        range: &KeyRange,
+        rows: &[RowBuf],
+        blank: &[TableName],
+    ) -> Outcome<Counts> {
+        if let Some(inserted) = self.fill_empty(plan, range, rows).await? {
+            return Ok(Counts { inserted, ..Counts::default() });
+        }
+        let mut load = self.begin_range(plan, range).await?;
+        self.push_range(&mut load, rows).await?;
+        self.end_range(load, blank).await
+    }
+
+    /// The rows as new ones, if the range is empty; `None`: nothing has happened.
+    async fn fill_empty(&mut self, plan: &SinkTablePlan, range: &KeyRange, rows: &[RowBuf]) -> Outcome<Option<u64>> {
+        self.assert_open();
+        if !plan.direct || self.parking.is_some() || rows.is_empty() {
+            return Ok(None);
+        }
+        self.check_complete(plan, rows)?;
+        let found = self.client.query_one(&plan.any_there(range), &[]).await;
+        let found = found.map_err(|error| {
+            self.fail();
+            failure(&format!("looking into a range of {}", plan.table), Some(plan), error)
+        })?;
+        if found.get(0) {
+            return Ok(None);
+        }
+        let copied = self.copy_direct(plan, rows.len(), |copy, row| {
+            copy.row(plan.columns.iter().map(|column| rows[row].row().get(column.index)));
+        });
+        copied.await
+    }
+
+    fn check_complete(&mut self, plan: &SinkTablePlan, rows: &[RowBuf]) -> Outcome<()> {
+        let lacks = |row: &RowBuf| plan.columns.iter().any(|column| row.row().get(column.index).is_absent());
+        if !rows.iter().any(lacks) {
+            return Ok(());
+        }
+        self.fail();
+        let halt = Halt {
+            code: Code::AbsentBase,
+            message: format!("a chunk row of table {} lacks a column that was never sent", plan.table),
+            facts: vec![],
+            hint: format!("lockstep resync {}", plan.source),
+        };
+        Err(halt.into())
+    }
+
     /// Starts to replace what `range` of the plan's table holds. One range at a time.
     pub async fn begin_range<'a>(&mut self, plan: &'a SinkTablePlan, range: &KeyRange) -> Outcome<RangeLoad<'a>> {
         self.assert_open();
@@ -39,17 +108,7 @@ impl PostgresSink {
     /// Adds rows, complete in the wanted columns. No key comes twice.
     pub async fn push_range(&mut self, load: &mut RangeLoad<'_>, rows: &[RowBuf]) -> Outcome<()> {
         let plan = load.plan;
-        let cells = |row: &RowBuf| plan.columns.iter().any(|column| row.row().get(column.index).is_absent());
-        if rows.iter().any(cells) {
-            self.fail();
-            let halt = Halt {
-                code: Code::AbsentBase,
-                message: format!("a chunk row of table {} lacks a column that was never sent", plan.table),
-                facts: vec![],
-                hint: format!("lockstep resync {}", plan.source),
-            };
-            return Err(halt.into());
-        }
+        self.check_complete(plan, rows)?;
         let sql = plan.copy_to_stage(&plan.all(), false);
         self.stages_filled.insert(plan.stage.clone());
         let copied = self
@@ -59,7 +118,7 @@ impl PostgresSink {
             })
             .await;
         load.rows += rows.len() as u64;
-        copied.map_err(|error| {
+        copied.map(drop).map_err(|error| {
             self.fail();
             failure(&format!("loading rows for {}", plan.table), Some(plan), error)
         })

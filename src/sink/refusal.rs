@@ -123,6 +123,9 @@ pub(super) fn value_message(table: &str, column: Option<&str>) -> String {
 /// An enum refuses nothing but labels that it lacks.
 pub(super) fn value_hint(plan: Option<&SinkTablePlan>, column: Option<&str>) -> String {
     let refusing = plan.and_then(|plan| plan.columns.iter().find(|known| Some(known.name.as_str()) == column));
+    if let Some(column) = refusing.filter(|column| !column.add_labels.is_empty()) {
+        return column.add_labels.join("; ");
+    }
     if let Some(enum_sql) = refusing.and_then(|column| column.enum_sql.as_ref()) {
         return format!("ALTER TYPE {enum_sql} ADD VALUE '…', with the label that the source's type has");
     }

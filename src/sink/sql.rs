@@ -14,10 +14,13 @@ use super::WantedTable;
 use super::catalog::ColumnFacts;
 use super::catalog::{ConstraintFacts, TableFacts};
 use super::confine::Held;
+use super::direct;
 use super::fit;
+use super::labels;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
 use crate::apply::net::Net;
+use crate::apply::sparse::Sparse;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
 use crate::relation::{TableName, quote_identifier};
@@ -58,10 +61,13 @@ pub struct SinkTablePlan {
     /// Equal keys are equal texts.
     exact_key: bool,
     pub(super) deferrable: bool,
+    /// New rows may go by COPY to the table itself.
+    pub(super) direct: bool,
     pub(super) constraints: Vec<ConstraintFacts>,
     /// Names of columns that the sink generates always, and so allows no UPDATE of.
     pub(super) generated_always: Vec<String>,
     pub(super) truncate: Truncate,
+    pub(super) skips_missing: bool,
     /// Quoted, with its schema.
     pub(super) stage: String,
 }
@@ -81,6 +87,8 @@ pub(super) struct PlanColumn {
     base: String,
     /// How SQL names the enum that it is of, if it is.
     pub enum_sql: Option<String>,
+    /// Statements that give it the labels which the source's enum has besides.
+    pub add_labels: Vec<String>,
     pub source_oid: u32,
 }
 
@@ -129,6 +137,7 @@ impl SinkTablePlan {
                     input: sink.input.clone(),
                     base: sink.base.clone(),
                     enum_sql: (sink.stored.kind == 'e').then(|| type_sql(&sink.stored.name)),
+                    add_labels: labels::of_column(&wanted.column, &sink.stored),
                     source_oid: wanted.column.type_oid,
                 }
             })
@@ -152,9 +161,11 @@ impl SinkTablePlan {
             deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
             exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
+            direct: direct::is_alike(wanted, facts),
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             truncate: wanted.truncate,
+            skips_missing: wanted.skips_missing,
             stage: stage_name(facts.oid, &columns, &key),
             columns,
             key,
@@ -168,10 +179,11 @@ impl SinkTablePlan {
     pub fn fold(&self) -> Fold {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
-        match self.keyless {
+        let fold = match self.keyless {
             true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
             false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
-        }
+        };
+        if self.skips_missing { Fold::Sparse(Sparse::new(fold)) } else { fold }
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
@@ -427,6 +439,7 @@ mod tests {
             input: None,
             base: "int4".into(),
             enum_sql: None,
+            add_labels: vec![],
             source_oid: 23,
         };
         SinkTablePlan {
@@ -438,6 +451,7 @@ mod tests {
             key: vec![1],
             keyless: false,
             held: vec![],
+            skips_missing: false,
             encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
             parents: parents.iter().copied().collect(),
@@ -446,6 +460,7 @@ mod tests {
             deletes_short: false,
             exact_key: true,
             deferrable: false,
+            direct: true,
             constraints: vec![],
             generated_always: vec![],
             truncate: Truncate::Truncate,

@@ -13,11 +13,12 @@
 //! by one.
 //!
 //! Up to [`PARAMETER_ROWS_MAX`] rows go as arrays in parameters, all statements sent before the first answer; more go by
-//! COPY through a stage. Measured: arrays are the fastest from tens to about two thousand rows, COPY beyond.
+//! COPY through a stage, new rows by COPY to the table itself ([`super::direct`]).
 
 use bytes::Bytes;
 use futures_util::SinkExt;
 use futures_util::future::join_all;
+use tokio_postgres::ToStatement;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
@@ -53,8 +54,8 @@ enum Verb {
 }
 
 /// One statement's worth of rows of one table.
-struct Step<'a> {
-    plan: &'a SinkTablePlan,
+pub(super) struct Step<'a> {
+    pub plan: &'a SinkTablePlan,
     verb: Verb,
     /// Places in the plan's columns that the rows carry.
     present: Vec<usize>,
@@ -140,6 +141,15 @@ impl Step<'_> {
         self.rows.len() > PARAMETER_ROWS_MAX || self.rows.bytes() > PARAMETER_BYTES_MAX
     }
 
+    /// New rows that COPY can take to the table itself.
+    fn goes_direct(&self) -> bool {
+        self.verb == Verb::Insert && self.plan.direct && self.goes_by_copy()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     fn parameters(&self) -> Vec<TextArray> {
         let len = self.rows.len();
         let column = |&place: &usize| {
@@ -158,25 +168,29 @@ impl Step<'_> {
         key.cells().nth(k).expect("a key has all its columns")
     }
 
-    fn copy_row(&self, copy: &mut CopyText, row: usize) {
+    pub(super) fn copy_row(&self, copy: &mut CopyText, row: usize) {
         let cells = self.present.iter().map(|&place| self.rows.cell(row, self.plan.columns[place].index));
         let old = self.rows.old_key(row).into_iter().flat_map(Key::cells);
         copy.row(cells.chain(old));
     }
 
     /// Counts the rows that the server says it wrote.
-    fn count(&self, affected: u64) -> Outcome<Counts> {
+    pub(super) fn count(&self, affected: u64) -> Outcome<Counts> {
         let named = self.rows.len() as u64;
         let may_fall_short = match self.verb {
             Verb::Delete => self.plan.deletes_short,
             // An equal row that is already there is left alone.
             Verb::Insert => self.plan.has_only_key(),
             Verb::Move | Verb::Update => false,
-        } || self.loading;
+        } || self.loading
+            || self.plan.skips_missing;
         if affected > named || (affected < named && !may_fall_short) {
             return Err(self.diverged(named, affected));
         }
         let mut counts = Counts::default();
+        if self.plan.skips_missing && !self.loading {
+            counts.missing = named - affected;
+        }
         match self.verb {
             Verb::Delete => counts.deleted = affected,
             Verb::Move => counts.moved = affected,
@@ -218,6 +232,7 @@ impl PostgresSink {
             };
             let (now, later) = rest.split_at(run);
             counts += match (step.goes_by_copy(), self.parking.is_some()) {
+                (true, false) if step.goes_direct() => self.direct_step(step).await?,
                 (true, _) => self.copy_step(step).await?,
                 (false, true) => self.parking_step(step).await?,
                 (false, false) => self.parameter_steps(now).await?,
@@ -303,12 +318,23 @@ impl PostgresSink {
     }
 
     async fn copy_step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
+        self.stage_step(step).await?;
+        self.staged_step(step).await
+    }
+
+    /// Takes the rows of a step to the stage.
+    pub(super) async fn stage_step(&mut self, step: &Step<'_>) -> Outcome<()> {
         self.empty_stage(step.plan).await.inspect_err(|_| self.fail())?;
         self.stages_filled.insert(step.plan.stage.clone());
         let copy_sql = step.plan.copy_to_stage(&step.present, step.rows.has_old_key());
-        if let Err(error) = self.copy(&copy_sql, step.rows.len(), |copy, row| step.copy_row(copy, row)).await {
-            return Err(self.step_failed(step, error).await);
+        match self.copy(&copy_sql, step.rows.len(), |copy, row| step.copy_row(copy, row)).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.step_failed(step, error).await),
         }
+    }
+
+    /// Writes what is staged for a step.
+    pub(super) async fn staged_step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
         let new = step.new_rows(Rows::Stage);
         self.make_way(&new, &[]).await?;
         let counts = match self.write_staged(step).await {
@@ -331,13 +357,13 @@ impl PostgresSink {
         Ok(affected)
     }
 
-    /// COPY … FROM STDIN of `rows` rows that `write` writes.
+    /// COPY … FROM STDIN of `rows` rows that `write` writes; how many the server took.
     pub(super) async fn copy(
         &self,
-        sql: &str,
+        sql: &(impl ToStatement + ?Sized),
         rows: usize,
         write: impl Fn(&mut CopyText, usize),
-    ) -> std::result::Result<(), tokio_postgres::Error> {
+    ) -> std::result::Result<u64, tokio_postgres::Error> {
         let mut out = std::pin::pin!(self.client.copy_in::<_, Bytes>(sql).await?);
         let mut copy = CopyText::default();
         let mut sent = Ok(());
@@ -354,10 +380,10 @@ impl PostgresSink {
             sent = out.send(copy.rest()).await;
         }
         // Where sending failed, the end has the server's reason.
-        let finished = out.as_mut().finish().await.map(drop);
+        let finished = out.as_mut().finish().await;
         match (sent, finished) {
             (Err(sent), Err(finished)) if finished.as_db_error().is_none() => Err(sent),
-            (Err(sent), Ok(())) => Err(sent),
+            (Err(sent), Ok(_)) => Err(sent),
             (_, finished) => finished,
         }
     }

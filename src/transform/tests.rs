@@ -39,6 +39,7 @@ fn rows(columns: &str) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     }
     .sealed()
 }

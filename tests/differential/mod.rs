@@ -98,6 +98,8 @@ struct Table {
     kind: Identity,
     /// Its shape changes, and the sink's table follows it.
     changes_shape: bool,
+    /// Of an enum of its own, which gets more of them while rows have them.
+    labels: Vec<String>,
 }
 
 /// As many seeds as one pipeline follows at a time.
@@ -247,9 +249,38 @@ impl Table {
             Identity::Keyless | Identity::InsertOnly => vec![],
         };
         let name = format!("{schema}.t{place}");
-        let mut table = Table { name, columns, primary, identity, kind, changes_shape: false };
+        let mut table = Table { name, columns, primary, identity, kind, changes_shape: false, labels: vec![] };
         table.changes_shape = kind != Identity::InsertOnly && table.has_stand_ins() && random.chance(50);
+        if table.changes_shape && random.chance(50) {
+            table.labels = vec!["sad".to_owned(), "glad".to_owned()];
+            for (name, array) in [("mood", false), ("moods", true)] {
+                table.columns.push(Column::new(name.to_owned(), table.mood(array), true));
+            }
+        }
         table
+    }
+
+    /// Its own enum, or an array of it, with the labels that there are by now.
+    fn mood(&self, array: bool) -> &'static Type {
+        let name = format!("{}_mood{}", self.name, if array { "[]" } else { "" });
+        let labels = self.labels.iter().map(|label| match array {
+            true => format!("{{{label},NULL}}"),
+            false => label.clone(),
+        });
+        let values: Vec<&'static str> = labels.map(|value| &*value.leak()).collect();
+        Box::leak(Box::new(Type { name: name.leak(), key: false, big: false, values: values.leak() }))
+    }
+
+    /// Rows of the next transaction have it.
+    fn add_label(&mut self, random: &mut Random) -> String {
+        let label = format!("l{} é", self.labels.len());
+        let place = format!("{} '{}'", random.pick(&["BEFORE", "AFTER"]), random.pick(&self.labels));
+        self.labels.push(label.clone());
+        for array in [false, true] {
+            let mood = self.mood(array);
+            self.columns.iter_mut().filter(|column| column.of.name == mood.name).for_each(|column| column.of = mood);
+        }
+        format!("ALTER TYPE {}_mood ADD VALUE '{label}' {place}", self.name)
     }
 
     /// What its connector says: formats and modes too, for whatever a mode makes of a value, our sinks have it whole.
@@ -273,6 +304,9 @@ impl Table {
     /// Another shape. What was said of the table before stays true of the columns that are left.
     fn alter(&mut self, random: &mut Random, ddl: Ddl) -> String {
         let name = self.name.clone();
+        if !self.labels.is_empty() && random.chance(50) {
+            return self.add_label(random);
+        }
         // The first may have a generated column that depends on it; another's index or type at the sink is the test's own.
         let is_free = |i: &usize| {
             let column = &self.columns[*i];
@@ -323,6 +357,11 @@ impl Table {
     /// At the sink the columns stand in another order, some were dropped before, some are its own.
     fn create(&self, random: &mut Random, sink: bool) -> String {
         let name = &self.name;
+        let labels: Vec<String> = self.labels.iter().map(|label| quote_literal(label)).collect();
+        let mood = match self.labels.is_empty() {
+            true => String::new(),
+            false => format!("CREATE TYPE {name}_mood AS ENUM ({});\n", labels.join(", ")),
+        };
         let mut parts: Vec<String> = self
             .columns
             .iter()
@@ -350,7 +389,7 @@ impl Table {
         if !self.primary.is_empty() {
             parts.push(format!("PRIMARY KEY ({})", self.list(&self.primary)));
         }
-        let mut sql = format!("CREATE TABLE {name} ({});\n", parts.join(", "));
+        let mut sql = format!("{mood}CREATE TABLE {name} ({});\n", parts.join(", "));
         if sink {
             let _ = writeln!(sql, "ALTER TABLE {name} DROP dropped;");
         }

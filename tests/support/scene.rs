@@ -199,6 +199,8 @@ pub fn read_topic(brokers: &str, topic: &str) -> Vec<Seen> {
 #[derive(Clone, Debug)]
 pub struct Raw {
     pub partition: i32,
+    /// The client's or the broker's, by the topic's setting.
+    pub timestamp_ms: Option<i64>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Vec<u8>)>,
@@ -226,6 +228,7 @@ pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
             seen.push(Raw {
                 partition: partition.id(),
+                timestamp_ms: message.timestamp().to_millis(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
                 headers: headers.map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect(),

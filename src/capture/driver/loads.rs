@@ -11,11 +11,12 @@ use super::Core;
 use crate::capture::answerable::{TOPICS, is_answerable};
 use crate::capture::chunks::{Answer, Command, Watched};
 use crate::capture::pace::{ChunkSize, Limits, Pace};
-use crate::capture::requests::{answerable, plan, resumed, unwatched};
+use crate::capture::requests::{answerable, plan, resumed, unasked, unwatched};
 use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
+use crate::capture::withheld;
 use crate::codec::{self, Snapshot};
-use crate::config::{SourceSnapshot, Table};
+use crate::config::{Snapshot as Mode, SourceSnapshot, Table};
 use crate::error::Result;
 use crate::ledger::entry::{Body, Chunk, Done, Forget, Request, RequestKind};
 use crate::lsn::Lsn;
@@ -50,7 +51,7 @@ impl Core {
         let known = self.state.joined(TOPICS);
         let wanted = |table: &&Table| {
             let asked = known.contains(&table.name) || self.departures.has(&table.name);
-            table.sinks.is_empty() && table.wire.snapshot && !asked
+            table.sinks.is_empty() && table.snapshot != Mode::Never && !asked
         };
         let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
         if tables.is_empty() {
@@ -89,11 +90,12 @@ impl Core {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
                 self.append(Body::Done(Done { id, epoch, result: "ok".to_owned() }))?;
-                self.state.finish(id);
+                self.state.end(id);
                 tracing::info!(request = %id, "existing rows loaded");
             }
         }
         if self.loader.is_idle() && self.done.is_empty() {
+            self.withheld.free_all();
             self.start_load();
         }
         let (lag, now) = (self.source_end.max(self.received).bytes_since(self.received), self.began.elapsed());
@@ -132,6 +134,7 @@ impl Core {
             }
         }
         let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
+        let job = Job { resumed: unasked(&job, &self.state), ..job };
         self.start_job(job);
     }
 
@@ -154,6 +157,7 @@ impl Core {
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
             Answer::Chunk(chunk) => {
                 let (chunk, shaped) = *chunk;
+                self.withheld.free(&chunk.table);
                 self.version(shaped).await?;
                 let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
                 self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
@@ -169,6 +173,13 @@ impl Core {
                 // One that is not asked for again has begun under its old key still.
                 for table in tables.iter().filter(|table| self.loader.has_begun(table)).cloned().collect::<Vec<_>>() {
                     self.begin_anew(&table, &[]);
+                }
+            }
+            Answer::Failed(asked, error) if withheld::is_withheld(&error) => {
+                let table = self.loader.table_asked(asked).cloned();
+                self.loader.failed(asked);
+                if let Some(table) = table {
+                    self.loader.defer(&self.withheld.hold(&table, &error));
                 }
             }
             Answer::Failed(asked, error) => {
@@ -224,6 +235,7 @@ impl Core {
 
     async fn emit_chunk(&mut self, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
+        let version = self.chunk_version(version, &ready.rows).await?;
         // Its rows are as they are here, which may be behind its message.
         let start = self.last_commit_end.map_or(self.marked, |end| end.max(self.marked));
         // What else it says of the rows that both have, the catalog knew before any row that is still to be streamed.

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::Core;
-use crate::ledger::entry::RequestKind;
 use crate::relation::TableName;
 use crate::status::{self, Phase, TableStatus};
 
@@ -20,7 +19,7 @@ impl Core {
         // Asked for by nobody who has yet to get it for the first time.
         let again = |name: &TableName| {
             let mut joins = self.state.open_joins().filter(|join| join.request.tables.contains(name));
-            joins.all(|join| join.request.kind == RequestKind::Resync)
+            joins.all(|join| join.request.kind.is_resync())
         };
         let tables = self.config.tables.iter().filter(|table| !self.departures.is_over(&table.name)).map(|table| {
             let phase = match &loading {
@@ -35,7 +34,7 @@ impl Core {
                 .then(|| self.rows_done.get(&table.name).copied())
                 .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
+            (table.name.clone(), TableStatus { rows_done, rows_estimated, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
@@ -47,7 +46,8 @@ impl Core {
         });
         let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
         self.metrics.snapshot_held(self.held.is_some());
-        let held = self.held.map(|held| held.to_string());
+        self.metrics.tables_withheld(self.withheld.count());
+        let held = self.withheld.waiting_for().or_else(|| self.held.map(|held| held.to_string()));
         let was_held = std::mem::replace(&mut self.told_held, held.is_some());
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Draft, Emitter, NO_HEADERS, Version};
 use crate::capture::machine::Machine;
-use crate::codec::{Event, Written};
+use crate::capture::schemas::RoutedIds;
+use crate::codec::{Event, Place, Written, WrittenSchemas, avro};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::kafka::producer::Route;
@@ -32,14 +33,23 @@ pub struct RoutedTopics {
     owned: HashMap<String, String>,
     /// The same of those that may be: made by this reader or by one before it.
     known: HashMap<String, String>,
-    routes: HashMap<String, (Route, TableName)>,
+    routes: HashMap<String, Routed>,
     /// Made or met, and not yet told to the ledger.
     news: Vec<(String, TopicIdentity)>,
+    /// Of their schemas.
+    ids: RoutedIds,
+}
+
+#[derive(Clone)]
+struct Routed {
+    route: Route,
+    owner: TableName,
+    partitions: i32,
 }
 
 impl RoutedTopics {
     /// `known` are the topics of the ledger.
-    pub fn new(config: &Config, known: &BTreeMap<String, TopicIdentity>) -> RoutedTopics {
+    pub fn new(config: &Config, known: &BTreeMap<String, TopicIdentity>, ids: RoutedIds) -> RoutedTopics {
         let wire = &config.wire;
         let messages = wire.messages.as_ref().map(|messages| &messages.topic);
         let heartbeats = wire.heartbeat.as_ref().map(|heartbeat| &heartbeat.topic);
@@ -49,7 +59,7 @@ impl RoutedTopics {
         let by_collision = |name: &String| (topic_collision(name), name.clone());
         let owned: HashMap<String, String> = tables.chain(others.into_iter().flatten()).map(by_collision).collect();
         let known = known.keys().map(by_collision).filter(|(alike, _)| !owned.contains_key(alike)).collect();
-        RoutedTopics { owned, known, routes: HashMap::new(), news: Vec::new() }
+        RoutedTopics { owned, known, routes: HashMap::new(), news: Vec::new(), ids }
     }
 
     /// Whether rows of the table may go there. Pure.
@@ -63,8 +73,8 @@ impl RoutedTopics {
             };
             return Err(refused(table, topic, &found));
         }
-        if let Some((_, other)) = self.routes.get(topic).filter(|(_, other)| other != table) {
-            return Err(refused(table, topic, &format!("which is that of outbox {other}")));
+        if let Some(other) = self.routes.get(topic).filter(|routed| routed.owner != *table) {
+            return Err(refused(table, topic, &format!("which is that of outbox {}", other.owner)));
         }
         if topic.is_empty() || [".", ".."].contains(&topic) || topic.len() > TOPIC_BYTES_MAX {
             return Err(refused(table, topic, "which is no name of a topic"));
@@ -93,15 +103,29 @@ impl Emitter {
         kind: Kind,
     ) -> Result<()> {
         let outbox = version.outbox.as_ref().expect("rows of an outbox are routed");
-        let route = self.route_to(outbox.topic(row)?, version).await?;
+        let topic = outbox.topic(row)?;
+        let Routed { route, partitions, .. } = self.route_to(topic.clone(), version).await?;
+        let Place { partition, timestamp_ms } = outbox.place(row)?;
+        if let Some(number) = partition.filter(|number| !(0..partitions).contains(number)) {
+            return Err(outbox.without_partition(number.into()));
+        }
         if kind != Kind::ChunkRow {
             self.counted(machine, Some(&version.collection), event).await?;
         }
-        let Written { key, value } = outbox.record(row, &mut self.record)?;
+        let Written { key, value, schemas } = outbox.record(row, &mut self.record)?;
+        if let Some(WrittenSchemas { key, value }) = schemas {
+            let (table, ids, record) = (&version.relation.name, &mut self.routed.ids, &mut self.record);
+            if let Some(schema) = key {
+                avro::set_id(&mut record.key, ids.id(table, &topic, "key", &schema).await?);
+            }
+            if let Some(schema) = value {
+                avro::set_id(&mut record.value, ids.id(table, &topic, "value", &schema).await?);
+            }
+        }
         let (position, token) = if kind == Kind::ChunkRow { machine.chunk_record() } else { machine.record() };
         let draft = Draft {
             header: Header { kind, epoch: machine.epoch(), position, relation: version.relation.fingerprint },
-            partition: (!key).then_some(0),
+            partition: partition.or((!key).then_some(0)),
             key: key.then_some(&self.record.key),
             value: value.then_some(&self.record.value),
             absent: None,
@@ -111,27 +135,33 @@ impl Emitter {
             token,
         };
         version.records.increment(1);
-        self.outlet.send(machine, route, &draft).await
+        // The records behind it have the time at which they were read.
+        let read_at = self.outlet.timestamp_ms;
+        self.outlet.timestamp_ms = timestamp_ms.unwrap_or(read_at);
+        let sent = self.outlet.send(machine, route, &draft).await;
+        self.outlet.timestamp_ms = read_at;
+        sent
     }
 
     /// The route to a topic, which is there from then on.
-    async fn route_to(&mut self, topic: String, version: &Version) -> Result<Route> {
+    async fn route_to(&mut self, topic: String, version: &Version) -> Result<Routed> {
         let table = &version.relation.name;
-        if let Some((route, owner)) = self.routed.routes.get(&topic)
-            && owner == table
-        {
-            return Ok(*route);
+        if let Some(routed) = self.routed.routes.get(&topic).filter(|routed| routed.owner == *table) {
+            return Ok(routed.clone());
         }
         self.routed.admit(&topic, table)?;
-        let wanted = Wanted { name: topic.clone(), partitions: version.relation.partitions, kind: TopicKind::Data };
+        let timed = version.outbox.as_ref().is_some_and(|outbox| outbox.outbox().columns.timestamp.is_some());
+        let kind = if timed { TopicKind::Timed } else { TopicKind::Data };
+        let wanted = Wanted { name: topic.clone(), partitions: version.relation.partitions, kind };
         let facts = topics::ensure(&self.config.kafka, &[wanted], self.config.create).await?.remove(0);
         tracing::info!(%table, topic, "a topic that rows of an outbox name");
         let identity = TopicIdentity { id: facts.id, partitions: facts.partitions };
         let route = self.route(&topic, false);
+        let routed = Routed { route, owner: table.clone(), partitions: facts.partitions };
         self.routed.known.insert(topic_collision(&topic), topic.clone());
-        self.routed.routes.insert(topic.clone(), (route, table.clone()));
+        self.routed.routes.insert(topic.clone(), routed.clone());
         self.routed.news.push((topic, identity));
-        Ok(route)
+        Ok(routed)
     }
 
     /// Topics that the ledger is to be told of.
@@ -152,6 +182,7 @@ mod tests {
             known: by_collision(&["shop.event.Order"]),
             routes: HashMap::new(),
             news: Vec::new(),
+            ids: RoutedIds::new(None),
         }
     }
 

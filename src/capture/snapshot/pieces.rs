@@ -3,7 +3,7 @@
 //! The order is the whole point: pieces are emitted from the front only, so however many are read at once the ledger sees one
 //! load in rising order. Single keys that are to be read a second time come behind the ranges of the table that is first.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use uuid::Uuid;
 
@@ -88,6 +88,16 @@ impl<V: Visibility + Clone> Pieces<V> {
 
     pub(super) fn asks(&self, asked: Uuid) -> bool {
         self.0.iter().any(|piece| piece.is_asked(asked))
+    }
+
+    pub(super) fn table_asked(&self, asked: Uuid) -> Option<&TableName> {
+        self.0.iter().find(|piece| piece.is_asked(asked)).map(|piece| &piece.table)
+    }
+
+    /// Puts the pieces of these tables behind all others, in their order.
+    pub(super) fn defer(&mut self, tables: &BTreeSet<TableName>) {
+        let (last, first): (Vec<_>, Vec<_>) = self.0.drain(..).partition(|piece| tables.contains(&piece.table));
+        self.0 = first.into_iter().chain(last).collect();
     }
 
     /// The first piece that nobody reads, unless `reads_max` are being read or `begun_max` were begun. Nothing is begun behind

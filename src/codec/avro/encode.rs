@@ -221,6 +221,23 @@ impl Encoder {
         Ok(())
     }
 
+    /// One column by itself.
+    pub(super) fn cell(&self, index: usize, cell: Cell<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let column = &self.columns[index];
+        match (cell, &column.shape) {
+            (Cell::Text(text), Some(shape)) => self.value(index, shape, text, out).map(drop),
+            _ => {
+                out.extend_from_slice(&column.null);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether nothing but bytes is written of a column.
+    pub(super) fn is_bytes(&self, index: usize) -> bool {
+        self.columns[index].shape == Some(Shape::Bytes)
+    }
+
     /// One value, or what stands for it where the modes have no form for it.
     fn value(&self, index: usize, shape: &Shape, text: &[u8], out: &mut Vec<u8>) -> Result<Fidelity> {
         let column = &self.columns[index];

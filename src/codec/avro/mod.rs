@@ -17,6 +17,7 @@
 
 mod decode;
 mod encode;
+pub(in crate::codec) mod event;
 mod events;
 mod flat;
 pub mod schema;
@@ -26,6 +27,7 @@ pub(super) mod tests;
 
 pub use decode::Decoder;
 pub use encode::Encoder;
+pub use event::set_id;
 pub use events::{EventEncoder, EventKind};
 pub use schema::{complete, schemas};
 

@@ -1,0 +1,296 @@
+//! Loads under hostile schedules: the loader, the machines and the ledger that ship, between a source, a Kafka log and two
+//! sinks in memory.
+//!
+//! One seed is transactions that become visible after they are in the log, key changes and rows with a big column that is not
+//! sent, requests of sinks and of people, readers and workers that die or are replaced without knowing, bases, and a schedule
+//! of all their steps. Nothing is ever lost here, so nobody may halt; after every commit at a sink what is loaded there equals
+//! the source as of that commit, and when the faults end every load ends and everything is equal.
+//!
+//! What Kafka or the source can lose is `sim`'s subject. [`Bug`]s are mistakes that a driver could make; each must be found.
+//! `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many. A failing seed is shrunk to the choices that matter.
+
+#![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "the same")]
+
+mod choices;
+#[path = "sim_loads/kafka.rs"]
+mod kafka;
+#[path = "sim_loads/reader.rs"]
+mod reader;
+#[path = "sim_loads/sink.rs"]
+mod sink;
+#[path = "sim_loads/source.rs"]
+mod source;
+
+use choices::{Choices, shrink};
+use kafka::Kafka;
+use reader::{Reader, Totals, World};
+use sink::Sink;
+use source::Source;
+
+const STEPS: usize = 4000;
+const SETTLE_STEPS: usize = 60_000;
+
+/// A mistake that a driver could make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    None,
+    /// Changes are not remembered.
+    NoOverlay,
+    /// Nobody waits for transactions that are older than the load.
+    NoFence,
+    /// A chunk's message is written before the chunk was read.
+    MarkFirst,
+    /// Nobody is told of rows that the sinks had to leave out.
+    NoForgets,
+    /// A request is told that it is done before the last chunk is in a checkpoint.
+    DoneEarly,
+    /// A sink takes changes of what is not loaded.
+    AdmitsAll,
+}
+
+const BUGS: [Bug; 6] = [Bug::NoOverlay, Bug::NoFence, Bug::MarkFirst, Bug::NoForgets, Bug::DoneEarly, Bug::AdmitsAll];
+
+struct Run {
+    choices: Choices,
+    bug: Bug,
+    source: Source,
+    kafka: Kafka,
+    readers: Vec<Reader>,
+    /// Who has the slot.
+    holder: Option<usize>,
+    sinks: [Sink; 2],
+    totals: Totals,
+    /// In a thousand steps, different from run to run.
+    faults: usize,
+    resyncs: usize,
+}
+
+impl Run {
+    fn new(mut choices: Choices, bug: Bug) -> Run {
+        let source = Source::new(&mut choices);
+        let (faults, resyncs) = ([1, 3, 8][choices.below(3)], [0, 1, 3][choices.below(3)]);
+        Run {
+            choices,
+            bug,
+            source,
+            kafka: Kafka::new(),
+            readers: Vec::new(),
+            holder: None,
+            sinks: [Sink::new("a"), Sink::new("b")],
+            totals: Totals::default(),
+            faults,
+            resyncs,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        for _ in 0..STEPS {
+            if self.choices.below(1000) >= 1000 - self.faults {
+                self.fault();
+            }
+            if self.choices.below(1000) >= 1000 - self.resyncs {
+                self.kafka.resync(&mut self.choices);
+            }
+            match self.choices.below(100) {
+                0..5 => {}
+                5..16 => self.source.write(&mut self.choices),
+                16..70 => {
+                    if let Some(who) = self.one_of(self.readers.len()) {
+                        self.read(who)?;
+                    }
+                }
+                70..74 => {
+                    if self.holder.is_none() {
+                        self.take_slot();
+                    }
+                }
+                74..77 => {
+                    let sink = self.choices.below(2);
+                    if self.sinks[sink].workers.is_empty() || self.choices.percent(20) {
+                        self.sinks[sink].start(&mut self.kafka)?;
+                    }
+                }
+                _ => self.work()?,
+            }
+        }
+        self.settle()
+    }
+
+    /// Mostly the newest, the others now and then.
+    fn one_of(&mut self, count: usize) -> Option<usize> {
+        (count > 0).then(|| if self.choices.percent(20) { self.choices.below(count) } else { count - 1 })
+    }
+
+    fn read(&mut self, who: usize) -> Result<(), String> {
+        let mut world = World {
+            source: &mut self.source,
+            kafka: &mut self.kafka,
+            choices: &mut self.choices,
+            totals: &mut self.totals,
+            bug: self.bug,
+            holds: self.holder == Some(who),
+        };
+        self.readers[who].step(&mut world)?;
+        if self.readers[who].dead && self.holder == Some(who) {
+            self.holder = None;
+        }
+        Ok(())
+    }
+
+    fn take_slot(&mut self) {
+        let nonce = self.readers.len() as u64 + 1;
+        self.holder = Some(self.readers.len());
+        self.readers.push(Reader::new(nonce));
+    }
+
+    fn work(&mut self) -> Result<(), String> {
+        let sink = self.choices.below(2);
+        let Some(who) = self.one_of(self.sinks[sink].workers.len()) else { return Ok(()) };
+        self.sinks[sink].step(who, &self.source, &self.kafka, &mut self.choices, self.bug)
+    }
+
+    fn fault(&mut self) {
+        match self.choices.below(6) {
+            0 => {}
+            1 => {
+                if let Some(who) = self.one_of(self.readers.len()) {
+                    self.readers[who].die();
+                    self.holder = self.holder.filter(|holder| *holder != who);
+                }
+            }
+            // The server gives its slot to the next one, and it does not know.
+            2 => {
+                if let Some(who) = self.holder.take() {
+                    self.readers[who].connected = false;
+                }
+            }
+            // The source's server crashes: what was confirmed since the last checkpoint is forgotten.
+            3 => {
+                self.source.confirmed = self.source.persisted;
+                if let Some(who) = self.holder.take() {
+                    self.readers[who].die();
+                }
+            }
+            4 => self.source.persisted = self.source.confirmed,
+            _ => {
+                let sink = self.choices.below(2);
+                if let Some(who) = self.one_of(self.sinks[sink].workers.len()) {
+                    self.sinks[sink].workers.remove(who);
+                }
+            }
+        }
+    }
+
+    /// Nobody writes and nothing fails any more: every load ends, and everything is equal.
+    fn settle(&mut self) -> Result<(), String> {
+        self.source.quiet();
+        // Where choices are replayed and some left out, it must come to an end too.
+        self.choices.write_no_more();
+        if self.choices.percent(50) {
+            self.readers.iter_mut().for_each(Reader::die);
+            self.holder = None;
+        }
+        for step in 0..SETTLE_STEPS {
+            if self.holder.is_none() {
+                self.take_slot();
+            }
+            for sink in &mut self.sinks {
+                if sink.workers.is_empty() {
+                    sink.start(&mut self.kafka)?;
+                }
+            }
+            let newest = self.readers.len() - 1;
+            self.read(newest)?;
+            for sink in &mut self.sinks {
+                let last = sink.workers.len() - 1;
+                sink.step(last, &self.source, &self.kafka, &mut self.choices, self.bug)?;
+            }
+            if step % 50 == 0
+                && self.sinks.iter().all(|sink| sink.is_level(&self.source))
+                && self.kafka.fold(self.kafka.ledger.len()).open_joins().count() == 0
+            {
+                return Ok(());
+            }
+        }
+        let level: Vec<bool> = self.sinks.iter().map(|sink| sink.is_level(&self.source)).collect();
+        Err(format!("it does not end: sinks that are level {level:?}"))
+    }
+}
+
+fn outcome(choices: Choices, bug: Bug) -> (Run, Result<(), String>) {
+    let mut run = Run::new(choices, bug);
+    let outcome = run.run();
+    (run, outcome)
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    match std::env::var("LOCKSTEP_SIM_SEED").map(|seed| seed.parse::<u64>().expect("LOCKSTEP_SIM_SEED is a number")) {
+        Ok(seed) => seed..seed + 1,
+        Err(_) if std::env::var_os("LOCKSTEP_LONG").is_some() => 0..10_000,
+        Err(_) => 0..250,
+    }
+}
+
+#[test]
+fn whatever_happens_what_is_loaded_equals_the_source() {
+    let begun = std::time::Instant::now();
+    let (mut totals, mut readers, mut commits) = (Totals::default(), 0, 0);
+    let seeds = seeds();
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
+        let (run, outcome) = outcome(Choices::of_seed(seed), Bug::None);
+        if let Err(violation) = outcome {
+            let made =
+                shrink(run.choices.made, |made| self::outcome(Choices::replay(made.to_vec()), Bug::None).1.is_err());
+            choices::TELLING.store(true, std::sync::atomic::Ordering::Relaxed);
+            let shrunk = self::outcome(Choices::replay(made.clone()), Bug::None).1;
+            panic!("LOCKSTEP_SIM_SEED={seed}: {violation}\nshrunk to {} choices: {shrunk:?}", made.len());
+        }
+        readers += run.readers.len();
+        commits += run.sinks.iter().map(|sink| sink.commits).sum::<u64>();
+        totals.chunks += run.totals.chunks;
+        totals.rows += run.totals.rows;
+        totals.loads += run.totals.loads;
+        totals.resumed += run.totals.resumed;
+        totals.again += run.totals.again;
+        totals.bases += run.totals.bases;
+    }
+    let Totals { chunks, rows, loads, resumed, again, bases } = totals;
+    println!(
+        "{count} seeds: {readers} readers, {commits} commits, {chunks} chunks with {rows} rows for {loads} requests, {resumed} \
+         loads gone on with, {again} rows left out, {bases} bases, {:.0} seeds a second",
+        count as f64 / begun.elapsed().as_secs_f64()
+    );
+    if count > 1 {
+        let hit = [readers as u64, commits, chunks, loads, resumed, again * 10, bases];
+        assert!(hit.iter().all(|times| *times > count), "the schedules do not hit what they are meant to: {hit:?}");
+    }
+}
+
+/// A simulator that finds nothing proves nothing: it finds each of these.
+#[test]
+fn every_bug_is_found() {
+    for bug in BUGS {
+        // A machine that refuses to go on has not been proven wrong.
+        let is_found = |seed: &u64| {
+            let run = || outcome(Choices::of_seed(*seed), bug).1.is_err();
+            std::panic::catch_unwind(run).unwrap_or(false)
+        };
+        let found = (0..3_000).find(is_found);
+        println!("{bug:?}: seed {found:?}");
+        assert!(found.is_some(), "{bug:?} is not found");
+    }
+}
+
+/// The same choices are the same run.
+#[test]
+fn a_run_replays_exactly() {
+    for seed in 0..10 {
+        let (first, _) = outcome(Choices::of_seed(seed), Bug::None);
+        let (second, _) = outcome(Choices::replay(first.choices.made.clone()), Bug::None);
+        let end =
+            |run: &Run| (run.kafka.ledger.len(), run.source.confirmed, run.sinks[0].rows.clone(), run.readers.len());
+        assert_eq!(end(&first), end(&second));
+    }
+}

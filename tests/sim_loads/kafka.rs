@@ -1,0 +1,143 @@
+//! The log: partitions of records and a ledger, which keep what they took.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lockstep::change::Op;
+use lockstep::ledger::entry::{Body, Entry, RelationEntry, Request, RequestKind, SourceEntry, SourceIdentity};
+use lockstep::ledger::state::State;
+use lockstep::lsn::Position;
+use lockstep::record::Epoch;
+use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, TypeKind};
+use lockstep::value::RowBuf;
+use uuid::Uuid;
+
+use super::choices::{Choices, tell};
+use super::source::{BEGINNING, TABLES};
+
+pub const PARTITIONS: usize = 2;
+pub const TOPIC: &str = "t";
+
+#[derive(Clone)]
+pub enum Data {
+    Change { table: usize, op: Op },
+    ChunkRow(RowBuf),
+}
+
+#[derive(Clone)]
+pub struct Record {
+    pub epoch: Epoch,
+    pub position: Position,
+    pub data: Data,
+}
+
+pub struct Kafka {
+    pub data: [Vec<Record>; PARTITIONS],
+    pub ledger: Vec<Entry>,
+    pub versions: Vec<Arc<Relation>>,
+    pub nonces: u128,
+}
+
+pub fn table(number: usize) -> TableName {
+    TableName::new("public", ["parent", "child"][number])
+}
+
+pub fn number(table: &TableName) -> usize {
+    (0..TABLES).find(|number| self::table(*number) == *table).expect("one of the two")
+}
+
+/// The second table is of the first sink only.
+pub fn tables_of(sink: &str) -> BTreeSet<TableName> {
+    (0..if sink == "a" { TABLES } else { 1 }).map(table).collect()
+}
+
+pub fn sinks_of(name: &TableName) -> Vec<&'static str> {
+    ["a", "b"].into_iter().filter(|sink| tables_of(sink).contains(name)).collect()
+}
+
+fn version(number: usize) -> Relation {
+    let column = |name: &str, key| Column {
+        name: name.to_owned(),
+        type_oid: 23,
+        type_name: "int4".to_owned(),
+        typmod: -1,
+        kind: TypeKind::Base,
+        nullable: false,
+        default: None,
+        key,
+        exact: true,
+    };
+    let relation = Relation {
+        fingerprint: Fingerprint(0),
+        oid: u32::try_from(number).expect("few tables") + 1,
+        name: table(number),
+        topic: TOPIC.to_owned(),
+        partitions: PARTITIONS as i32,
+        format: Format::Json,
+        modes: Modes::default(),
+        columns: vec![column("id", Some(0)), column("small", None), column("big", None)],
+        avro: None,
+        transforms: vec![],
+        hidden: vec![],
+    };
+    relation.sealed()
+}
+
+impl Kafka {
+    pub fn new() -> Kafka {
+        let made = SourceIdentity {
+            system_id: 1,
+            timeline: 1,
+            database: "d".into(),
+            slot: "s".into(),
+            consistent_point: BEGINNING,
+        };
+        let versions: Vec<Arc<Relation>> = (0..TABLES).map(|number| Arc::new(version(number))).collect();
+        let mut ledger = vec![Entry::new(None, Body::Source(SourceEntry { intent: None, made: Some(made) }))];
+        ledger.extend(versions.iter().map(|version| {
+            Entry::new(None, Body::Relation(Box::new(RelationEntry { relation: Relation::clone(version) })))
+        }));
+        Kafka { data: Default::default(), ledger, versions, nonces: 0 }
+    }
+
+    pub fn nonce(&mut self) -> Uuid {
+        self.nonces += 1;
+        Uuid::from_u128(self.nonces)
+    }
+
+    /// Where a fold that ends behind `upto` entries begins: at the base that the last of them names.
+    pub fn fold(&self, upto: usize) -> State {
+        let from = self.ledger[..upto].last().and_then(|entry| entry.base).unwrap_or(0);
+        let mut state = State::default();
+        for (offset, entry) in (0..).zip(&self.ledger[..upto]).skip(from as usize) {
+            state.apply(offset, entry.clone());
+        }
+        state
+    }
+
+    /// The newest base that an entry may name.
+    pub fn base(&self) -> Option<i64> {
+        self.fold(self.ledger.len()).base
+    }
+
+    pub fn request(&mut self, kind: RequestKind, sink: &str, tables: &BTreeSet<TableName>) -> i64 {
+        let request = Request::new(self.nonce(), kind, sink, tables.iter().cloned().collect(), "");
+        let base = self.base();
+        tell(format_args!("ledger {}: {kind:?} {} of sink {sink}", self.ledger.len(), request.id.as_u128()));
+        self.ledger.push(Entry::new(base, Body::Request(request)));
+        self.ledger.len() as i64 - 1
+    }
+
+    /// Somebody asks for some of a sink's tables once more.
+    pub fn resync(&mut self, choices: &mut Choices) {
+        let sink = ["a", "b"][choices.below(2)];
+        if !self.fold(self.ledger.len()).joins.iter().any(|join| join.request.sink == sink) {
+            return;
+        }
+        let mut tables = tables_of(sink);
+        if tables.len() > 1 && choices.percent(50) {
+            tables.pop_first();
+        }
+        self.request(RequestKind::Resync, sink, &tables);
+    }
+}

@@ -1,0 +1,453 @@
+//! A sink: rows and a progress row that change together, and workers that walk along the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep::apply::machine::{At, Interval, Item, Loads, Machine};
+use lockstep::apply::span::{SpanCheck, Verdict};
+use lockstep::change::Op;
+use lockstep::key::KeyOrder;
+use lockstep::ledger::entry::{Checkpoint, RequestKind};
+use lockstep::lsn::Position;
+use lockstep::record::{Header, Kind};
+use lockstep::relation::{Fingerprint, TableName};
+use lockstep::value::RowBuf;
+
+use super::Bug;
+use super::choices::{Choices, tell};
+use super::kafka::{Data, Kafka, Record, number, table, tables_of};
+use super::source::{KEYS, Rows, Source, TABLES, Values};
+
+/// The sink's database.
+pub struct Sink {
+    pub name: &'static str,
+    pub row: Option<Row>,
+    worker_epoch: u64,
+    pub rows: Rows,
+    /// Rows that moved into what is loaded and could not be made.
+    left_out: BTreeSet<(usize, usize)>,
+    pub workers: Vec<Worker>,
+    pub commits: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Row {
+    pub at: At,
+    join_offset: Option<i64>,
+    pub streaming: bool,
+}
+
+pub struct Worker {
+    epoch: u64,
+    row: Row,
+    at: At,
+    machine: Machine,
+    loads: Loads,
+    next: i64,
+    /// Applied in a transaction that is still open.
+    open: Option<Open>,
+}
+
+/// What the open transaction would leave.
+struct Open {
+    to: At,
+    rows: Rows,
+    left_out: BTreeSet<(usize, usize)>,
+    loads: Loads,
+}
+
+enum Event<'a> {
+    Change(usize, &'a Op),
+    Chunk(&'a lockstep::ledger::entry::Chunk, Vec<&'a RowBuf>),
+}
+
+impl Sink {
+    pub fn new(name: &'static str) -> Sink {
+        Sink {
+            name,
+            row: None,
+            worker_epoch: 0,
+            rows: Rows::new(),
+            left_out: BTreeSet::new(),
+            workers: Vec::new(),
+            commits: 0,
+        }
+    }
+
+    /// A worker takes the sink over. One without a row joins first.
+    pub fn start(&mut self, kafka: &mut Kafka) -> Result<(), String> {
+        let tables = tables_of(self.name);
+        let row = *self.row.get_or_insert_with(|| {
+            let state = kafka.fold(kafka.ledger.len());
+            let asked = state.open_joins().filter(|join| {
+                join.request.sink == self.name && join.request.tables.iter().cloned().collect::<BTreeSet<_>>() == tables
+            });
+            let open = asked.last().map(|join| join.offset);
+            let offset = open.unwrap_or_else(|| kafka.request(RequestKind::Join, self.name, &tables));
+            let at = At::end_of(&kafka.fold(offset as usize + 1));
+            Row { at, join_offset: Some(offset), streaming: false }
+        });
+        self.worker_epoch += 1;
+        let at = row.at;
+        let needed = row.join_offset.map_or(at.offset, |join| join.min(at.offset));
+        let from = kafka.ledger.get(needed.max(0) as usize).and_then(|entry| entry.base).unwrap_or(0);
+        let machine = Machine::new("p", self.name, tables, at, row.join_offset.unwrap_or(-1));
+        let loads = Loads::none(self.name);
+        let mut worker = Worker { epoch: self.worker_epoch, row, at, machine, loads, next: from, open: None };
+        if at.offset >= 0 {
+            while worker.next <= at.offset {
+                worker.read(kafka)?;
+            }
+            worker.machine.check_row().map_err(|e| e.to_string())?;
+            worker.loads = worker.machine.loads();
+        }
+        // Requests that stand ahead count at once.
+        let state = kafka.fold(kafka.ledger.len());
+        let mut last = row.join_offset;
+        for join in state.joins.iter().filter(|join| join.request.sink == self.name && join.offset > at.offset) {
+            worker.loads.joined(join.offset, &join.request);
+            last = last.max(Some(join.offset));
+        }
+        if last != row.join_offset {
+            worker.row = Row { join_offset: last, streaming: false, ..row };
+            self.row = Some(worker.row);
+            worker.machine.knows(last.unwrap_or(-1));
+        }
+        tell(format_args!(
+            "sink {}: worker {} at {} (ledger {}), {:?}",
+            self.name, worker.epoch, worker.at.position, worker.at.offset, worker.loads
+        ));
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// One step of a worker: an entry, an item, or its commit.
+    pub fn step(
+        &mut self,
+        i: usize,
+        source: &Source,
+        kafka: &Kafka,
+        choices: &mut Choices,
+        bug: Bug,
+    ) -> Result<(), String> {
+        if self.workers[i].open.is_some() {
+            return self.commit(i, source, choices);
+        }
+        let worker = &self.workers[i];
+        match worker.machine.peek() {
+            None => self.workers[i].read(kafka),
+            // The transaction begins with a look at the row.
+            Some(Item::Interval(_)) if !self.owns(i) => {
+                self.workers.remove(i);
+                Ok(())
+            }
+            Some(Item::Interval(_)) => {
+                let worker = &mut self.workers[i];
+                worker.open = worker.intervals(kafka, &self.rows, &self.left_out, (choices, self.name, bug))?;
+                Ok(())
+            }
+            Some(Item::Joined(offset, request)) => {
+                let (offset, request) = (*offset, request.clone());
+                let worker = &mut self.workers[i];
+                worker.machine.pop();
+                worker.loads.joined(offset, &request);
+                if worker.machine.is_known(offset) {
+                    return Ok(());
+                }
+                self.write_row(i, |row| Row { join_offset: Some(offset), streaming: false, ..row });
+                Ok(())
+            }
+            Some(Item::Loaded(id)) => {
+                let id = *id;
+                let worker = &mut self.workers[i];
+                worker.machine.pop();
+                worker.loads.loaded(id);
+                if worker.loads.is_empty() && !worker.row.streaming {
+                    self.write_row(i, |row| Row { join_offset: None, streaming: true, ..row });
+                }
+                Ok(())
+            }
+            Some(_) => {
+                self.workers[i].machine.pop();
+                Ok(())
+            }
+        }
+    }
+
+    fn owns(&self, i: usize) -> bool {
+        let worker = &self.workers[i];
+        worker.epoch == self.worker_epoch && self.row == Some(worker.row)
+    }
+
+    fn write_row(&mut self, i: usize, to: impl Fn(Row) -> Row) {
+        if !self.owns(i) {
+            self.workers.remove(i);
+            return;
+        }
+        let worker = &mut self.workers[i];
+        worker.row = to(Row { at: worker.at, ..worker.row });
+        self.row = Some(worker.row);
+    }
+
+    /// Rows and progress in one transaction.
+    fn commit(&mut self, i: usize, source: &Source, choices: &mut Choices) -> Result<(), String> {
+        let is_owner = self.owns(i);
+        let Open { to, rows, left_out, loads } = self.workers[i].open.take().expect("called with something to commit");
+        if !is_owner {
+            self.workers.remove(i);
+            return Ok(());
+        }
+        let worker = &mut self.workers[i];
+        let row = Row { at: to, ..worker.row };
+        (self.rows, self.left_out, self.row) = (rows, left_out, Some(row));
+        self.commits += 1;
+        (worker.row, worker.at, worker.loads) = (row, to, loads);
+        tell(format_args!(
+            "sink {}: worker {} commits to {} (ledger {})",
+            self.name, worker.epoch, to.position, to.offset
+        ));
+        let outcome = judge(self.name, &self.rows, &self.left_out, &worker.loads, source.as_of(to.position.lsn));
+        if choices.percent(10) {
+            // The answer is lost, and with it the worker.
+            self.workers.remove(i);
+        }
+        outcome.map_err(|what| format!("sink {} at {}: {what}", self.name, to.position))
+    }
+
+    /// Nothing is under load, and everything is here.
+    pub fn is_level(&self, source: &Source) -> bool {
+        let all = source.as_of(source.end());
+        let mine = tables_of(self.name).len();
+        let due: Rows = all.iter().filter(|((table, _), _)| *table < mine).map(|(k, v)| (*k, *v)).collect();
+        let idle = |worker: &Worker| worker.loads.is_empty() && worker.open.is_none();
+        self.row.is_some_and(|row| row.streaming) && self.workers.iter().any(idle) && self.rows == due
+    }
+}
+
+/// What the sink must hold: of a table under load the ranges that are there, but for rows that had to be left out.
+fn judge(
+    sink: &str,
+    rows: &Rows,
+    left_out: &BTreeSet<(usize, usize)>,
+    loads: &Loads,
+    source: &Rows,
+) -> Result<(), String> {
+    for number in 0..tables_of(sink).len() {
+        let name = table(number);
+        for key in 0..KEYS {
+            let (here, there) = (rows.get(&(number, key)), source.get(&(number, key)));
+            let text = key.to_string();
+            let is_there = loads.admits(&name, &[KeyOrder::Integer], &[text.as_bytes()]).map_err(|e| e.to_string())?;
+            let is_left_out = loads.is_loading(&name) && here.is_none() && left_out.contains(&(number, key));
+            if is_there && here != there && !is_left_out {
+                return Err(format!("row {key} of {name} is {here:?}, at the source {there:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Worker {
+    fn read(&mut self, kafka: &Kafka) -> Result<(), String> {
+        let Some(entry) = kafka.ledger.get(self.next as usize) else { return Ok(()) };
+        let offset = self.next;
+        self.next += 1;
+        self.machine.entry(offset, entry.clone()).map_err(|e| e.to_string())
+    }
+
+    /// Applies some intervals in one transaction; `None` if nothing of them concerns this sink.
+    fn intervals(
+        &mut self,
+        kafka: &Kafka,
+        rows: &Rows,
+        left_out: &BTreeSet<(usize, usize)>,
+        (choices, sink, bug): (&mut Choices, &str, Bug),
+    ) -> Result<Option<Open>, String> {
+        let mut gathered: Vec<Interval> = Vec::new();
+        while let Some(Item::Interval(next)) = self.machine.peek() {
+            if !gathered.is_empty() && choices.percent(50) {
+                break;
+            }
+            gathered.push(Interval::clone(next));
+            self.machine.pop();
+        }
+        let to = gathered.iter().fold(self.at, |at, interval| interval.at(at));
+        if !gathered.iter().any(|interval| interval.concerns) {
+            self.at = to;
+            return Ok(None);
+        }
+        let (rows, left_out, loads) = (rows.clone(), left_out.clone(), self.loads.clone());
+        let mut open = Open { to, rows, left_out, loads };
+        for interval in gathered.iter().filter(|interval| interval.concerns) {
+            let records = fetch(kafka, &interval.checkpoint)?;
+            for (at, event) in events(&interval.checkpoint, &records, sink)? {
+                let outcome = match event {
+                    Event::Change(number, op) => open.change(number, op, bug),
+                    Event::Chunk(chunk, rows) => {
+                        if open.loads.wants(interval.offset, chunk) {
+                            open.chunk(chunk, &rows);
+                            open.loads.chunk(chunk, &self.machine.state().relations);
+                        }
+                        Ok(())
+                    }
+                };
+                outcome.map_err(|what| format!("sink {sink} at {at}: {what}"))?;
+            }
+        }
+        Ok(Some(open))
+    }
+}
+
+/// The records of a checkpoint's spans, each span checked.
+fn fetch<'a>(kafka: &'a Kafka, checkpoint: &Checkpoint) -> Result<BTreeMap<Position, &'a Record>, String> {
+    let mut records = BTreeMap::new();
+    for span in &checkpoint.spans {
+        let mut check = SpanCheck::new(checkpoint, span);
+        for (offset, record) in (0..).zip(&kafka.data[span.partition as usize]).skip(span.first as usize) {
+            if check.is_done() || offset > span.last {
+                break;
+            }
+            let kind = if matches!(record.data, Data::ChunkRow(_)) { Kind::ChunkRow } else { Kind::Change };
+            let header = Header { kind, epoch: record.epoch, position: record.position, relation: Fingerprint(0) };
+            match check.record(offset, Some(&header)).map_err(|e| e.to_string())? {
+                Verdict::Take => drop(records.insert(record.position, record)),
+                Verdict::Skip => {}
+            }
+        }
+        check.end().map_err(|e| e.to_string())?;
+    }
+    Ok(records)
+}
+
+/// Changes and chunks of the sink's tables in the order of their positions.
+fn events<'a>(
+    checkpoint: &'a Checkpoint,
+    records: &BTreeMap<Position, &'a Record>,
+    sink: &str,
+) -> Result<Vec<(Position, Event<'a>)>, String> {
+    let mine = tables_of(sink);
+    let is_mine = |name: &TableName| mine.contains(name);
+    let mut events = Vec::new();
+    for (position, record) in records {
+        if let Data::Change { table: number, op } = &record.data
+            && is_mine(&table(*number))
+        {
+            events.push((*position, Event::Change(*number, op)));
+        }
+    }
+    for chunk in checkpoint.chunks.iter().filter(|chunk| is_mine(&chunk.table)) {
+        let rows: Vec<&RowBuf> = records
+            .range(chunk.at..chunk.end())
+            .filter_map(|(_, record)| match &record.data {
+                Data::ChunkRow(row) => Some(row),
+                Data::Change { .. } => None,
+            })
+            .collect();
+        if rows.len() as u64 != chunk.rows {
+            return Err(format!("the chunk at {} counts {} rows, {} are there", chunk.at, chunk.rows, rows.len()));
+        }
+        events.push((chunk.at, Event::Chunk(chunk, rows)));
+    }
+    events.sort_by_key(|(at, _)| *at);
+    Ok(events)
+}
+
+impl Open {
+    /// A change as the writer takes it: of a table under load only where it is loaded; otherwise of rows that must be there.
+    fn change(&mut self, number: usize, op: &Op, bug: Bug) -> Result<(), String> {
+        let name = table(number);
+        let is_loading = self.loads.is_loading(&name);
+        let admits = |row: &RowBuf| {
+            if bug == Bug::AdmitsAll {
+                return Ok(true);
+            }
+            let text = row.row().get(0).text().expect("keys are there");
+            self.loads.admits(&name, &[KeyOrder::Integer], &[text]).map_err(|e| e.to_string())
+        };
+        match op {
+            Op::Truncate => {
+                self.rows.retain(|(of, _), _| *of != number);
+                self.left_out.retain(|(of, _)| *of != number);
+            }
+            Op::Insert(row) => {
+                if admits(row)? {
+                    let key = (number, key(row));
+                    if self.rows.insert(key, values(row, None)).is_some() && !is_loading {
+                        return Err(format!("row {} is there before it is inserted", key.1));
+                    }
+                    self.left_out.remove(&key);
+                }
+            }
+            Op::Update(row) => {
+                if admits(row)? {
+                    let key = (number, key(row));
+                    match self.rows.get(&key).copied() {
+                        Some(before) => drop(self.rows.insert(key, values(row, Some(before)))),
+                        None if is_loading && self.left_out.contains(&key) => {}
+                        None => return Err(format!("row {} is not there to be updated", key.1)),
+                    }
+                }
+            }
+            Op::Delete(row) => {
+                if admits(row)? {
+                    self.delete((number, key(row)), is_loading)?;
+                }
+            }
+            Op::Rekey { old, new } => match (admits(old)?, admits(new)?) {
+                (true, true) => {
+                    let (from, to) = ((number, key(old)), (number, key(new)));
+                    let before = self.rows.remove(&from);
+                    let was_left_out = self.left_out.remove(&from);
+                    if before.is_none() && !(is_loading && was_left_out) {
+                        return Err(format!("row {} is not there to be moved", from.1));
+                    }
+                    match before.is_none() && new.row().has_absent() {
+                        true => drop(self.left_out.insert(to)),
+                        false => drop(self.rows.insert(to, values(new, before))),
+                    }
+                }
+                (true, false) => self.delete((number, key(old)), is_loading)?,
+                (false, true) if new.row().has_absent() => drop(self.left_out.insert((number, key(new)))),
+                (false, true) => drop(self.rows.insert((number, key(new)), values(new, None))),
+                (false, false) => {}
+            },
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: (usize, usize), is_loading: bool) -> Result<(), String> {
+        let was_left_out = self.left_out.remove(&key);
+        match self.rows.remove(&key) {
+            Some(_) => Ok(()),
+            None if is_loading && was_left_out => Ok(()),
+            None => Err(format!("row {} is not there to be deleted", key.1)),
+        }
+    }
+
+    /// The range holds exactly these rows.
+    fn chunk(&mut self, chunk: &lockstep::ledger::entry::Chunk, rows: &[&RowBuf]) {
+        let of = number(&chunk.table);
+        let inside =
+            |key: usize| chunk.range.contains(&[KeyOrder::Integer], &[key.to_string()]).expect("keys are numbers");
+        self.rows.retain(|(table, key), _| *table != of || !inside(*key));
+        self.left_out.retain(|(table, key)| *table != of || !inside(*key));
+        self.rows.extend(rows.iter().map(|row| ((of, key(row)), values(row, None))));
+        debug_assert!(of < TABLES);
+    }
+}
+
+fn key(row: &RowBuf) -> usize {
+    cell(row, 0).expect("keys are there") as usize
+}
+
+fn cell(row: &RowBuf, column: usize) -> Option<u32> {
+    let text = row.row().get(column).text()?;
+    Some(std::str::from_utf8(text).expect("digits").parse().expect("digits"))
+}
+
+/// The row's values; what is absent is as it was before.
+fn values(row: &RowBuf, before: Option<Values>) -> Values {
+    Values {
+        small: cell(row, 1).expect("small columns are sent"),
+        big: cell(row, 2).or(before.map(|before| before.big)).expect("a row is made whole"),
+    }
+}
