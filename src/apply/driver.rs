@@ -449,7 +449,8 @@ impl Worker {
     }
 
     /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
-    /// parked; where that is refused too, or another constraint refuses, each change by itself, in order.
+    /// parked; where a foreign key refuses while tables are under load, with all that is still to come of them; where that is
+    /// refused too, or another constraint refuses, each change by itself, in order.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
         let mut handover = None;
@@ -458,12 +459,17 @@ impl Worker {
             let mut ahead = None;
             match &outcome {
                 Err(Failure::Ahead(asked)) => ahead = Some(asked.clone()),
-                Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
+                Err(Failure::Unique(_)) if !self.writer.parking => {
+                    self.writer.begin_parking(self.machine.state());
+                }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
                     self.writer.strict = true;
                 }
-                Err(Failure::Constraint(_)) if !self.writer.strict => self.writer.strict = true,
+                Err(Failure::Reference(_)) if !self.writer.whole && !self.writer.loads.is_empty() => {
+                    self.writer.whole = true;
+                }
+                Err(Failure::Constraint(_) | Failure::Reference(_)) if !self.writer.strict => self.writer.strict = true,
                 _ => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
@@ -475,7 +481,7 @@ impl Worker {
             }
             self.fewer(items);
         };
-        (self.writer.parking, self.writer.strict) = (false, false);
+        (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
         // That no value can stand in says more than that one by one was refused as well.
         match (outcome, handover) {
             (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
@@ -684,7 +690,7 @@ impl Worker {
             self.writer.sink.keep_lease().await?;
             self.report();
             self.reporter.update(|s| {
-                s.waiting_for = Some("the rest of tables that reference each other in a circle".to_owned());
+                s.waiting_for = Some("the rest of tables whose rows reference each other".to_owned());
             });
             self.wait(stop).await?;
         }

@@ -84,6 +84,9 @@ pub struct Writer {
     pub moved_in: Option<TableName>,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
+    /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
+    /// not read yet, so a row there may still reference what the stream has deleted, or not be there for what it has brought.
+    pub whole: bool,
 }
 
 impl Writer {
@@ -110,6 +113,7 @@ impl Writer {
             strict: false,
             moved_in: None,
             parking: false,
+            whole: false,
         }
     }
 
@@ -121,8 +125,17 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
-        // They may have been made for tables that follow no more.
-        self.versions.clear();
+        // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
+        // hand-over takes longer than the hand-over.
+        let tables = &self.tables;
+        let follows = |table: &TableName| tables.get(table).is_none_or(|target| target.evolve != Evolve::Off);
+        self.versions.retain(|_, version| !follows(&version.table));
+    }
+
+    /// From here on rows that hold unique values of others get out of their way.
+    pub fn begin_parking(&mut self, state: &State) {
+        self.parking = true;
+        self.rows = targets::Rows::of(state, &self.tables);
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -295,9 +308,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle. Only when all of them
-    /// are there do their foreign keys hold, so it can't end before.
+    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle, or of what must go
+    /// together once a foreign key has refused a part. Only when all is there do the foreign keys hold, so it can't end before.
     pub async fn is_half_loaded(&mut self) -> Outcome<bool> {
+        if self.whole && !self.loads.is_empty() {
+            return Ok(true);
+        }
         if self.loaded.is_empty() {
             return Ok(false);
         }

@@ -95,6 +95,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
     metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
+    metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
     metric("lockstep_source_standby", Kind::Gauge, &[], None, "1 while another process has the slot."),
     metric("lockstep_source_halted", Kind::Gauge, &[], None, "1 while halted by a named error; /status has the code and what to type."),
@@ -343,6 +344,12 @@ impl SourceMetrics {
         self.metrics.counter("lockstep_source_records_total", vec![Label::new("table", table.to_string())])
     }
 
+    /// A chunk of a table was read.
+    pub fn snapshot_rows(&self, table: &TableName, rows: usize) {
+        let labels = vec![Label::new("table", table.to_string())];
+        self.metrics.counter("lockstep_source_snapshot_rows_total", labels).increment(rows as u64);
+    }
+
     pub fn received(&self, bytes: u64, up_to: Lsn) {
         self.bytes.increment(bytes);
         self.received_lsn.set(lsn(up_to));
@@ -500,6 +507,7 @@ mod tests {
         let (metrics, source, sink) = (Metrics::new(), SourceReporter::default(), SinkReporter::default());
         let (reader, applier) = (metrics.source(), metrics.sink("orders"));
         reader.records(&TableName::new("public", "we\"ird\n")).increment(3);
+        reader.snapshot_rows(&TableName::new("public", "products"), 5);
         reader.checkpoint(Duration::from_micros(600));
         applier.rows(RowOp::Snapshot, 7);
         applier.transaction(7);

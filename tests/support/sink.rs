@@ -302,7 +302,7 @@ pub fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
 
 pub fn halt(failure: Failure) -> Halt {
     match failure {
-        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) => *halt,
+        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) | Failure::Reference(halt) => *halt,
         other => panic!("not a halt: {other:?}"),
     }
 }

@@ -168,6 +168,7 @@ impl Core {
                 self.version(shaped).await?;
                 let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
                 self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
+                self.metrics.snapshot_rows(&chunk.table, chunk.rows.len());
                 self.loader.chunk(chunk);
             }
             Answer::Rekeyed(asked, _) if !self.loader.asks(asked) => {}
