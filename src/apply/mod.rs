@@ -10,6 +10,7 @@ mod merge;
 pub mod net;
 mod routes;
 pub mod span;
+pub mod sparse;
 pub mod start;
 pub mod targets;
 pub mod writer;
