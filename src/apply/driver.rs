@@ -24,11 +24,12 @@ use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::Tail;
-use crate::kafka::groups;
+use crate::kafka::groups::{self, Applied};
 use crate::ledger::entry::{Assembler, Entry, Join, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
+use crate::progress::Meters;
 use crate::relation::TableName;
 use crate::sink::lease::{Lease, watch_link};
 use crate::sink::postgres::PostgresSink;
@@ -61,7 +62,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a stop may go on applying what the ledger already holds.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How often the sink says in Kafka how far it is: for trimming, which counts in days, and for lag tools.
+/// How often the sink says in Kafka what it still needs: for trimming, which counts in days, and for lag tools.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Records between two looks at the lease while records flow.
@@ -121,12 +122,17 @@ struct Worker {
     level: Instant,
     /// Rows loaded of each table that is under load.
     loaded: HashMap<TableName, u64>,
+    meters: Meters,
     /// Records gathered into one transaction at most.
     gather_records: u64,
     /// Stopped within a transaction that could not end yet: what it took in is not applied.
     abandoned: bool,
     teller: groups::Teller,
     told: Option<(i64, Instant)>,
+    /// Existing rows were applied, or passed over: whoever loads them waits to hear of it.
+    rows_passed: bool,
+    /// Time spent with applying.
+    busy: Duration,
 }
 
 impl Worker {
@@ -232,10 +238,13 @@ impl Worker {
             wrote: now,
             level: now,
             loaded: HashMap::new(),
+            meters: Meters::default(),
             gather_records: TRANSACTION_RECORDS_FIRST,
             abandoned: false,
             teller,
             told: None,
+            rows_passed: false,
+            busy: Duration::ZERO,
         })
     }
 
@@ -336,8 +345,11 @@ impl Worker {
     async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
-                let intervals = self.gather();
-                self.intervals(intervals, stop).await
+                let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
+                let outcome = self.intervals(intervals, stop).await;
+                self.busy += begun.elapsed();
+                outcome
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
@@ -401,21 +413,6 @@ impl Worker {
         self.write_row(standing).await
     }
 
-    /// Intervals for one transaction.
-    fn gather(&mut self) -> Vec<Interval> {
-        let mut gathered: Vec<Interval> = Vec::new();
-        let mut records = 0;
-        while let Some(Item::Interval(next)) = self.machine.peek() {
-            records += next.records();
-            if !gathered.is_empty() && records > self.gather_records {
-                break;
-            }
-            let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
-            gathered.push(*next);
-        }
-        gathered
-    }
-
     async fn intervals(&mut self, intervals: Vec<Interval>, stop: &CancellationToken) -> Result<()> {
         if !self.wanted(&intervals).iter().any(|interval| interval.concerns) {
             self.at = intervals.iter().fold(self.at, |at, interval| interval.at(at));
@@ -452,28 +449,39 @@ impl Worker {
     }
 
     /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
-    /// parked; where that is refused too, or another constraint refuses, each change by itself, in order.
+    /// parked; where a foreign key refuses while tables are under load, with all that is still to come of them; where that is
+    /// refused too, or another constraint refuses, each change by itself, in order.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
         let mut handover = None;
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
+            let mut ahead = None;
             match &outcome {
-                Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
+                Err(Failure::Ahead(asked)) => ahead = Some(asked.clone()),
+                Err(Failure::Unique(_)) if !self.writer.parking => {
+                    self.writer.begin_parking(self.machine.state());
+                }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
                     self.writer.strict = true;
                 }
-                Err(Failure::Constraint(_)) if !self.writer.strict => self.writer.strict = true,
+                Err(Failure::Reference(_)) if !self.writer.whole && !self.writer.loads.is_empty() => {
+                    self.writer.whole = true;
+                }
+                Err(Failure::Constraint(_) | Failure::Reference(_)) if !self.writer.strict => self.writer.strict = true,
                 _ => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
             tracing::debug!(sink = self.sink.name, parking, strict, "a constraint refused the changes; another way");
             self.abort().await?;
             self.writer.loads = loads.clone();
+            if let Some(ahead) = ahead {
+                self.writer.sink.go_ahead(&ahead).await?;
+            }
             self.fewer(items);
         };
-        (self.writer.parking, self.writer.strict) = (false, false);
+        (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
         // That no value can stand in says more than that one by one was refused as well.
         match (outcome, handover) {
             (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
@@ -673,7 +681,7 @@ impl Worker {
             }
             self.read_ahead()?;
             if let Some(Item::Interval(_)) = self.machine.peek() {
-                let intervals = self.gather().into_iter();
+                let intervals = self.machine.gather(self.gather_records).into_iter();
                 return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
             }
             if let Some(item) = self.machine.pop() {
@@ -682,7 +690,7 @@ impl Worker {
             self.writer.sink.keep_lease().await?;
             self.report();
             self.reporter.update(|s| {
-                s.waiting_for = Some("the rest of tables that reference each other in a circle".to_owned());
+                s.waiting_for = Some("the rest of tables whose rows reference each other".to_owned());
             });
             self.wait(stop).await?;
         }
@@ -761,13 +769,16 @@ impl Worker {
         self.tell()
     }
 
-    /// Says in Kafka from which entry on this sink still needs the ledger, now and then.
+    /// Says in Kafka from which entry on this sink still needs the ledger, now and then, and how far it is, at once where
+    /// existing rows were on the way. What is sent can get lost, and while rows are on the way somebody waits for it.
     fn tell(&mut self) -> Result<()> {
         let standing = &self.row.standing;
         let next = standing.join_offset.unwrap_or(i64::MAX).min(standing.ledger_offset) + 1;
-        let due = self.told.is_none_or(|(told, at)| told != next && at.elapsed() >= TELL_INTERVAL);
-        if due {
-            self.teller.tell(next)?;
+        let loading = !self.writer.loads.is_empty();
+        let due = self.told.is_none_or(|(told, at)| (told != next || loading) && at.elapsed() >= TELL_INTERVAL);
+        if due || std::mem::take(&mut self.rows_passed) {
+            let busy_us = u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX);
+            self.teller.tell(next, Applied { applied: self.at.offset, busy_us })?;
             self.told = Some((next, Instant::now()));
         }
         Ok(())
@@ -796,7 +807,8 @@ impl Worker {
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             let equal = !self.writer.is_partial(&table.name, self.machine.state());
-            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
+            let rows_per_second = self.meters.rate(&table.name, rows_done, now);
+            (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;

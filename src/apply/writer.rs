@@ -84,6 +84,9 @@ pub struct Writer {
     pub moved_in: Option<TableName>,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
+    /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
+    /// not read yet, so a row there may still reference what the stream has deleted, or not be there for what it has brought.
+    pub whole: bool,
 }
 
 impl Writer {
@@ -110,6 +113,7 @@ impl Writer {
             strict: false,
             moved_in: None,
             parking: false,
+            whole: false,
         }
     }
 
@@ -121,8 +125,17 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
-        // They may have been made for tables that follow no more.
-        self.versions.clear();
+        // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
+        // hand-over takes longer than the hand-over.
+        let tables = &self.tables;
+        let follows = |table: &TableName| tables.get(table).is_none_or(|target| target.evolve != Evolve::Off);
+        self.versions.retain(|_, version| !follows(&version.table));
+    }
+
+    /// From here on rows that hold unique values of others get out of their way.
+    pub fn begin_parking(&mut self, state: &State) {
+        self.parking = true;
+        self.rows = targets::Rows::of(state, &self.tables);
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -295,9 +308,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle. Only when all of them
-    /// are there do their foreign keys hold, so it can't end before.
+    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle, or of what must go
+    /// together once a foreign key has refused a part. Only when all is there do the foreign keys hold, so it can't end before.
     pub async fn is_half_loaded(&mut self) -> Outcome<bool> {
+        if self.whole && !self.loads.is_empty() {
+            return Ok(true);
+        }
         if self.loaded.is_empty() {
             return Ok(false);
         }
@@ -355,6 +371,7 @@ impl Writer {
     ) -> Outcome<()> {
         self.write_truncates().await?;
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let newest = newest(state, &relation.name);
         // What the ledger tells of only behind this interval is to come.
         let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
@@ -362,7 +379,7 @@ impl Writer {
             state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
         let earlier: Vec<WantedTable> =
             others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of_version(r, target, &newest).ok()).collect();
-        self.sink.evolve(wanted, &earlier, target.evolve).await?;
+        self.sink.evolve(wanted, &earlier, target.evolve, half).await?;
         // Should one of them come back, it is looked at again.
         self.versions.retain(|_, version| version.table != relation.name);
         Ok(())
@@ -471,11 +488,15 @@ impl Writer {
             return Ok(());
         }
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let truncates = std::mem::take(&mut self.truncates);
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
         plans.sort_by_key(|plan| plan.rows_of());
         plans.dedup_by_key(|plan| plan.rows_of());
-        self.sink.truncate(&plans).await?;
+        match half {
+            true => self.sink.truncate_half_loaded(&plans).await?,
+            false => self.sink.truncate(&plans).await?,
+        }
         self.counts.truncated += plans.len() as u64;
         Ok(())
     }

@@ -29,6 +29,9 @@ pub fn describe(config: &Config) -> String {
     }
     out.push_str("\n[http]\n");
     pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
+    if let Some(admin) = &config.http.admin {
+        pair(&mut out, "admin", text(&admin.display().to_string()));
+    }
     wire(&mut out, config);
     for each in &config.sinks {
         sink(&mut out, each);
@@ -204,8 +207,8 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
     pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));
-    pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
     pair(out, "foreign_keys", text(sink.foreign_keys.as_str()));
+    pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
 }
 
 fn table(out: &mut String, table: &Table) {

@@ -202,6 +202,8 @@ pub struct Sasl {
 pub struct Http {
     /// `None`: off.
     pub listen: Option<std::net::SocketAddr>,
+    /// Where the admin socket is; `None`: off.
+    pub admin: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -216,9 +218,9 @@ pub struct Sink {
     pub lock_timeout: Duration,
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
+    pub foreign_keys: ForeignKeys,
     /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
     pub synchronous_commit: bool,
-    pub foreign_keys: ForeignKeys,
 }
 
 /// When the sink's foreign keys between tables that we write are in force.

@@ -54,8 +54,8 @@ impl World {
             span_wait: Duration::from_secs(1),
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
-            synchronous_commit: true,
             foreign_keys: Default::default(),
+            synchronous_commit: true,
         }
     }
 
@@ -302,7 +302,7 @@ pub fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
 
 pub fn halt(failure: Failure) -> Halt {
     match failure {
-        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) => *halt,
+        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) | Failure::Reference(halt) => *halt,
         other => panic!("not a halt: {other:?}"),
     }
 }
