@@ -147,12 +147,14 @@ pub struct TableStatus {
     pub phase: Phase,
     pub rows_done: Option<u64>,
     pub rows_estimated: Option<u64>,
+    /// False: this copy is not the source's state whatever is applied, by what the connector says.
+    pub equal: bool,
 }
 
 impl TableStatus {
     /// A table in `phase`, without row counts.
     pub fn new(phase: Phase) -> TableStatus {
-        TableStatus { phase, rows_done: None, rows_estimated: None }
+        TableStatus { phase, rows_done: None, rows_estimated: None, equal: true }
     }
 }
 
@@ -345,6 +347,9 @@ fn tables(source: Option<&SourceStatus>, sinks: &BTreeMap<&String, SinkStatus>) 
 fn table_keys(status: &TableStatus) -> Map<String, Value> {
     let mut keys = Map::new();
     keys.insert("phase".to_owned(), json!(status.phase));
+    if !status.equal {
+        keys.insert("equal".to_owned(), json!(false));
+    }
     for (key, value) in [("rows_done", status.rows_done), ("rows_estimated", status.rows_estimated)] {
         if let Some(value) = value {
             keys.insert(key.to_owned(), json!(value));

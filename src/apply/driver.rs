@@ -3,6 +3,8 @@
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
 //! The worker runs on a thread of its own, because reading a partition blocks.
 
+mod foreign_keys;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -177,10 +179,10 @@ impl Worker {
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
         let missing: BTreeSet<TableName> = names.difference(&known).cloned().collect();
         let now: Vec<Taken> = tables.iter().map(|(table, target)| Taken::of(table, target)).collect();
-        let Otherwise { moved, reshaped } = Otherwise::of(&state, name, &now);
+        let Otherwise { moved, reshaped, begun } = Otherwise::of(&state, name, &now);
         // Should a table that is gone come back, it must be known that nothing of it was taken meanwhile. And tables that are
         // missing are under load from here on, wherever the row stands; so are those that are taken in another way now.
-        let (left, joined) = (&gone | &moved, &missing | &moved);
+        let (left, joined) = (&gone | &moved, &(&missing | &moved) | &begun);
         for (kind, names) in [(RequestKind::Leave, left), (RequestKind::Join, joined), (RequestKind::Resync, reshaped)]
         {
             if !names.is_empty() {
@@ -195,6 +197,8 @@ impl Worker {
         worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&state).await?;
+        worker.set_foreign_keys_aside().await?;
+        worker.end_of_load().await?;
         Ok(Some(worker))
     }
 
@@ -401,6 +405,7 @@ impl Worker {
         if !self.writer.loads.is_empty() || self.row.standing.phase == RowPhase::Streaming {
             return Ok(());
         }
+        self.put_foreign_keys_back().await?;
         tracing::info!(sink = self.sink.name, "existing rows are in; from here on the sink equals the source");
         let standing = Standing { join_offset: None, phase: RowPhase::Streaming, ..self.standing() };
         self.write_row(standing).await
@@ -652,6 +657,7 @@ impl Worker {
         self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
         self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        self.metrics.missing_rows(counts.missing);
         self.metrics.foreign_records(foreign);
         self.metrics.overwritten(counts.overwritten);
         if committed {
@@ -731,7 +737,8 @@ impl Worker {
                 false => Phase::Streaming,
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { rows_done, ..TableStatus::new(phase) })
+            let equal = !self.writer.is_partial(&table.name, self.machine.state());
+            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;

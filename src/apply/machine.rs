@@ -305,7 +305,7 @@ impl Loads {
     /// The request's tables take changes only where chunks that stand after it have been. A request counts as soon as it is
     /// seen, however far behind the sink stands: that is the way past records that can't be had or rows that don't fit.
     pub fn joined(&mut self, offset: i64, request: &Request) {
-        for table in &request.tables {
+        for table in request.read() {
             let of_table = self.tables.entry(table.clone()).or_default();
             if of_table.iter().any(|loading| loading.since >= offset) {
                 continue;

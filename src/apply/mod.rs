@@ -8,5 +8,6 @@ pub mod merge;
 pub mod net;
 mod routes;
 pub mod span;
+pub mod sparse;
 pub mod targets;
 pub mod writer;

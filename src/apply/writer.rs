@@ -15,7 +15,7 @@ use crate::apply::net::Folded;
 use crate::apply::targets;
 use crate::change::Op;
 use crate::codec::{self, Decoder};
-use crate::config::{self, Evolve};
+use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::{Chunk, Join};
@@ -154,6 +154,27 @@ impl Writer {
         Ok(())
     }
 
+    /// A table that is not equal to the source's whatever is applied: the rows that were there were never read, or nobody would
+    /// notice one that is lost.
+    pub fn is_partial(&self, table: &TableName, state: &State) -> bool {
+        let configured = self.tables.get(table).is_some_and(|target| target.snapshot != Snapshot::Initial);
+        let of_sink = state.joins.iter().map(|join| &join.request).filter(|request| request.sink == self.name);
+        let newest = of_sink.filter(|request| request.says(table)).last();
+        configured || newest.is_some_and(|request| !request.reads(table))
+    }
+
+    /// Tables at the source and what they are here.
+    pub fn targets(&self) -> impl Iterator<Item = (&TableName, &TableName)> {
+        self.tables.iter().map(|(source, target)| (source, &target.table))
+    }
+
+    /// The sink's tables are no longer what they were looked at as.
+    pub fn forget_plans(&mut self) {
+        self.versions.clear();
+        self.circles = None;
+        self.planned = Instant::now();
+    }
+
     /// A table that we take and never alter.
     fn is_own_business(&self, table: &TableName) -> bool {
         self.tables.get(table).is_some_and(|target| target.evolve == Evolve::Off)
@@ -163,9 +184,7 @@ impl Writer {
     pub fn begin_interval(&mut self, interval: &Interval) {
         if self.planned.elapsed() >= PLAN_INTERVAL {
             // The sink's tables belong to somebody else, who may have changed them.
-            self.versions.clear();
-            self.circles = None;
-            self.planned = Instant::now();
+            self.forget_plans();
         }
         self.offset = interval.offset;
         let chunks = &interval.checkpoint.chunks;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::answerable::TOPICS;
 use super::shape::relation_shape;
-use crate::config::{Config, Table};
+use crate::config::{Config, Snapshot, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::condition::{Bounds, NoRange};
 use crate::ledger::entry::{Request, RequestKind};
@@ -66,7 +66,9 @@ fn whole<'a>(config: &'a Config, ask: &Ask) -> Result<(Vec<&'a Table>, Vec<Reque
     let id = Uuid::new_v4;
     let wanted = sinks.into_iter().filter(|name| ask.sink.as_deref().is_none_or(|only| only == *name));
     let requests = wanted.map(|sink| {
-        let taken = tables.iter().filter(|table| table.sinks.iter().any(|target| target.sink == sink));
+        // What is never read is read for a person who says so by name.
+        let meant = tables.iter().filter(|table| ask.table.is_some() || table.snapshot == Snapshot::Initial);
+        let taken = meant.filter(|table| table.sinks.iter().any(|target| target.sink == sink));
         let tables = taken.map(|table| TableName::clone(&table.name)).collect();
         Request::new(id(), RequestKind::Resync, sink, tables, &ask.asked_by)
     });

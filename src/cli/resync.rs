@@ -29,7 +29,7 @@ pub struct ResyncArgs {
     /// The table at the source, as schema.table
     #[arg(value_name = "TABLE", required_unless_present = "all", conflicts_with = "all")]
     table: Option<String>,
-    /// Every table that the sink takes
+    /// Every table that the sink takes, but for those with snapshot = "never"
     #[arg(long)]
     all: bool,
     /// Only this sink [default: every sink that takes the table]

@@ -98,13 +98,15 @@ fn tables(tables: &Value) -> String {
         let source = keys["phase"].is_string().then_some(("source", keys));
         let sinks = keys.as_object().into_iter().flatten().filter(|(_, sink)| sink.is_object());
         let places: Vec<_> = source.into_iter().chain(sinks.map(|(name, sink)| (name.as_str(), sink))).collect();
-        if places.iter().all(|(_, at)| at["phase"] == "streaming") {
+        if places.iter().all(|(_, at)| at["phase"] == "streaming" && at["equal"] != false) {
             streaming += 1;
             continue;
         }
         for (place, at) in places {
             let counts = [scalar(&at["rows_done"]), scalar(&at["rows_estimated"])];
-            rows.push([table.clone(), place.to_owned(), scalar(&at["phase"])].into_iter().chain(counts).collect());
+            let equal = if at["equal"] == false { ", not equal" } else { "" };
+            let phase = format!("{}{equal}", scalar(&at["phase"]));
+            rows.push([table.clone(), place.to_owned(), phase].into_iter().chain(counts).collect());
         }
     }
     match (rows.len(), streaming) {

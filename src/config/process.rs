@@ -16,7 +16,7 @@ use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
-use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
+use super::{Compression, Database, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
 use crate::relation::Format;
 use crate::relation::names::is_topic_char;
 
@@ -386,6 +386,8 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let lock_timeout = section.duration("lock_timeout", 30 * SECOND, 100 * MS..=HOUR);
     // The owner speaks five times as often. With less than a second a busy machine loses its lease again and again.
     let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
+    let words = [ForeignKeys::Always, ForeignKeys::AfterLoad].map(|when| (when.as_str(), when));
+    let foreign_keys = section.choice("foreign_keys", &words).unwrap_or_default();
     let sink = database.map(|database| Sink {
         name: name.value.clone(),
         database,
@@ -394,6 +396,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         span_wait,
         lock_timeout,
         lease_timeout,
+        foreign_keys,
     });
     (name, sink)
 }

@@ -106,6 +106,8 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_lag_seconds", Kind::Gauge, SINK, SECONDS, "Seconds since the sink was level with the newest checkpoint; 0 while it is."),
     metric("lockstep_sink_foreign_records_total", Kind::Counter, SINK, COUNT, "Records in our topics that no reader of ours wrote; never applied."),
     metric("lockstep_sink_overwritten_rows_total", Kind::Counter, SINK, COUNT, "New rows of the source that were there already at the sink, where rows go in by COPY; somebody else wrote to the table."),
+    metric("lockstep_sink_missing_rows_total", Kind::Counter, SINK, COUNT, "Updates and deletes left out because the sink does not have their rows (on_missing = skip)."),
+    metric("lockstep_sink_tables_not_equal", Kind::Gauge, SINK, COUNT, "Tables that are not equal to the source's whatever is applied (snapshot = never)."),
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
@@ -149,6 +151,7 @@ pub struct SinkMetrics {
     commit_to_visible: Histogram,
     foreign_records: Counter,
     overwritten: Counter,
+    missing_rows: Counter,
     retries: Counter,
 }
 
@@ -237,6 +240,7 @@ impl Metrics {
             commit_to_visible: self.histogram("lockstep_sink_commit_to_visible_seconds", label()),
             foreign_records: self.counter("lockstep_sink_foreign_records_total", label()),
             overwritten: self.counter("lockstep_sink_overwritten_rows_total", label()),
+            missing_rows: self.counter("lockstep_sink_missing_rows_total", label()),
             retries: self.counter("lockstep_sink_retries_total", label()),
         }
     }
@@ -282,6 +286,8 @@ impl Metrics {
         self.known("lockstep_sink_closed_lsn", label(), status.closed_lsn.map(lsn));
         self.known("lockstep_sink_lag_bytes", label(), status.lag_bytes.map(float));
         self.known("lockstep_sink_lag_seconds", label(), status.lag_seconds);
+        let not_equal = status.tables.values().filter(|table| !table.equal).count();
+        self.known("lockstep_sink_tables_not_equal", label(), Some(float(not_equal as u64)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));
         self.known("lockstep_sink_halted", label(), Some(flag(status.state == State::Halted)));
     }
@@ -367,6 +373,11 @@ impl SinkMetrics {
     /// So long after its commit at the source a transaction became visible here. Clocks may differ: below zero counts as 0.
     pub fn commit_to_visible(&self, latency: Duration) {
         self.commit_to_visible.record(latency);
+    }
+
+    /// Changes were left out, because the sink does not have their rows.
+    pub fn missing_rows(&self, count: u64) {
+        self.missing_rows.increment(count);
     }
 
     pub fn foreign_records(&self, count: u64) {

@@ -97,10 +97,11 @@ fn tables_table(html: &mut String, status: &Value) {
         for (place, at) in source.into_iter().chain(sinks.map(|(name, sink)| (name.as_str(), sink))) {
             let _ = write!(
                 html,
-                "<tr><td>{}<td>{}<td>{}<td class=\"n\">{}<td class=\"n\">{}</tr>",
+                "<tr><td>{}<td>{}<td>{}{}<td class=\"n\">{}<td class=\"n\">{}</tr>",
                 escape(table),
                 escape(place),
                 value(&at["phase"]),
+                if at["equal"] == false { ", not equal" } else { "" },
                 value(&at["rows_done"]),
                 value(&at["rows_estimated"]),
             );

@@ -34,6 +34,7 @@ mod direct;
 mod encode;
 pub mod evolve;
 pub mod fit;
+pub mod foreign_keys;
 mod keyless;
 pub mod labels;
 pub mod lease;
@@ -47,7 +48,7 @@ pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config::{self, Truncate};
+use crate::config::{self, OnMissing, Truncate};
 use crate::error::{Code, Error, Halt};
 use crate::relation::{Column, Composite, Relation, TableName};
 
@@ -113,6 +114,8 @@ pub struct Counts {
     pub truncated: u64,
     /// Of the inserted: rows that were there already, which nobody but us should have written.
     pub overwritten: u64,
+    /// Changes left out, because the sink never had their rows.
+    pub missing: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -123,6 +126,7 @@ impl std::ops::AddAssign for Counts {
         self.deleted += more.deleted;
         self.truncated += more.truncated;
         self.overwritten += more.overwritten;
+        self.missing += more.missing;
     }
 }
 
@@ -146,6 +150,8 @@ pub struct WantedTable {
     /// What its columns' composite types are made of, as far as the version says.
     pub composites: Vec<Composite>,
     pub truncate: Truncate,
+    /// Changes of rows that the sink does not have are left out.
+    pub skips_missing: bool,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
 }
@@ -186,8 +192,9 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        let (hidden, composites) = (relation.hidden.clone(), relation.composites.clone());
-        Ok(WantedTable { source, table, columns, hidden, composites, truncate: target.truncate, held })
+        let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
+        let skips_missing = target.on_missing == OnMissing::Skip;
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held })
     }
 
     /// Rows are told apart by all they hold.

@@ -71,7 +71,7 @@ pub struct PostgresSink {
     /// For connections beside this one.
     database: Database,
     lock_timeout: String,
-    name: RowName,
+    pub(super) name: RowName,
     /// This worker: new with every process, kept over reconnects.
     worker: Uuid,
     transaction: Transaction,

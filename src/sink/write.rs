@@ -182,11 +182,15 @@ impl Step<'_> {
             // An equal row that is already there is left alone.
             Verb::Insert => self.plan.has_only_key(),
             Verb::Move | Verb::Update => false,
-        } || self.loading;
+        } || self.loading
+            || self.plan.skips_missing;
         if affected > named || (affected < named && !may_fall_short) {
             return Err(self.diverged(named, affected));
         }
         let mut counts = Counts::default();
+        if self.plan.skips_missing && !self.loading {
+            counts.missing = named - affected;
+        }
         match self.verb {
             Verb::Delete => counts.deleted = affected,
             Verb::Move => counts.moved = affected,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls, Truncate};
+use lockstep::config::{self, Database, Host, SinkTable, Tls};
 use lockstep::error::{Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -54,6 +54,7 @@ impl World {
             span_wait: Duration::from_secs(1),
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
+            foreign_keys: Default::default(),
         }
     }
 
@@ -255,9 +256,7 @@ pub fn relation(table: &str, columns: &str) -> Relation {
 }
 
 pub fn wanted(table: &str, columns: &str) -> WantedTable {
-    let (evolve, truncate) = (Evolve::Off, Truncate::Truncate);
-    let table_there = TableName::new("public", table);
-    let target = SinkTable { sink: "orders".into(), table: table_there, columns: None, evolve, truncate };
+    let target = SinkTable::new("orders", TableName::new("public", table));
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 

@@ -16,7 +16,7 @@ use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
 use crate::capture::withheld;
 use crate::codec::{self, Snapshot};
-use crate::config::{SourceSnapshot, Table};
+use crate::config::{Snapshot as Mode, SourceSnapshot, Table};
 use crate::error::Result;
 use crate::ledger::entry::{Body, Chunk, Done, Forget, Request, RequestKind};
 use crate::lsn::Lsn;
@@ -51,7 +51,7 @@ impl Core {
         let known = self.state.joined(TOPICS);
         let wanted = |table: &&Table| {
             let asked = known.contains(&table.name) || self.departures.has(&table.name);
-            table.sinks.is_empty() && table.wire.snapshot && !asked
+            table.sinks.is_empty() && table.snapshot != Mode::Never && !asked
         };
         let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
         if tables.is_empty() {

@@ -34,7 +34,7 @@ impl Core {
                 .then(|| self.rows_done.get(&table.name).copied())
                 .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { phase, rows_done, rows_estimated })
+            (table.name.clone(), TableStatus { rows_done, rows_estimated, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
