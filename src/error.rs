@@ -208,6 +208,8 @@ codes! {
     SinkTable = "SINK_TABLE",
     /// The sink is not the state it claims to be: a named row is missing or is there twice.
     SinkDiverged = "SINK_DIVERGED",
+    /// A foreign key of a sink that was set aside for a first copy can't be put back, or does not hold.
+    ForeignKeyBroken = "FOREIGN_KEY_BROKEN",
     /// A value does not fit the sink's column.
     ValueRefused = "VALUE_REFUSED",
     /// A constraint of the sink refuses the rows, in whatever order they are applied.

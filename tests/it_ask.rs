@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use lockstep::lsn::Lsn;
 use support::scene::{PATIENCE, Scene, halted, text, wait_text};
 use support::{Pipeline, Process, Status};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -200,34 +202,34 @@ async fn a_table_that_can_not_be_read_waits_alone() {
                   CREATE TABLE public.busy (id int PRIMARY KEY, v text)";
     let keyed = ["public.busy", "public.child", "public.closed", "public.open"].map(|table| (table, &["id"][..]));
     let scene = Scene::new(LOCKSTEP, "withheld", schema, &keyed).await;
-    scene
-        .sql(
-            "INSERT INTO closed VALUES (1, 'a'), (2, 'b'); INSERT INTO open VALUES (1, 'a'); INSERT INTO child VALUES (1, 1);
-             INSERT INTO busy VALUES (1, 'a'); REVOKE SELECT ON closed FROM lockstep",
-        )
-        .await;
-    let mut locker = scene.source.connect().await.unwrap();
-    locker.batch_execute("SET application_name = 'nightly job'").await.unwrap();
-    let lock = locker.transaction().await.unwrap();
-    lock.batch_execute("LOCK TABLE busy").await.unwrap();
+    let scene = scene.configure(|p| p.set("http", "admin = \"admin.sock\""));
+    let rows = "INSERT INTO closed VALUES (1, 'a'), (2, 'b'); INSERT INTO open VALUES (1, 'a');
+                INSERT INTO child VALUES (1, 1); INSERT INTO busy VALUES (1, 'a')";
+    scene.sql(&format!("{rows}; REVOKE SELECT ON closed FROM lockstep")).await;
     let mut process = scene.spawn(&[]);
     wait_text(scene.orders(), "SELECT count(*) FROM open", "1", &mut process).await;
     // The stream of everybody goes on.
     scene.sql("INSERT INTO open VALUES (2, 'b'); INSERT INTO closed VALUES (3, 'c')").await;
     wait_text(scene.orders(), "SELECT count(*) FROM open", "2", &mut process).await;
-    let waits = |s: &Status| {
-        let waiting = s.0["source"]["waiting_for"].as_str().unwrap_or_default();
-        ["GRANT SELECT ON \"public\".\"closed\" TO \"lockstep\"", "public.busy", "nightly job"]
-            .iter()
-            .all(|what| waiting.contains(what))
-    };
-    process.wait_until("both are named", PATIENCE, waits).await.unwrap();
+    let grant = "GRANT SELECT ON public.closed TO lockstep";
+    process.wait_until("the grant is named", PATIENCE, |s| waits(s, &[grant])).await.unwrap();
     let metrics = process.get("/metrics").await.unwrap();
-    assert!(metrics.contains("lockstep_source_tables_withheld 2"), "{metrics}");
+    assert!(metrics.contains("lockstep_source_tables_withheld 1"), "{metrics}");
     assert_eq!(text(scene.orders(), "SELECT count(*) FROM child").await, "0");
+    scene.sql(grant).await;
+    scene.equal(&mut process).await;
+
+    let mut locker = scene.source.connect().await.unwrap();
+    locker.batch_execute("SET application_name = 'nightly job'").await.unwrap();
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE busy").await.unwrap();
+    scene.orders().execute("UPDATE busy SET v = 'other'").await.unwrap();
+    let (status, answer) = post(&scene, r#"{"table": "public.busy"}"#).await;
+    assert_eq!((status, answer["requests"][0]["sink"].as_str()), (200, Some("orders")), "{answer}");
+    process.wait_until("who is in the way", PATIENCE, |s| waits(s, &["nightly job"])).await.unwrap();
+    scene.sql("INSERT INTO open VALUES (5, 'e')").await;
+    wait_text(scene.orders(), "SELECT count(*) FROM open", "3", &mut process).await;
     lock.commit().await.unwrap();
-    wait_text(scene.orders(), "SELECT count(*) FROM busy", "1", &mut process).await;
-    scene.sql("GRANT SELECT ON closed TO lockstep").await;
     scene.equal(&mut process).await;
 
     // Nothing is to be read any more, and so nobody needs the right.
@@ -235,13 +237,48 @@ async fn a_table_that_can_not_be_read_waits_alone() {
     process.terminate(PATIENCE).await.unwrap();
     let mut process = scene.start().await;
     scene.sql("INSERT INTO open VALUES (3, 'c'); INSERT INTO closed VALUES (4, 'd')").await;
-    wait_text(scene.orders(), "SELECT count(*) FROM open", "3", &mut process).await;
+    wait_text(scene.orders(), "SELECT count(*) FROM open", "4", &mut process).await;
     wait_text(scene.orders(), "SELECT count(*) FROM closed", "4", &mut process).await;
     // Until somebody asks for rows: a condition is answered at once, a table waits.
-    let output = scene.pipeline.command(&["resync", "public.closed"]).unwrap();
-    assert!(output.status.success());
-    let named = |s: &Status| s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("public.closed"));
-    process.wait_until("the grant", PATIENCE, named).await.unwrap();
+    let (status, answer) = post(&scene, r#"{"table": "public.closed", "sink": "orders"}"#).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer["requests"][0]["ledger_entry"].as_i64().unwrap() > 0, "{answer}");
+    process.wait_until("the grant is named", PATIENCE, |s| waits(s, &[grant])).await.unwrap();
+    for (body, why) in [
+        (r#"{"table": "public.open", "where": "v = 1"}"#, "v is no column of the key (id)"),
+        (r#"{"table": "public.nothing"}"#, "no connector has public.nothing"),
+        (r#"{"tables": []}"#, "unknown field"),
+        ("{}", "no table is named"),
+    ] {
+        let (status, answer) = post(&scene, body).await;
+        assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("REQUEST_REFUSED")), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    let socket = scene.pipeline.dir.join("admin.sock");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "nobody else may ask");
     scene.sql("GRANT SELECT ON closed, open, child, busy TO lockstep").await;
     scene.equal(&mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+    assert!(!socket.exists());
+}
+
+/// Whether the source says that it waits for all of this.
+fn waits(status: &Status, whats: &[&str]) -> bool {
+    let waiting = status.0["source"]["waiting_for"].as_str().unwrap_or_default().replace('"', "");
+    whats.iter().all(|what| waiting.contains(what))
+}
+
+/// Asks on the admin socket.
+async fn post(scene: &Scene, body: &str) -> (u16, serde_json::Value) {
+    let mut stream = tokio::net::UnixStream::connect(scene.pipeline.dir.join("admin.sock")).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "POST /resync HTTP/1.1\r\nhost: lockstep\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
 }

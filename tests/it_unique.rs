@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{Evolve, SinkTable, Truncate};
+use lockstep::config::SinkTable;
 use lockstep::error::Code;
 use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::relation::{Relation, TableName};
@@ -408,13 +408,7 @@ fn stale_rows_of_one_table_are_no_other_table_s_in_the_same_one() {
         world.run("INSERT INTO t VALUES ('a', 2, 'x'), ('b', 9, 'y')").await;
         let held = Transform::Constant { column: "tenant".into(), value: "a".into() };
         let relation = Relation { transforms: vec![held], ..relation("t", "tenant:text! id:int4! u:text") };
-        let target = SinkTable {
-            sink: "orders".into(),
-            table: TableName::new("public", "t"),
-            columns: None,
-            evolve: Evolve::Off,
-            truncate: Truncate::Truncate,
-        };
+        let target = SinkTable::new("orders", TableName::new("public", "t"));
         let wanted = WantedTable::of(&relation, &target).unwrap();
         let plan = a.sink.plan(&[wanted]).await.unwrap().remove(0);
         let loaded = Loaded {

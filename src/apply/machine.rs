@@ -248,6 +248,15 @@ impl Machine {
         self.items.pop_front()
     }
 
+    /// The item that was popped last, to be given out once more.
+    pub fn put_back(&mut self, item: Item) {
+        self.items.push_front(item);
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter()
+    }
+
     /// Intervals for one transaction, up to so many records. What was committed does not wait for existing rows behind it.
     pub fn gather(&mut self, records_max: u64) -> Vec<Interval> {
         let mut gathered: Vec<Interval> = Vec::new();
@@ -322,7 +331,7 @@ impl Loads {
     /// The request's tables take changes only where chunks that stand after it have been. A request counts as soon as it is
     /// seen, however far behind the sink stands: that is the way past records that can't be had or rows that don't fit.
     pub fn joined(&mut self, offset: i64, request: &Request) {
-        for table in &request.tables {
+        for table in request.read() {
             let of_table = self.tables.entry(table.clone()).or_default();
             if of_table.iter().any(|loading| loading.since >= offset) {
                 continue;

@@ -194,6 +194,15 @@ impl Net {
         Ok(Folded::Done)
     }
 
+    /// The keys that a change speaks of: of the row as it was, and as it is.
+    pub fn keys(&self, op: &Op) -> Result<Vec<Key>> {
+        match op {
+            Op::Insert(row) | Op::Update(row) | Op::Delete(row) => Ok(vec![self.key_of(row)?]),
+            Op::Rekey { old, new } => Ok(vec![self.key_of(old)?, self.key_of(new)?]),
+            Op::Truncate => Ok(Vec::new()),
+        }
+    }
+
     /// What the changes since the last drain come to. Empty afterwards.
     pub fn drain(&mut self) -> NetEffect {
         let mut net = NetEffect { truncate: self.truncate, ..NetEffect::default() };

@@ -103,7 +103,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::{Evolve, Truncate};
     use crate::key::KeyRange;
     use crate::ledger::entry::{Request, RequestKind};
     use crate::relation::{Column, Fingerprint, Format, Modes, TypeKind};
@@ -115,13 +114,7 @@ mod tests {
 
     /// Tables `a1`, `a2` go into `a`, `b1` into `b`.
     fn tables() -> HashMap<TableName, SinkTable> {
-        let target = |table: &str| SinkTable {
-            sink: "x".to_owned(),
-            table: name(&table[..1]),
-            columns: None,
-            evolve: Evolve::Off,
-            truncate: Truncate::Truncate,
-        };
+        let target = |table: &str| SinkTable::new("x", name(&table[..1]));
         ["a1", "a2", "b1"].map(|table| (name(table), target(table))).into()
     }
 

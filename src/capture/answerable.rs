@@ -22,7 +22,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::{Records, TableWire};
+    use crate::config::{Records, Snapshot, TableWire};
     use crate::ledger::entry::RequestKind;
     use crate::transform::Shape;
 
@@ -36,6 +36,8 @@ mod tests {
             insert_only: false,
             shape: Shape::default(),
             skip_unchanged: false,
+            snapshot: Snapshot::Initial,
+            snapshot_order: 0,
             wire,
             sinks: vec![],
         };

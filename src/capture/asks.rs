@@ -5,22 +5,46 @@
 //! the key here, against the source as it is and the newest version that the ledger knows: where the two differ the table is
 //! about to be read again anyway.
 //!
-//! Deliberately not here: what a request means behind others (`ledger::within`), and its way into the ledger.
+//! Deliberately not here: what a request means behind others (`ledger::within`).
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::answerable::TOPICS;
 use super::shape::relation_shape;
-use crate::config::{Config, Table};
+use crate::config::{Config, Snapshot, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::condition::{Bounds, NoRange};
-use crate::ledger::entry::{Request, RequestKind};
+use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::ledger::state::State;
+use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::ledger::within::Within;
 use crate::postgres::row_key::row_key_of;
 use crate::postgres::{borders, catalog};
 use crate::relation::TableName;
 use crate::session::{self, Session};
+
+/// All that was written was waited for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Reads the ledger, makes the requests and writes them; each with its entry.
+pub async fn ask(config: &Arc<Config>, ask: &Ask) -> Result<Vec<(i64, Request)>> {
+    let shared = config.clone();
+    let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
+    // What patterns come to is the reader's to say.
+    let routed = state.routed.as_ref().map(|routed| routed.tables.clone()).unwrap_or_default();
+    let requests = requests(&config.resolve(&routed).0, &state, ask).await?;
+    let mut appender = Appender::open(&config.kafka)?;
+    appender.base = state.base;
+    let mut written = Vec::new();
+    for request in requests {
+        written.push((appender.append_and_wait(Body::Request(request.clone()), APPEND_TIMEOUT).await?, request));
+    }
+    appender.close(CLOSE_TIMEOUT);
+    Ok(written)
+}
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +63,7 @@ pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Error {
 }
 
 /// The requests, one for each sink; `config` has every table by its name.
-pub async fn requests(config: &Config, state: &State, ask: &Ask) -> Result<Vec<Request>> {
+async fn requests(config: &Config, state: &State, ask: &Ask) -> Result<Vec<Request>> {
     let (tables, requests) = whole(config, ask)?;
     let (Some(condition), [table]) = (&ask.condition, &tables[..]) else { return Ok(requests) };
     let within = within(config, state, table, condition).await?;
@@ -66,7 +90,9 @@ fn whole<'a>(config: &'a Config, ask: &Ask) -> Result<(Vec<&'a Table>, Vec<Reque
     let id = Uuid::new_v4;
     let wanted = sinks.into_iter().filter(|name| ask.sink.as_deref().is_none_or(|only| only == *name));
     let requests = wanted.map(|sink| {
-        let taken = tables.iter().filter(|table| table.sinks.iter().any(|target| target.sink == sink));
+        // What is never read is read for a person who says so by name.
+        let meant = tables.iter().filter(|table| ask.table.is_some() || table.snapshot == Snapshot::Initial);
+        let taken = meant.filter(|table| table.sinks.iter().any(|target| target.sink == sink));
         let tables = taken.map(|table| TableName::clone(&table.name)).collect();
         Request::new(id(), RequestKind::Resync, sink, tables, &ask.asked_by)
     });

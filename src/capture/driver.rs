@@ -52,6 +52,7 @@ use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
+use crate::progress::Meters;
 use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
@@ -202,6 +203,7 @@ struct Core {
     confirmed: Lsn,
     source_end: Lsn,
     rows_done: HashMap<TableName, u64>,
+    meters: Meters,
 }
 
 /// Tables and what the catalog said of them.
@@ -326,6 +328,7 @@ impl Reader {
             confirmed: Lsn::ZERO,
             source_end: Lsn::ZERO,
             rows_done: HashMap::new(),
+            meters: Meters::default(),
         };
         let mut reader = Reader { stream, core };
         reader.core.note_left_out(left_out);

@@ -33,21 +33,20 @@ pub fn plan<'a>(
     state: &State,
 ) -> Job {
     let open: Vec<_> = answerable(answers, state).collect();
-    let asked: BTreeSet<&TableName> = open.iter().flat_map(|join| &join.request.tables).collect();
-    let asks = |sink: &str, table: &TableName| {
-        open.iter().any(|join| join.request.sink == sink && join.request.tables.contains(table))
-    };
+    let asked: BTreeSet<&TableName> = open.iter().flat_map(|join| join.request.read()).collect();
+    let asks =
+        |sink: &str, table: &TableName| open.iter().any(|join| join.request.sink == sink && join.request.reads(table));
     let everybody = asked.iter().all(|table| sinks_of(table).iter().all(|sink| asks(sink, table)));
     let sink = (!everybody).then(|| open[0].request.sink.clone());
     let answered = open.iter().filter(|join| sink.as_ref().is_none_or(|sink| join.request.sink == *sink));
     let answered: Vec<&Request> = answered.map(|join| &join.request).collect();
-    let wanted: BTreeSet<&TableName> = answered.iter().flat_map(|request| &request.tables).collect();
+    let wanted: BTreeSet<&TableName> = answered.iter().flat_map(|request| request.read()).collect();
     let requests = answered.iter().map(|request| request.id).collect();
     // A sink takes chunks only for what it asked for last.
-    let ids = answered.iter().flat_map(|request| request.tables.iter().map(|table| (table.clone(), request.id)));
+    let ids = answered.iter().flat_map(|request| request.read().map(|table| (table.clone(), request.id)));
     let only = sink.map(|sink| (sink, ids.collect()));
     let tables: Vec<TableName> = order.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.tables.contains(table));
+    let loaded = |table| state.joins.iter().any(|join| join.done && join.request.reads(table));
     let initial = !tables.iter().any(loaded);
     Job { requests, only, tables, initial, resumed: HashMap::new() }
 }
@@ -100,7 +99,7 @@ fn unasked_of(table: &TableName, job: &Job, state: &State) -> Option<Resumed> {
 /// Whether the job's chunks of the table answer this request.
 fn is_answered(join: &Join, table: &TableName, job: &Job) -> bool {
     job.requests.contains(&join.request.id)
-        && join.request.tables.contains(table)
+        && join.request.reads(table)
         && job.answers(table).is_none_or(|(_, id)| id == join.request.id)
 }
 
@@ -130,6 +129,7 @@ mod tests {
     use crate::ledger::entry::RequestKind;
     use crate::ledger::loaded::tests::{chunks, version};
     use crate::ledger::loaded::{Loaded, Relations};
+    use crate::ledger::taken::Taken;
     use crate::ledger::within::Within;
     use crate::relation::{Fingerprint, Relation};
 
@@ -178,6 +178,17 @@ mod tests {
         whole.done = true;
         let alone = state(vec![whole, join(2, "b", &["parent"])]);
         assert_eq!(planned(&alone), (vec![2], Some("b".into()), vec!["parent".into()], false), "a has the table");
+    }
+
+    #[test]
+    fn what_is_only_streamed_is_in_no_job() {
+        let mut one = join(1, "a", &["child", "parent"]);
+        let streamed = |name| Taken { table: table(name), into: table(name), columns: None, streamed: true };
+        one.request.taken = vec![streamed("child")];
+        let alone = state(vec![one.clone(), join(2, "b", &["parent"])]);
+        assert_eq!(planned(&alone), (vec![1, 2], None, vec!["parent".into()], true));
+        one.request.taken.push(streamed("parent"));
+        assert_eq!(planned(&state(vec![one])), (vec![1], None, vec![], true), "answered all the same");
     }
 
     #[test]

@@ -99,8 +99,9 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     first_of(shape::findings(&session, version, config, &facts).await?)?;
     let estimates = facts.iter().filter_map(|table| Some((table.name.clone(), table.rows_estimate?))).collect();
     let parents = preflight::parents(&facts);
+    let rank = |table: &TableName| config.table(table).map_or(0, |table| table.snapshot_order);
     let order: Vec<TableName> =
-        preflight::load_order(&facts).order.into_iter().map(|i| facts[i].name.clone()).collect();
+        preflight::load_order(&facts, rank).order.into_iter().map(|i| facts[i].name.clone()).collect();
 
     let found = slot::slot_facts(&*session, &config.source.slot).await?;
     // Before the ledger is asked for: nobody should be told to drop a slot that was never ours.

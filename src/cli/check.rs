@@ -12,10 +12,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Failure;
-use crate::apply::driver::check_progress;
+use crate::apply::start::check_progress;
 use crate::capture::{routing, schemas, shape, start};
 use crate::codec;
-use crate::config::{Config, LeftOut, Sink, Table};
+use crate::config::{Config, ForeignKeys, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::state::State;
@@ -284,6 +284,11 @@ async fn sink_findings(
     }
     findings.extend(halts.into_iter().map(Finding::Halt));
     findings.extend(found.notes.into_iter().map(Finding::Warning));
+    if sink.foreign_keys == ForeignKeys::AfterLoad {
+        let tables: Vec<TableName> = wanted.iter().map(|wanted| wanted.table.clone()).collect();
+        let keys = database.foreign_keys(&tables, &tables).await?;
+        findings.extend(database.foreign_key_findings(&keys).into_iter().map(Finding::Halt));
+    }
     Ok(())
 }
 

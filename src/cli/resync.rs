@@ -4,14 +4,15 @@
 //! sink sees it, changes of its tables, or of the rows that are named, are left out until their rows have come again, which is
 //! also the way past a gap in a topic or a row that can't be applied.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::{ConfigArgs, Failure};
 use crate::capture::asks::{self, Ask};
-use crate::ledger::entry::Body;
-use crate::ledger::topic::{APPEND_TIMEOUT, Appender, Reading};
+use crate::config::Config;
+use crate::http::admin::{Asked, Asking, Resync};
+use crate::ledger::entry::Request;
 
 /// Read a sink's copy of a table, or of all its tables, again while everything flows
 ///
@@ -29,7 +30,7 @@ pub struct ResyncArgs {
     /// The table at the source, as schema.table
     #[arg(value_name = "TABLE", required_unless_present = "all", conflicts_with = "all")]
     table: Option<String>,
-    /// Every table that the sink takes
+    /// Every table that the sink takes, but for those with snapshot = "never"
     #[arg(long)]
     all: bool,
     /// Only this sink [default: every sink that takes the table]
@@ -41,32 +42,35 @@ pub struct ResyncArgs {
 }
 
 pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
-    let config = super::load(&args.config.config)?;
-    let state = Reading::open(&config.kafka)?.fold_all()?;
-    // What patterns come to is the reader's to say.
-    let routed = state.routed.as_ref().map(|routed| routed.tables.clone()).unwrap_or_default();
-    let config = config.resolve(&routed).0;
+    let config = Arc::new(super::load(&args.config.config)?);
     let ask = Ask {
         table: args.table.clone(),
         sink: args.sink.clone(),
         condition: args.r#where.clone(),
         asked_by: "lockstep resync".to_owned(),
     };
-    super::block_on(async {
-        let requests = asks::requests(&config, &state, &ask).await?;
-        let mut appender = Appender::open(&config.kafka)?;
-        appender.base = state.base;
-        for request in requests {
-            let tables = request.tables.len();
-            let what = match &request.within {
-                Some(_) => "a range asked for".to_owned(),
-                None => format!("{tables} tables asked for"),
-            };
-            let who = if request.sink.is_empty() { "topics".to_owned() } else { format!("sink {}", request.sink) };
-            let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
-            super::print(&format!("{who}: {what} (ledger entry {offset})\n"))?;
-        }
-        appender.close(Duration::from_secs(1));
-        Ok(0)
+    for (offset, request) in super::block_on(asks::ask(&config, &ask))? {
+        let what = match &request.within {
+            Some(_) => "a range asked for".to_owned(),
+            None => format!("{} tables asked for", request.tables.len()),
+        };
+        let who = if request.sink.is_empty() { "topics".to_owned() } else { format!("sink {}", request.sink) };
+        super::print(&format!("{who}: {what} (ledger entry {offset})\n"))?;
+    }
+    Ok(0)
+}
+
+/// The same for the admin socket.
+pub fn asking(config: Arc<Config>) -> Asking {
+    Arc::new(move |wanted: Resync| {
+        let Resync { table, sink, r#where: condition, .. } = wanted;
+        let ask = Ask { table, sink, condition, asked_by: "admin socket".to_owned() };
+        let asked = |(ledger_entry, request): (i64, Request)| Asked {
+            id: request.id.to_string(),
+            sink: request.sink,
+            tables: request.tables.iter().map(ToString::to_string).collect(),
+            ledger_entry,
+        };
+        Ok(super::block_on(asks::ask(&config, &ask))?.into_iter().map(asked).collect())
     })
 }

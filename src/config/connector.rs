@@ -18,8 +18,9 @@ use super::process::IDENTIFIER_BYTES_MAX;
 use super::reader::{Section, Text};
 use super::records::{Places, snapshot_where};
 use super::shape::{self, ShapeText, shape};
+use super::snapshot::{on_missing, order, snapshot};
 use super::wire::table_wire;
-use super::{Evolve, TableWire, Truncate};
+use super::{Evolve, OnMissing, Snapshot, TableWire, Truncate};
 use crate::relation::{TableName, quote_identifier};
 
 /// Kafka has no limit; each partition costs its broker files and every sink a fetch.
@@ -39,6 +40,8 @@ pub(super) struct Connector {
     pub shape: ShapeText,
     pub constants: ConstantsText,
     pub skip_unchanged: bool,
+    pub snapshot: Option<Snapshot>,
+    pub snapshot_order: i32,
     pub wire: TableWire,
     /// Where `[wire]` says what decides who can read the records.
     pub places: Places,
@@ -56,6 +59,7 @@ pub(super) struct ConnectorSink {
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
     pub truncate: Truncate,
+    pub on_missing: OnMissing,
 }
 
 /// `wire` is what lockstep.toml says for every table.
@@ -94,6 +98,8 @@ pub(super) fn connector(top: &mut Section<'_>, wire: &TableWire) -> Connector {
         shape,
         constants,
         skip_unchanged: top.boolean("skip_unchanged", false),
+        snapshot: snapshot(top),
+        snapshot_order: order(top),
         wire,
         places,
         format_at,
@@ -151,7 +157,8 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let truncate = section.choice("truncate", &words).unwrap_or_default();
     let columns = shape::names(section, "columns", "[\"id\", \"name\"]");
     let columns = columns.map(|columns| columns.into_iter().map(|column| column.value).collect());
-    ConnectorSink { name, table, columns, evolve, truncate }
+    let on_missing = on_missing(section);
+    ConnectorSink { name, table, columns, evolve, truncate, on_missing }
 }
 
 /// A message and a spelling that may be meant.

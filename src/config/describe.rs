@@ -29,6 +29,9 @@ pub fn describe(config: &Config) -> String {
     }
     out.push_str("\n[http]\n");
     pair(&mut out, "listen", text(&config.http.listen.map_or("off".into(), |listen| listen.to_string())));
+    if let Some(admin) = &config.http.admin {
+        pair(&mut out, "admin", text(&admin.display().to_string()));
+    }
     wire(&mut out, config);
     for each in &config.sinks {
         sink(&mut out, each);
@@ -119,7 +122,7 @@ fn table_wire(out: &mut String, wire: &TableWire) {
     }
     let skipped: Vec<String> = wire.skipped.iter().map(char::to_string).collect();
     pair(out, "skipped_operations", list(&skipped));
-    pair(out, "snapshot", text(if wire.snapshot { "initial" } else { "no_data" }));
+    pair(out, "snapshot", text(wire.snapshot.as_str()));
 }
 
 pub(super) fn list(items: &[String]) -> String {
@@ -204,6 +207,8 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
     pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));
+    pair(out, "foreign_keys", text(sink.foreign_keys.as_str()));
+    pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
 }
 
 fn table(out: &mut String, table: &Table) {
@@ -236,6 +241,8 @@ fn route(out: &mut String, route: &Route) {
 fn alike(out: &mut String, table: &Table, targets: &[String]) {
     pair(out, "partitions", table.partitions.to_string());
     pair(out, "insert_only", table.insert_only.to_string());
+    pair(out, "snapshot", text(table.snapshot.as_str()));
+    pair(out, "snapshot_order", table.snapshot_order.to_string());
     shape::describe(out, table);
     out.push_str("\n[connectors.wire]\n");
     table_wire(out, &table.wire);
@@ -256,6 +263,7 @@ fn alike(out: &mut String, table: &Table, targets: &[String]) {
         }
         pair(out, "evolve", text(sink.evolve.as_str()));
         pair(out, "truncate", text(sink.truncate.as_str()));
+        pair(out, "on_missing", text(sink.on_missing.as_str()));
     }
 }
 

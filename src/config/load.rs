@@ -18,7 +18,8 @@ use super::outbox;
 use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::records::{self as forms, Places};
-use super::{Config, Database, Route, Sink, SinkTable, Table, Wire};
+use super::snapshot::{self, resolved};
+use super::{Config, Database, Route, Sink, SinkTable, Snapshot, Table, Wire};
 use crate::relation::names::topic_collision as collision;
 use crate::relation::{Format, TableName};
 
@@ -180,8 +181,9 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
     }
-    for Routed { table, at, places, .. } in routed.iter().chain(routes.iter().map(|(like, _)| like)) {
+    for Routed { table, at, sinks_at, places, .. } in routed.iter().chain(routes.iter().map(|(like, _)| like)) {
         forms::check(table, at, places, report);
+        snapshot::check(table, at, sinks_at, report);
     }
     let outbox_at = |Routed { at, places, .. }: &Routed| places.get("outbox").unwrap_or(at).clone();
     for (like, _) in &routes {
@@ -219,7 +221,9 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         shape,
         constants,
         skip_unchanged,
-        wire,
+        snapshot,
+        snapshot_order,
+        mut wire,
         places,
         format_at: _,
         sinks,
@@ -229,11 +233,15 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
     };
     let (topic, topic_at) = topic.unzip();
     let (mut targets, mut sinks_at) = (Vec::new(), Vec::new());
-    let like_sink = |ConnectorSink { name: sink, table, columns, evolve, truncate }: ConnectorSink| {
+    let mode = resolved(snapshot, wire.snapshot, sinks.is_empty());
+    if mode == Snapshot::Only && sinks.is_empty() {
+        wire.skip_all();
+    }
+    let like_sink = |ConnectorSink { name: sink, table, columns, evolve, truncate, on_missing }: ConnectorSink| {
         let (target, at) = table.unzip();
         targets.push(target);
         sinks_at.push(at.unwrap_or(sink.at));
-        SinkTable { sink: sink.value, table: nameless(), columns, evolve, truncate }
+        SinkTable { sink: sink.value, table: nameless(), columns, evolve, truncate, on_missing, snapshot: mode }
     };
     let sinks = sinks.into_iter().map(like_sink).collect();
     let (name, shape, topic_of_none) = (nameless(), shape.shape, String::new());
@@ -245,6 +253,8 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         insert_only,
         shape,
         skip_unchanged,
+        snapshot: mode,
+        snapshot_order,
         wire,
         sinks,
     };

@@ -25,6 +25,7 @@ mod records;
 mod registry;
 mod routes;
 mod shape;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -38,6 +39,7 @@ pub use pattern::TablePattern;
 pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
 pub use routes::{LeftOut, Route};
+pub use snapshot::{OnMissing, Snapshot};
 #[cfg(test)]
 pub(crate) use tests::example;
 pub use url::UrlRefused;
@@ -200,6 +202,8 @@ pub struct Sasl {
 pub struct Http {
     /// `None`: off.
     pub listen: Option<std::net::SocketAddr>,
+    /// Where the admin socket is; `None`: off.
+    pub admin: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -214,6 +218,27 @@ pub struct Sink {
     pub lock_timeout: Duration,
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
+    pub foreign_keys: ForeignKeys,
+    /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
+    pub synchronous_commit: bool,
+}
+
+/// When the sink's foreign keys between tables that we write are in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignKeys {
+    #[default]
+    Always,
+    /// From the end of a first copy on: until then they are set aside.
+    AfterLoad,
+}
+
+impl ForeignKeys {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ForeignKeys::Always => "always",
+            ForeignKeys::AfterLoad => "after_load",
+        }
+    }
 }
 
 /// What records look like to consumers.
@@ -257,8 +282,8 @@ pub struct TableWire {
     pub tombstones: bool,
     /// Letters of operations that are not written.
     pub skipped: Vec<char>,
-    /// A table that no sink takes is copied to its topic at first.
-    pub snapshot: bool,
+    /// Of a table that no sink takes and that does not say so itself.
+    pub snapshot: Snapshot,
     /// What `modes.flat` was made of.
     pub records: Records,
 }
@@ -270,7 +295,7 @@ impl Default for TableWire {
             modes: Modes::default(),
             tombstones: true,
             skipped: Vec::new(),
-            snapshot: true,
+            snapshot: Snapshot::Initial,
             records: Records::default(),
         }
     }
@@ -290,6 +315,9 @@ pub struct Table {
     pub shape: Shape,
     /// An UPDATE that changes nothing of what records have is no record.
     pub skip_unchanged: bool,
+    pub snapshot: Snapshot,
+    /// Tables with a smaller one are loaded earlier, as far as foreign keys allow.
+    pub snapshot_order: i32,
     pub wire: TableWire,
     /// In order of sink name.
     pub sinks: Vec<SinkTable>,
@@ -304,6 +332,17 @@ pub struct SinkTable {
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
     pub truncate: Truncate,
+    pub on_missing: OnMissing,
+    /// The table's: what the sink is to get of the rows that are there.
+    pub snapshot: Snapshot,
+}
+
+impl SinkTable {
+    /// All of a table, with everything as it is where nothing is said.
+    pub fn new(sink: impl Into<String>, table: TableName) -> SinkTable {
+        let (evolve, truncate, on_missing, snapshot) = Default::default();
+        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, on_missing, snapshot }
+    }
 }
 
 /// How a sink's table is emptied where the source's was.

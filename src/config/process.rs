@@ -16,7 +16,7 @@ use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
-use super::{Compression, Database, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
+use super::{Compression, Database, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
 use crate::relation::Format;
 use crate::relation::names::is_topic_char;
 
@@ -70,7 +70,7 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
         source: top.section("source", |section| source(section, dir, &stem)),
         kafka,
         registry,
-        http: top.section("http", http),
+        http: top.section("http", |section| http(section, dir)),
         wire,
         sinks: top.each("sinks", |name, section| sink(name, section, dir)),
     }
@@ -357,14 +357,21 @@ fn sasl(section: &mut Section<'_>, dir: &Path) -> Option<Sasl> {
     Some(Sasl { mechanism: mechanism.value, username: username?.value, password: password?.secret })
 }
 
-fn http(section: &mut Section<'_>) -> Http {
-    let default = Http { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) };
+fn http(section: &mut Section<'_>, dir: &Path) -> Http {
+    let listen = listen(section);
+    // Relative ones begin where the configuration is, wherever the process was started.
+    let admin = section.text("admin").map(|admin| dir.join(admin.value));
+    Http { listen, admin }
+}
+
+fn listen(section: &mut Section<'_>) -> Option<SocketAddr> {
+    let default = Some(SocketAddr::from(([127, 0, 0, 1], 9464)));
     let Some(listen) = section.text("listen") else { return default };
     if listen.value == "off" {
-        return Http { listen: None };
+        return None;
     }
     match listen.value.parse::<SocketAddr>() {
-        Ok(address) => Http { listen: Some(address) },
+        Ok(address) => Some(address),
         Err(_) => {
             let port = listen.value.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).unwrap_or(9464);
             let host = if listen.value.starts_with([':', '*']) { "0.0.0.0" } else { "127.0.0.1" };
@@ -386,6 +393,9 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let lock_timeout = section.duration("lock_timeout", 30 * SECOND, 100 * MS..=HOUR);
     // The owner speaks five times as often. With less than a second a busy machine loses its lease again and again.
     let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
+    let words = [ForeignKeys::Always, ForeignKeys::AfterLoad].map(|when| (when.as_str(), when));
+    let foreign_keys = section.choice("foreign_keys", &words).unwrap_or_default();
+    let synchronous_commit = section.boolean("synchronous_commit", true);
     let sink = database.map(|database| Sink {
         name: name.value.clone(),
         database,
@@ -394,6 +404,8 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         span_wait,
         lock_timeout,
         lease_timeout,
+        foreign_keys,
+        synchronous_commit,
     });
     (name, sink)
 }

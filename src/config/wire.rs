@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::process::check_topic;
 use super::reader::Section;
 use super::records::records;
+use super::snapshot::snapshot;
 use super::{Heartbeat, Messages, TableWire, Wire};
 use crate::relation::{
     BinaryMode, ConversionFailure, DecimalMode, Delimiter, Format, HstoreMode, IntervalMode, Modes, NameMode,
@@ -48,7 +49,6 @@ pub(super) const FAILURES: [(&str, ConversionFailure); 2] =
     [("fail", ConversionFailure::Fail), ("null", ConversionFailure::Null)];
 pub(super) const NAMES: [(&str, NameMode); 3] =
     [("none", NameMode::None), ("avro", NameMode::Avro), ("avro_unicode", NameMode::AvroUnicode)];
-const SNAPSHOTS: [(&str, bool); 2] = [("initial", true), ("no_data", false)];
 
 /// The word of a mode, for showing it.
 pub(super) fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], mode: T) -> &'static str {
@@ -86,7 +86,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
         modes,
         tombstones: section.boolean("tombstones", default.tombstones),
         skipped,
-        snapshot: section.choice("snapshot", &SNAPSHOTS).unwrap_or(default.snapshot),
+        snapshot: snapshot(section).unwrap_or(default.snapshot),
         records,
     }
 }

@@ -14,8 +14,9 @@
 //!
 //! A halted role makes the process not ready, but not unhealthy: a restart would find the same.
 //!
-//! Not here: any command (those go through the ledger), TLS, CORS.
+//! Not here: any command (those go through the ledger; see [`admin`] for a way there), TLS, CORS.
 
+pub mod admin;
 pub mod client;
 pub mod metrics;
 mod page;
@@ -32,6 +33,7 @@ use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -164,7 +166,10 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, token: CancellationToken) {
+async fn connection<S>(stream: S, router: Router, head_timeout: Duration, token: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)

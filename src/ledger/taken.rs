@@ -24,6 +24,9 @@ pub struct Taken {
     /// The columns, whatever their order, as a digest: a base holds this of every table of every sink. `None`: all there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<String>,
+    /// The rows that are there are not asked for: only what is written from here on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub streamed: bool,
 }
 
 /// Bytes of SHA-256 that are kept: two lists of columns are compared, and nobody gains by making them equal.
@@ -37,11 +40,22 @@ impl Taken {
             hex::encode(&Sha256::digest(json)[..DIGEST_BYTES])
         };
         let columns = target.columns.as_ref().map(digest);
-        Taken { table: table.clone(), into: target.table.clone(), columns }
+        let streamed = target.snapshot == config::Snapshot::Never;
+        Taken { table: table.clone(), into: target.table.clone(), columns, streamed }
     }
 }
 
 impl Request {
+    /// Whether it asks for the rows that the table has.
+    pub fn reads(&self, table: &TableName) -> bool {
+        self.tables.contains(table) && !self.taken.iter().any(|taken| taken.table == *table && taken.streamed)
+    }
+
+    /// The tables of which it does.
+    pub fn read(&self) -> impl Iterator<Item = &TableName> {
+        self.tables.iter().filter(|table| self.reads(table))
+    }
+
     /// Whether it says how its sink takes the table.
     pub fn says(&self, table: &TableName) -> bool {
         self.taken.iter().any(|taken| taken.table == *table)
@@ -55,6 +69,8 @@ pub struct Otherwise {
     pub moved: BTreeSet<TableName>,
     /// With other columns.
     pub reshaped: BTreeSet<TableName>,
+    /// With the rows that were there, which it never had.
+    pub begun: BTreeSet<TableName>,
 }
 
 impl Otherwise {
@@ -68,7 +84,11 @@ impl Otherwise {
         for now in now {
             match before.get(&now.table) {
                 Some(before) if before.into != now.into => otherwise.moved.insert(now.table.clone()),
-                Some(before) if before.columns != now.columns => otherwise.reshaped.insert(now.table.clone()),
+                Some(before) if before.streamed && !now.streamed => otherwise.begun.insert(now.table.clone()),
+                // What was never read is not read again either.
+                Some(before) if before.columns != now.columns && !now.streamed => {
+                    otherwise.reshaped.insert(now.table.clone())
+                }
                 _ => false,
             };
         }
@@ -79,7 +99,7 @@ impl Otherwise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Evolve, SinkTable, Truncate};
+    use crate::config::SinkTable;
     use crate::ledger::entry::{Body, Done, Entry, RequestKind};
     use crate::record::Epoch;
     use uuid::Uuid;
@@ -90,8 +110,7 @@ mod tests {
 
     fn taken(source: &str, into: &str, columns: Option<&[&str]>) -> Taken {
         let columns = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
-        let (evolve, truncate) = (Evolve::Off, Truncate::Truncate);
-        let target = SinkTable { sink: "orders".into(), table: table(into), columns, evolve, truncate };
+        let target = SinkTable { columns, ..SinkTable::new("orders", table(into)) };
         Taken::of(&table(source), &target)
     }
 
@@ -116,7 +135,7 @@ mod tests {
         asked(&mut state, 1, RequestKind::Join, &["a", "b", "old"], first.clone());
         asked(&mut state, 2, RequestKind::Resync, &["a", "b"], vec![]);
         let otherwise = |state: &State, now: &[Taken]| {
-            let Otherwise { moved, reshaped } = Otherwise::of(state, "orders", now);
+            let Otherwise { moved, reshaped, .. } = Otherwise::of(state, "orders", now);
             let names = |tables: BTreeSet<TableName>| tables.into_iter().map(|name| name.table).collect::<Vec<_>>();
             (names(moved), names(reshaped))
         };
@@ -140,6 +159,22 @@ mod tests {
         assert_eq!(otherwise(&state, &now), (vec!["b".into()], vec![]));
         asked(&mut state, 10, RequestKind::Leave, &["b"], vec![]);
         assert_eq!(otherwise(&state, &now), (vec![], vec![]), "nothing is taken of it");
+    }
+
+    #[test]
+    fn rows_that_were_never_asked_for_are_asked_for_once_they_are_wanted() {
+        let mut state = State::default();
+        let streamed = |now: bool| Taken { streamed: now, ..taken("a", "a", None) };
+        let begun = |state: &State, now| Otherwise::of(state, "orders", &[now]).begun.len();
+        asked(&mut state, 1, RequestKind::Join, &["a", "b"], vec![streamed(true), taken("b", "b", None)]);
+        let request = state.joins[0].request.clone();
+        assert_eq!(request.read().collect::<Vec<_>>(), [&table("b")]);
+        assert_eq!((begun(&state, streamed(true)), begun(&state, streamed(false))), (0, 1));
+        asked(&mut state, 2, RequestKind::Join, &["a"], vec![streamed(false)]);
+        assert_eq!((begun(&state, streamed(true)), begun(&state, streamed(false))), (0, 0), "and what was read stays");
+        let json = serde_json::to_string(&streamed(true)).unwrap();
+        assert!(json.ends_with(r#","streamed":true}"#), "{json}");
+        assert!(!serde_json::to_string(&streamed(false)).unwrap().contains("streamed"), "as older builds wrote it");
     }
 
     #[test]

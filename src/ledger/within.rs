@@ -23,7 +23,7 @@ pub const RANGES_MAX: usize = 64;
 
 /// Answered requests of one sink for ranges of one table that a base still tells of; beyond it the next is for all of the
 /// table, which covers them.
-pub const REQUESTS_MAX: usize = 256;
+pub const REQUESTS_MAX: usize = 64;
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -418,21 +418,27 @@ pub fn parents(tables: &[TableFacts]) -> HashMap<TableName, BTreeSet<TableName>>
     tables.iter().map(of).collect()
 }
 
-/// Orders tables by their foreign keys. References to tables that are not among them do not matter.
-pub fn load_order(tables: &[TableFacts]) -> LoadOrder {
+/// Orders tables by their foreign keys, and where those leave it open by `rank`: each comes, smaller ranks first, right behind what it
+/// needs. References to tables that are not among them do not matter.
+pub fn load_order(tables: &[TableFacts], rank: impl Fn(&TableName) -> i32) -> LoadOrder {
+    let by_rank = |&i: &usize| (rank(&tables[i].name), i);
     let index: HashMap<&TableName, usize> = tables.iter().enumerate().map(|(i, t)| (&t.name, i)).collect();
-    let parents: Vec<Vec<usize>> = tables
-        .iter()
-        .map(|t| t.foreign_keys.iter().filter_map(|f| index.get(&f.references).copied()).collect())
-        .collect();
+    let parents_of = |t: &TableFacts| {
+        let mut parents: Vec<usize> = t.foreign_keys.iter().filter_map(|f| index.get(&f.references).copied()).collect();
+        parents.sort_by_key(by_rank);
+        parents
+    };
+    let parents: Vec<Vec<usize>> = tables.iter().map(parents_of).collect();
+    let mut ranked: Vec<usize> = (0..tables.len()).collect();
+    ranked.sort_by_key(by_rank);
     let mut search = Components::new(&parents);
-    for table in 0..tables.len() {
+    for table in ranked {
         search.visit(table);
     }
     let mut order = Vec::with_capacity(tables.len());
     let mut cycles = Vec::new();
     for mut component in search.found {
-        component.sort_unstable();
+        component.sort_by_key(by_rank);
         if component.len() > 1 || parents[component[0]].contains(&component[0]) {
             cycles.push(component.iter().map(|&i| tables[i].name.clone()).collect());
         }
@@ -548,12 +554,25 @@ mod tests {
     fn referenced_tables_are_loaded_first() {
         let tables =
             [table("line", &["order", "product"]), table("order", &["customer"]), table("customer", &["gone"])];
-        assert_eq!(load_order(&tables), LoadOrder { order: vec![2, 1, 0], cycles: vec![] });
+        assert_eq!(load_order(&tables, |_| 0), LoadOrder { order: vec![2, 1, 0], cycles: vec![] });
         let tables = [table("child", &["a"]), table("a", &["b"]), table("b", &["a"]), table("tree", &["tree"])];
-        let order = load_order(&tables);
+        let order = load_order(&tables, |_| 0);
         assert_eq!(order.order, [1, 2, 0, 3]);
         let name = |n: &str| TableName::new("public", n);
         assert_eq!(order.cycles, [vec![name("a"), name("b")], vec![name("tree")]]);
+    }
+
+    #[test]
+    fn what_foreign_keys_leave_open_is_said_by_rank() {
+        let tables = [table("a", &[]), table("b", &["d"]), table("c", &[]), table("d", &[])];
+        let ranked = |ranks: [i32; 4]| {
+            let rank = |name: &TableName| ranks[usize::from(name.table.as_bytes()[0] - b'a')];
+            load_order(&tables, rank).order.into_iter().map(|i| tables[i].name.table.as_str()).collect::<String>()
+        };
+        assert_eq!(ranked([0, 0, 0, 0]), "adbc");
+        assert_eq!(ranked([0, 0, -1, 0]), "cadb");
+        assert_eq!(ranked([0, -1, 0, 9]), "dbac", "what it references comes with it");
+        assert_eq!(ranked([3, 2, 1, 2]), "cdba");
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub mod tests {
         };
         let columns = columns.iter().enumerate().map(column).collect();
         let (hidden, held, composites, truncate) = (vec![], vec![], vec![], Truncate::Truncate);
-        WantedTable { source: table.clone(), table, columns, hidden, composites, held, truncate }
+        WantedTable { source: table.clone(), table, columns, hidden, composites, held, truncate, skips_missing: false }
     }
 
     pub fn facts(columns: &[(&str, &str)]) -> TableFacts {
@@ -177,12 +177,14 @@ pub mod tests {
             kind: "r".into(),
             encoding: "UTF8".into(),
             unlogged: false,
+            rules: false,
             columns: columns.iter().map(column).collect(),
             uniques: vec![],
             composites: vec![],
             foreign_keys: vec![],
             constraints: vec![],
             triggers: vec![],
+            rules: false,
             row_security: false,
             rights_missing: vec![],
             rules: false,

@@ -10,7 +10,9 @@
 //!   [`take_over`](postgres::PostgresSink::take_over), which waits for a predecessor's open transaction and reads the row as
 //!   it then is. That is also how an unknown outcome of a commit is found out.
 //! - **Rows are counted.** A statement that reaches fewer rows than it names is `SINK_DIVERGED`; nothing is repaired on the
-//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row.
+//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row. A new row that is there
+//!   already is overwritten, since what it then holds is the source's; where new rows go by COPY that shows, and is warned of and
+//!   counted ([`Counts::overwritten`]).
 //! - **Absent columns are never written**, and no row is made with one.
 //! - **A value is stored exactly or refused.** Values are cast to the column's type without its modifier, so that the
 //!   assignment checks length and scale; what the type would round or cut is found by
@@ -34,6 +36,7 @@ mod direct;
 mod encode;
 pub mod evolve;
 pub mod fit;
+pub mod foreign_keys;
 mod keyless;
 pub mod labels;
 pub mod lease;
@@ -47,7 +50,7 @@ pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config::{self, Truncate};
+use crate::config::{self, OnMissing, Truncate};
 use crate::error::{Code, Error, Halt};
 use crate::relation::{Column, Composite, Relation, TableName};
 
@@ -65,11 +68,25 @@ pub enum Failure {
     /// written by itself, in order; if that is refused too, it is this halt.
     #[error(transparent)]
     Constraint(Box<Halt>),
+    /// A foreign key refused the changes. While tables are under load the rows that it misses, or that are in its way, may be
+    /// among what is still to come.
+    #[error(transparent)]
+    Reference(Box<Halt>),
     /// The same of a unique or exclusion constraint. Worth a try with [`park`](postgres::PostgresSink::park) first.
     #[error(transparent)]
     Unique(Box<Halt>),
+    /// A table needs columns or attributes before the transaction begins: see [`circles`].
+    #[error("the sink's table is given its columns ahead of the rows")]
+    Ahead(Box<Ahead>),
     #[error(transparent)]
     Error(#[from] Error),
+}
+
+/// What is to be run before a transaction is tried again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ahead {
+    pub wanted: WantedTable,
+    pub steps: Vec<String>,
 }
 
 impl From<Halt> for Failure {
@@ -83,8 +100,9 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         match failure {
             Failure::OwnershipLost => Error::retry_plain("another worker has taken over the sink"),
+            Failure::Ahead(_) => Error::retry_plain("the sink's table is given its columns ahead of the rows"),
             Failure::OutcomeUnknown(error) | Failure::Error(error) => error,
-            Failure::Constraint(halt) | Failure::Unique(halt) => Error::Halt(halt),
+            Failure::Constraint(halt) | Failure::Reference(halt) | Failure::Unique(halt) => Error::Halt(halt),
         }
     }
 }
@@ -102,6 +120,8 @@ pub struct Counts {
     pub truncated: u64,
     /// Of the inserted: rows that were there already, which nobody but us should have written.
     pub overwritten: u64,
+    /// Changes left out, because the sink never had their rows.
+    pub missing: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -112,6 +132,7 @@ impl std::ops::AddAssign for Counts {
         self.deleted += more.deleted;
         self.truncated += more.truncated;
         self.overwritten += more.overwritten;
+        self.missing += more.missing;
     }
 }
 
@@ -135,6 +156,8 @@ pub struct WantedTable {
     /// What its columns' composite types are made of, as far as the version says.
     pub composites: Vec<Composite>,
     pub truncate: Truncate,
+    /// Changes of rows that the sink does not have are left out.
+    pub skips_missing: bool,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
 }
@@ -175,8 +198,9 @@ impl WantedTable {
         let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
-        let (hidden, composites) = (relation.hidden.clone(), relation.composites.clone());
-        Ok(WantedTable { source, table, columns, hidden, composites, truncate: target.truncate, held })
+        let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
+        let skips_missing = target.on_missing == OnMissing::Skip;
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held })
     }
 
     /// Rows are told apart by all they hold.

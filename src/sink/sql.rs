@@ -20,6 +20,7 @@ use super::labels;
 use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
 use crate::apply::net::Net;
+use crate::apply::sparse::Sparse;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
 use crate::relation::{TableName, quote_identifier};
@@ -66,6 +67,7 @@ pub struct SinkTablePlan {
     /// Names of columns that the sink generates always, and so allows no UPDATE of.
     pub(super) generated_always: Vec<String>,
     pub(super) truncate: Truncate,
+    pub(super) skips_missing: bool,
     /// Quoted, with its schema.
     pub(super) stage: String,
 }
@@ -163,6 +165,7 @@ impl SinkTablePlan {
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             truncate: wanted.truncate,
+            skips_missing: wanted.skips_missing,
             stage: stage_name(facts.oid, &columns, &key),
             columns,
             key,
@@ -176,10 +179,11 @@ impl SinkTablePlan {
     pub fn fold(&self) -> Fold {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
-        match self.keyless {
+        let fold = match self.keyless {
             true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
             false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
-        }
+        };
+        if self.skips_missing { Fold::Sparse(Sparse::new(fold)) } else { fold }
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
@@ -447,6 +451,7 @@ mod tests {
             key: vec![1],
             keyless: false,
             held: vec![],
+            skips_missing: false,
             encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
             parents: parents.iter().copied().collect(),

@@ -182,11 +182,15 @@ impl Step<'_> {
             // An equal row that is already there is left alone.
             Verb::Insert => self.plan.has_only_key(),
             Verb::Move | Verb::Update => false,
-        } || self.loading;
+        } || self.loading
+            || self.plan.skips_missing;
         if affected > named || (affected < named && !may_fall_short) {
             return Err(self.diverged(named, affected));
         }
         let mut counts = Counts::default();
+        if self.plan.skips_missing && !self.loading {
+            counts.missing = named - affected;
+        }
         match self.verb {
             Verb::Delete => counts.deleted = affected,
             Verb::Move => counts.moved = affected,
@@ -265,6 +269,27 @@ impl PostgresSink {
             self.fail();
             failure(&format!("emptying {} of the rows of {}", plan.table, plan.source), Some(plan), error)
         })
+    }
+
+    /// Deletes the rows of all the tables by one statement.
+    pub(super) async fn delete_all_ours(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        let delete = |plan: &&SinkTablePlan| {
+            let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
+            format!("DELETE FROM {} AS t{ours}", plan.table.quoted())
+        };
+        let mut deletes: Vec<String> = plans.iter().map(delete).collect();
+        let Some(last) = deletes.pop() else { return Ok(()) };
+        let before: Vec<String> = deletes.iter().enumerate().map(|(i, delete)| format!("d{i} AS ({delete})")).collect();
+        let with = if before.is_empty() { String::new() } else { format!("WITH {} ", before.join(", ")) };
+        self.written = true;
+        self.client.execute(&format!("{with}{last}"), &[]).await.map_err(|error| {
+            self.fail();
+            failure("emptying tables while a circle of them is half loaded", plans.first().copied(), error)
+        })?;
+        for plan in plans {
+            self.paid_all(plan).await?;
+        }
+        Ok(())
     }
 
     async fn truncate_whole(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {

@@ -8,7 +8,7 @@ use lockstep::capture::chunks::range_key;
 use lockstep::capture::forgets::Forgets;
 use lockstep::capture::machine::{Acked, Admit, Machine, ReadBack};
 use lockstep::capture::pace::ChunkSize;
-use lockstep::capture::requests::{answerable, plan, resumed, unwatched};
+use lockstep::capture::requests::{answerable, plan, resumed, unasked, unwatched};
 use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, Read};
 use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::ledger::entry::{Body, Chunk, Claim, Done, Entry, Forget, Request};
@@ -394,12 +394,14 @@ impl Running {
             for id in self.done.swap_remove(index).1 {
                 let epoch = self.machine.epoch();
                 entries.push_back(Entry::new(self.base, Body::Done(Done { id, epoch, result: "ok".to_owned() })));
-                self.state.finish(id);
+                self.state.end(id);
                 world.totals.loads += 1;
             }
         }
         if self.loader.is_idle() && self.done.is_empty() && answerable(self.answers(), &self.state).count() > 0 {
-            self.loader.start(self.plan());
+            let job = self.plan();
+            let job = Job { resumed: unasked(&job, &self.state), ..job };
+            self.loader.start(job);
         }
         Ok(())
     }

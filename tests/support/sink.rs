@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Evolve, Host, SinkTable, Tls, Truncate};
+use lockstep::config::{self, Database, Host, SinkTable, Tls};
 use lockstep::error::{Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -54,6 +54,8 @@ impl World {
             span_wait: Duration::from_secs(1),
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
+            foreign_keys: Default::default(),
+            synchronous_commit: true,
         }
     }
 
@@ -255,9 +257,7 @@ pub fn relation(table: &str, columns: &str) -> Relation {
 }
 
 pub fn wanted(table: &str, columns: &str) -> WantedTable {
-    let (evolve, truncate) = (Evolve::Off, Truncate::Truncate);
-    let table_there = TableName::new("public", table);
-    let target = SinkTable { sink: "orders".into(), table: table_there, columns: None, evolve, truncate };
+    let target = SinkTable::new("orders", TableName::new("public", table));
     WantedTable::of(&relation(table, columns), &target).unwrap()
 }
 
@@ -302,7 +302,7 @@ pub fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
 
 pub fn halt(failure: Failure) -> Halt {
     match failure {
-        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) => *halt,
+        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) | Failure::Reference(halt) => *halt,
         other => panic!("not a halt: {other:?}"),
     }
 }

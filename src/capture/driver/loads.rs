@@ -16,7 +16,7 @@ use crate::capture::snapshot::{Action, Extent, Job, Loader, Ready};
 use crate::capture::start;
 use crate::capture::withheld;
 use crate::codec::{self, Snapshot};
-use crate::config::{SourceSnapshot, Table};
+use crate::config::{Snapshot as Mode, SourceSnapshot, Table};
 use crate::error::Result;
 use crate::ledger::entry::{Body, Chunk, Done, Forget, Request, RequestKind};
 use crate::lsn::Lsn;
@@ -51,7 +51,7 @@ impl Core {
         let known = self.state.joined(TOPICS);
         let wanted = |table: &&Table| {
             let asked = known.contains(&table.name) || self.departures.has(&table.name);
-            table.sinks.is_empty() && table.wire.snapshot && !asked
+            table.sinks.is_empty() && table.snapshot != Mode::Never && !asked
         };
         let tables: Vec<TableName> = self.config.tables.iter().filter(wanted).map(|table| table.name.clone()).collect();
         if tables.is_empty() {
@@ -154,7 +154,10 @@ impl Core {
 
     pub(super) async fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
-            Answer::Fenced(asked) => self.loader.fenced(asked),
+            Answer::Fenced(asked) => {
+                self.estimate().await?;
+                self.loader.fenced(asked);
+            }
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
@@ -165,6 +168,7 @@ impl Core {
                 self.version(shaped).await?;
                 let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
                 self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
+                self.metrics.snapshot_rows(&chunk.table, chunk.rows.len());
                 self.loader.chunk(chunk);
             }
             Answer::Rekeyed(asked, _) if !self.loader.asks(asked) => {}

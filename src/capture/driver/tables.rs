@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Core, Looked, TOPICS, VISIBLE_TIMEOUT};
 use crate::capture::looks::Finding;
 use crate::capture::{routing, start};
-use crate::config::LeftOut;
+use crate::config::{LeftOut, Snapshot};
 use crate::error::{Code, Error, Halt, Result};
 use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::look::Look;
@@ -187,6 +187,12 @@ impl Core {
         for (table, why) in &outboxes {
             tracing::info!(%table, why, "an outbox is not read again");
         }
+        // Of what a person chose not to have read only what is just being read all the same begins anew.
+        let (unread, due): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(table, _)| self.is_read_once(table) && !self.loader.remembers(table));
+        for (table, why) in &unread {
+            tracing::warn!(%table, why, "rows may have changed without a trace in the stream; snapshot of its connector leaves them unread");
+        }
         for (table, why) in &due {
             tracing::warn!(%table, why, "rows may have changed without a trace in the stream; reading the table again");
         }
@@ -199,7 +205,7 @@ impl Core {
             // What was read of it so far is of another table, or under another key.
             self.begin_anew(table, &requests);
         }
-        if !due.is_empty() {
+        if !due.is_empty() || !unread.is_empty() {
             // A base soon, so that a reader which dies does not leave the same difference to be found again.
             self.base_soon = true;
         }
@@ -218,6 +224,11 @@ impl Core {
             self.append(Body::Request(Request::new(id, RequestKind::Resync, sink, tables, asked_by)))?;
         }
         Ok(asked)
+    }
+
+    /// Its connector says that its rows are never read, or told of once.
+    fn is_read_once(&self, table: &TableName) -> bool {
+        self.config.table(table).is_some_and(|table| table.snapshot != Snapshot::Initial)
     }
 
     fn is_outbox(&self, table: &TableName) -> bool {

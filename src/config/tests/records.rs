@@ -141,3 +141,66 @@ fn a_snapshot_has_a_condition_where_no_sink_is() {
     let said = Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", connector)]).said();
     assert!(said.contains("snapshot_where leaves rows out, but sink \"orders\" takes this table"), "{said}");
 }
+
+#[test]
+fn whose_rows_are_told_of_is_said_by_each_table() {
+    let mode = |main: &str, connector: &str| table(main, connector).config().tables[0].snapshot;
+    assert_eq!(mode("", ""), Snapshot::Initial);
+    assert_eq!(mode("[wire]\nsnapshot = \"no_data\"\n", ""), Snapshot::Never);
+    assert_eq!(mode("[wire]\nsnapshot = \"no_data\"\n", "snapshot = \"initial\"\n"), Snapshot::Initial);
+    assert_eq!(mode("", "[wire]\nsnapshot = \"never\"\n"), Snapshot::Never);
+    let only = table("", "snapshot = \"initial_only\"\n").config().tables.remove(0);
+    assert_eq!((only.snapshot, only.wire.modes.skipped.as_str()), (Snapshot::Only, "cdtu"));
+    let sink = |connector: &str| {
+        let text = format!("table = \"t\"\n{connector}");
+        Folder::with(&[
+            ("lockstep.toml", &format!("{MAIN}[wire]\nsnapshot = \"no_data\"\n")),
+            ("connectors/t.toml", &text),
+        ])
+    };
+    let of_sink = |connector: &str| sink(connector).config().tables.remove(0);
+    assert_eq!(of_sink("[sinks.orders]\n").snapshot, Snapshot::Initial, "what topics have is not what sinks have");
+    assert_eq!(of_sink("insert_only = true\nsnapshot = \"never\"\n[sinks.orders]\n").snapshot, Snapshot::Never);
+    let skips = of_sink("snapshot = \"never\"\n[sinks.orders]\non_missing = \"skip\"\n");
+    assert_eq!((skips.sinks[0].on_missing, skips.sinks[0].snapshot), (OnMissing::Skip, Snapshot::Never));
+    let all = [
+        sink("snapshot = \"never\"\n[sinks.orders]\n").said(),
+        sink("snapshot = \"only\"\n[sinks.orders]\n").said(),
+        sink("[sinks.orders]\non_missing = \"skip\"\n").said(),
+        sink("snapshot = \"nevr\"\n[sinks.orders]\n").said(),
+    ];
+    insta::assert_snapshot!(all.join("\n"), @r#"
+    error[CONFIG]: snapshot = "never": sink "orders" never gets the rows that are there, and a change of one would halt it
+      --> DIR/connectors/t.toml:3:8
+      |
+    3 | [sinks.orders]
+      |        ^^^^^^
+      help: write on_missing = "skip" under [sinks.orders], or insert_only = true, or snapshot = "initial"
+
+    1 finding in 1 file; nothing was started
+    error[CONFIG]: snapshot = "only" tells of no change, so sink "orders" would be equal to nothing that the source ever was
+      --> DIR/connectors/t.toml:1:9
+      |
+    1 | table = "t"
+      |         ^^^
+      help: write snapshot = "initial", or delete [sinks] from this connector
+
+    1 finding in 1 file; nothing was started
+    error[CONFIG]: on_missing = "skip" would hide that sink "orders", which is copied whole, has lost rows
+      --> DIR/connectors/t.toml:2:8
+      |
+    2 | [sinks.orders]
+      |        ^^^^^^
+      help: delete on_missing, or write snapshot = "never" above the sections
+
+    1 finding in 1 file; nothing was started
+    error[CONFIG]: snapshot must be one of initial, never, only, no_data, initial_only, found "nevr"
+      --> DIR/connectors/t.toml:2:12
+      |
+    2 | snapshot = "nevr"
+      |            ^^^^^^
+      help: did you mean snapshot = "never"?
+
+    1 finding in 1 file; nothing was started
+    "#);
+}
