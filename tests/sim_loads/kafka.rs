@@ -79,6 +79,7 @@ fn version(number: usize) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
+        composites: vec![],
     };
     relation.sealed()
 }
