@@ -333,6 +333,20 @@ impl KeyColumn {
         }
     }
 
+    /// Whether its order may be another than that of an index that the table has anyway.
+    pub fn is_text(&self) -> bool {
+        self.order == KeyOrder::Text
+    }
+
+    /// As a column of an index that serves its order; `None`: what it takes to print it can't be indexed.
+    pub fn indexed(&self) -> Option<String> {
+        match (self.order, self.type_name.as_str()) {
+            (KeyOrder::Text, "text" | "varchar") if !self.converted => Some(format!("({})", self.expression())),
+            (KeyOrder::Text, _) => None,
+            _ => Some(self.sql.clone()),
+        }
+    }
+
     fn literal(&self, value: &str) -> String {
         let literal = quote_literal(value);
         match self.order {

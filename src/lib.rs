@@ -22,6 +22,7 @@ mod malloc;
 pub mod parts;
 pub mod pgtext;
 pub mod postgres;
+pub mod progress;
 pub mod record;
 pub mod registry;
 pub mod relation;

@@ -279,7 +279,8 @@ fn has_work(sink: &SinkStatus) -> bool {
     }
 }
 
-fn board(pipeline: &str, roles: &[Role]) -> Board {
+/// What the roles will say of themselves.
+pub fn board(pipeline: &str, roles: &[Role]) -> Board {
     let mut board = Board { pipeline: pipeline.to_owned(), source: None, sinks: BTreeMap::new() };
     for role in roles {
         match (&role.name, &role.desk) {

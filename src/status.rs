@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -142,11 +143,12 @@ impl Phase {
 }
 
 /// A table as one role sees it. The row counts are of the copy that is running; `None` outside of one or when unknown.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct TableStatus {
     pub phase: Phase,
     pub rows_done: Option<u64>,
     pub rows_estimated: Option<u64>,
+    pub rows_per_second: Option<f64>,
     /// False: this copy is not the source's state whatever is applied, by what the connector says.
     pub equal: bool,
 }
@@ -154,8 +156,36 @@ pub struct TableStatus {
 impl TableStatus {
     /// A table in `phase`, without row counts.
     pub fn new(phase: Phase) -> TableStatus {
-        TableStatus { phase, rows_done: None, rows_estimated: None, equal: true }
+        TableStatus { phase, rows_done: None, rows_estimated: None, rows_per_second: None, equal: true }
     }
+}
+
+impl TableStatus {
+    /// With the number of rows that somebody else estimates. One that was too small is known to be: never more is done than there is.
+    fn estimated(self, known: Option<u64>) -> TableStatus {
+        let estimated = self.rows_estimated.or(known);
+        TableStatus { rows_estimated: estimated.map(|rows| rows.max(self.rows_done.unwrap_or_default())), ..self }
+    }
+
+    /// Until the copy is complete, at the rate of the last seconds.
+    fn left(&self) -> Option<Duration> {
+        let (done, estimated) = (self.rows_done?, self.rows_estimated?);
+        let rate = self.rows_per_second.filter(|rate| *rate > 0.0)?;
+        Duration::try_from_secs_f64((estimated - done) as f64 / rate).ok()
+    }
+}
+
+/// A copy that is running.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Copy {
+    pub table: TableName,
+    /// `source`, or the sink's name.
+    pub place: String,
+    pub done: u64,
+    /// At least `done`.
+    pub estimated: Option<u64>,
+    pub per_second: Option<f64>,
+    pub left: Option<Duration>,
 }
 
 /// The source reader.
@@ -307,6 +337,26 @@ impl Board {
         })
     }
 
+    /// Every copy that is running, by table; what the source reads before what sinks write.
+    pub fn copies(&self) -> Vec<Copy> {
+        let source = self.source.as_ref().map(|watch| watch.borrow().tables.clone()).unwrap_or_default();
+        let known = |table: &TableName| source.get(table).and_then(|status| status.rows_estimated);
+        let copy = |table: &TableName, place: &str, status: TableStatus| {
+            let status = status.estimated(known(table));
+            let (table, place, left) = (table.clone(), place.to_owned(), status.left());
+            let (estimated, per_second) = (status.rows_estimated, status.rows_per_second);
+            Some(Copy { table, place, done: status.rows_done?, estimated, per_second, left })
+        };
+        let mut copies: Vec<Copy> =
+            source.iter().filter_map(|(table, status)| copy(table, "source", status.clone())).collect();
+        for (name, watch) in &self.sinks {
+            let tables = watch.borrow().tables.clone();
+            copies.extend(tables.into_iter().filter_map(|(table, status)| copy(&table, name, status)));
+        }
+        copies.sort_by(|a, b| a.table.cmp(&b.table));
+        copies
+    }
+
     /// Every role's state, the source first, then sinks by name.
     pub fn roles(&self) -> Vec<RoleState> {
         let role = |role: String, state, halt: &Option<HaltStatus>, waiting_for: &Option<String>| {
@@ -333,13 +383,13 @@ fn tables(source: Option<&SourceStatus>, sinks: &BTreeMap<&String, SinkStatus>) 
         for (table, status) in &sink.tables {
             let copying = matches!(status.phase, Phase::Snapshot | Phase::Reread);
             let known = source.filter(|_| copying).and_then(|s| s.tables.get(table)?.rows_estimated);
-            let status = TableStatus { rows_estimated: status.rows_estimated.or(known), ..status.clone() };
+            let status = status.clone().estimated(known);
             out.entry(table).or_default().insert((*name).clone(), Value::Object(table_keys(&status)));
         }
     }
     for (table, status) in source.iter().flat_map(|s| &s.tables) {
         // After the sinks: should one be called "phase", the contract's own key wins.
-        out.entry(table).or_default().extend(table_keys(status));
+        out.entry(table).or_default().extend(table_keys(&status.clone().estimated(None)));
     }
     out.into_iter().map(|(table, keys)| (table.to_string(), Value::Object(keys))).collect()
 }
@@ -354,6 +404,12 @@ fn table_keys(status: &TableStatus) -> Map<String, Value> {
         if let Some(value) = value {
             keys.insert(key.to_owned(), json!(value));
         }
+    }
+    if let Some(rate) = status.rows_per_second {
+        keys.insert("rows_per_second".to_owned(), json!((rate * 10.0).round() / 10.0));
+    }
+    if let Some(left) = status.left() {
+        keys.insert("eta_seconds".to_owned(), json!(left.as_secs()));
     }
     keys
 }
@@ -488,6 +544,24 @@ pub mod tests {
         assert_eq!(status["sinks"]["orders"]["lag_bytes"], Value::Null);
         assert_eq!(status["sinks"]["orders"]["state"], "starting");
         assert_eq!(status["tables"], json!({}));
+    }
+
+    #[test]
+    fn a_copy_says_how_far_it_is_and_is_never_beyond_its_end() {
+        let (board, source, sink) = board();
+        let products = TableName::new("public", "products");
+        sink.update(|s| s.tables.get_mut(&products).unwrap().rows_per_second = Some(1_500.04));
+        let shown = board.status()["tables"]["public.products"]["orders"].clone();
+        let promised = json!({"phase": "snapshot", "rows_done": 12_000, "rows_estimated": 90_000, "rows_per_second": 1_500.0, "eta_seconds": 51});
+        assert_eq!(shown, promised);
+        let copies = board.copies();
+        assert_eq!((copies.len(), copies[0].place.as_str(), copies[0].left.unwrap().as_secs()), (1, "orders", 51));
+        // Too small an estimate is known to be one; what stands still has no end in sight.
+        source.update(|s| s.tables.get_mut(&products).unwrap().rows_estimated = Some(100));
+        assert_eq!(board.status()["tables"]["public.products"]["orders"]["rows_estimated"], 12_000);
+        assert_eq!(board.copies()[0].left.unwrap().as_secs(), 0);
+        sink.update(|s| s.tables.get_mut(&products).unwrap().rows_per_second = Some(0.0));
+        assert_eq!(board.copies()[0].left, None);
     }
 
     #[test]

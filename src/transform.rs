@@ -18,14 +18,18 @@
 //! Deliberately not here: whether a key names rows and comes with every change (`postgres::named_key`); what is compared at a
 //! start to find that a shape was changed (`look`); the filter's SQL, which the server judges (`postgres::filter`).
 
+mod glob;
 mod mask;
+mod names;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use glob::Glob;
 pub use mask::{Algorithm, HashVersion, Mask, MaskMark};
+pub use names::ColumnName;
 
 use crate::error::{Code, Error, Result};
 use crate::relation::{Column, Relation, TypeKind, composites};
@@ -66,8 +70,8 @@ pub struct Shape {
     pub constants: Vec<Constant>,
     /// Columns that have another name in records, in order of their own.
     pub renames: Vec<(String, String)>,
-    /// In order of column name.
-    pub masks: Vec<(String, Mask)>,
+    /// In the order of what they name.
+    pub masks: Vec<(ColumnName, Mask)>,
     /// The columns of the record's key, in order; empty: those that name a row.
     pub key: Vec<String>,
     /// A condition in SQL that the source's server applies; it never sees the others' changes.
@@ -86,8 +90,8 @@ pub struct Constant {
 pub enum Columns {
     #[default]
     All,
-    Only(Vec<String>),
-    Except(Vec<String>),
+    Only(Vec<ColumnName>),
+    Except(Vec<ColumnName>),
 }
 
 /// A version of a table's records, and how rows become them.
@@ -114,13 +118,15 @@ impl Shape {
         if self.is_plain() {
             return None;
         }
-        let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<String>>();
+        let sorted = |names: &[ColumnName]| {
+            names.iter().collect::<BTreeSet<&ColumnName>>().into_iter().map(ColumnName::mark).collect::<Vec<_>>()
+        };
         let columns = match &self.columns {
             Columns::All => serde_json::Value::Null,
             Columns::Only(names) => serde_json::json!({ "only": sorted(names) }),
             Columns::Except(names) => serde_json::json!({ "except": sorted(names) }),
         };
-        let masks: Vec<(&String, MaskMark)> = self.masks.iter().map(|(column, mask)| (column, mask.mark())).collect();
+        let masks: Vec<_> = self.masks.iter().map(|(column, mask)| (column.mark(), mask.mark())).collect();
         let mut json = serde_json::json!({ "columns": columns, "masks": masks, "key": self.key, "where": self.filter });
         if !self.constants.is_empty() {
             // Only where there are some, so that shapes that older builds knew are still the same ones.
@@ -167,13 +173,15 @@ impl Shape {
             if !kept {
                 transforms.push(Transform::KeyOnly { column: name.clone() });
             }
-            let mask = self.masks.iter().find(|(name, _)| *name == column.name).map(|(_, mask)| mask.clone());
+            let mask = self.mask_of(&rows, column)?;
             if let Some(mask) = &mask {
                 check_mask(&rows, column, mask, ordinal.is_some(), for_sinks)?;
                 transforms.push(Transform::Mask { column: name.clone(), mask: mask.mark() });
             }
+            // A default is a value too, that of every row from before its column, and schemas and the ledger would show it.
+            let default = column.default.clone().filter(|_| mask.is_none());
             picks.push(Pick::Row { from: i, mask: mask.map(|mask| (mask, length(column))) });
-            columns.push(Column { name, key: ordinal.map(|at| in_key(keyed + at)), ..column.clone() });
+            columns.push(Column { name, default, key: ordinal.map(|at| in_key(keyed + at)), ..column.clone() });
         }
         check_twins(&rows, &columns)?;
         let bare = |pick: &Pick, i: usize| matches!(pick, Pick::Row { from, mask: None } if *from == i);
@@ -196,8 +204,8 @@ impl Shape {
     pub fn keeps(&self, column: &str) -> bool {
         match &self.columns {
             Columns::All => true,
-            Columns::Only(names) => names.iter().any(|name| name == column),
-            Columns::Except(names) => names.iter().all(|name| name != column),
+            Columns::Only(names) => names.iter().any(|name| name.matches(column)),
+            Columns::Except(names) => !names.iter().any(|name| name.matches(column)),
         }
     }
 
@@ -218,25 +226,45 @@ impl Shape {
         matches!(self.columns, Columns::Except(_)) || !self.masks.is_empty()
     }
 
-    /// Every column that is named, and by which key of the connector.
-    fn names(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let (word, listed): (_, &[String]) = match &self.columns {
+    /// One that is named has its own mask, whatever patterns say. Of two patterns neither is the right one.
+    fn mask_of(&self, rows: &Relation, column: &Column) -> Result<Option<Mask>> {
+        let mut matching = self.masks.iter().filter(|(name, _)| name.matches(&column.name));
+        let Some((first, mask)) = matching.next() else { return Ok(None) };
+        let named = self.masks.iter().find(|(name, _)| !name.is_pattern() && name.matches(&column.name));
+        match (named, matching.next()) {
+            (Some((_, named)), _) => Ok(Some(named.clone())),
+            (None, None) => Ok(Some(mask.clone())),
+            (None, Some((second, _))) => {
+                let name = &column.name;
+                let found = format!("masks {first} and {second} both match column {name:?}");
+                Err(refused(rows, &found, format!("write [masks.{name:?}] with the one that it has")))
+            }
+        }
+    }
+
+    /// What is named, and by which key of the connector.
+    fn names(&self) -> impl Iterator<Item = (&'static str, ColumnName)> {
+        let (word, listed): (_, &[ColumnName]) = match &self.columns {
             Columns::All => ("columns", &[]),
             Columns::Only(names) => ("columns", names),
             Columns::Except(names) => ("exclude_columns", names),
         };
-        let masked = self.masks.iter().map(|(column, _)| ("masks", column));
-        let renamed = self.renames.iter().map(|(column, _)| ("rename_columns", column));
-        let key = self.key.iter().map(|name| ("key", name));
-        listed.iter().map(move |name| (word, name)).chain(masked).chain(renamed).chain(key)
+        let exactly = |name: &String| ColumnName::Exactly(name.clone());
+        let masked = self.masks.iter().map(|(column, _)| ("masks", column.clone()));
+        let renamed = self.renames.iter().map(move |(column, _)| ("rename_columns", exactly(column)));
+        let key = self.key.iter().map(move |name| ("key", exactly(name)));
+        listed.iter().map(move |name| (word, name.clone())).chain(masked).chain(renamed).chain(key)
     }
 
     fn check_names(&self, rows: &Relation, catalog: Option<&[&str]>) -> Result<()> {
         let Some(catalog) = catalog else { return self.check_hidden(rows) };
-        match self.names().find(|(_, name)| !catalog.contains(&name.as_str())) {
+        match self.names().find(|(_, name)| !catalog.iter().any(|column| name.matches(column))) {
             None => Ok(()),
             Some((word, name)) => {
-                let found = format!("{word} names column {name:?}, which the table does not have");
+                let found = match name.is_pattern() {
+                    true => format!("{word} names columns {name}, and the table has none that match"),
+                    false => format!("{word} names column {:?}, which the table does not have", name.to_string()),
+                };
                 let hint = format!("write another name into {word}; its columns are {}", catalog.join(", "));
                 Err(refused(rows, &found, hint)
                     .fact("generated columns are in no record; one that was renamed would show under its new name"))
@@ -246,12 +274,13 @@ impl Shape {
 
     /// Of a table that is gone nobody can say what a column was called before: one that is to be hidden must be there by its name.
     fn check_hidden(&self, rows: &Relation) -> Result<()> {
-        let except: &[String] = if let Columns::Except(names) = &self.columns { names } else { &[] };
+        let except: &[ColumnName] = if let Columns::Except(names) = &self.columns { names } else { &[] };
         let hidden = except.iter().map(|name| ("exclude_columns", name));
         let mut hidden = hidden.chain(self.masks.iter().map(|(name, _)| ("masks", name)));
-        match hidden.find(|(_, name)| rows.columns.iter().all(|column| column.name != **name)) {
+        match hidden.find(|(_, name)| !rows.columns.iter().any(|column| name.matches(&column.name))) {
             None => Ok(()),
             Some((word, name)) => {
+                let name = name.to_string();
                 let found = format!("{word} names column {name:?}, which rows of a table that is gone do not have");
                 let hint = format!("delete {name:?} from {word} if none of these rows' columns is to be hidden");
                 let columns: Vec<&str> = rows.columns.iter().map(|column| column.name.as_str()).collect();

@@ -132,6 +132,34 @@ async fn existing_rows_are_loaded_at_the_rate_that_is_set() {
     assert!(started.elapsed() >= Duration::from_secs(1), "300 rows in {:?}", started.elapsed());
 }
 
+/// A sink that can't write holds up the load before much stands in the ledger for it, and is loaded when it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn existing_rows_do_not_run_away_from_a_sink() {
+    let scene = Scene::new(LOCKSTEP, "ahead", EVENTS_SCHEMA, &EVENTS).await;
+    const ROWS: u64 = 30_000;
+    let rows =
+        format!("INSERT INTO public.events SELECT i, i, repeat(md5(i::text), 12) FROM generate_series(1, {ROWS}) AS i");
+    scene.sql(&rows).await;
+    let held = scene.sinks[0].1.connect().await.unwrap();
+    held.batch_execute("BEGIN; LOCK TABLE public.events IN SHARE MODE").await.unwrap();
+    let mut process = scene.spawn(&[]);
+    let done = |s: &Status| s.0["tables"]["public.events"]["rows_done"].as_u64();
+    process.wait_until("the load begins", Duration::from_secs(30), |s| done(s) > Some(0)).await.unwrap();
+    // Until it stands still.
+    let mut before = None;
+    let stood = loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = done(&process.status().await.unwrap());
+        if now == before {
+            break now;
+        }
+        before = now;
+    };
+    assert!(stood.is_some_and(|rows| rows < ROWS / 2), "{stood:?} of {ROWS} rows were written for nobody");
+    held.batch_execute("ROLLBACK").await.unwrap();
+    scene.equal(&mut process).await;
+}
+
 /// SIGKILL again and again in the middle of a load: equal in the end, every effect once, no transaction seen in part.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_doubled_by_kills() {

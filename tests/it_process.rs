@@ -284,10 +284,10 @@ fn the_readme_links_to_files_that_exist() {
     }
 }
 
-/// `file::test` in docs/guarantees.md.
+/// `file::test` in docs/guarantees.md and docs/reliability.md.
 #[test]
 fn every_test_that_stands_behind_a_guarantee_exists() {
-    let guarantees = include_str!("../docs/guarantees.md");
+    let guarantees = [include_str!("../docs/guarantees.md"), include_str!("../docs/reliability.md")].concat();
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut named = 0;
     for (file, test) in guarantees.split('`').skip(1).step_by(2).filter_map(|name| name.split_once("::")) {

@@ -71,6 +71,56 @@ async fn a_sink_equals_the_source_as_it_is_shaped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_hides_columns_that_come_later() {
+    let schema = "CREATE TABLE public.t (id int PRIMARY KEY, secret_a text, pin text)";
+    let scene = Scene::bare(LOCKSTEP, "shape_later", schema, 0).await;
+    let connector = "exclude_columns = [\"*secret*\"]\n[masks.\"pin*\"]\nchars = 3\n";
+    let scene = scene.configure(|p: Pipeline| p.connector("public.t", connector));
+    scene.sql("INSERT INTO t VALUES (1, 'canary', 'canary')").await;
+    let mut process = scene.spawn(&["source"]);
+    process.wait_until("streaming", PATIENCE, |status| status.source_state() == "streaming").await.unwrap();
+    let topic = format!("{}.public.t", scene.pipeline.name);
+    let values = || -> Vec<String> {
+        let records = read_raw(&scene.services.kafka, &topic);
+        records.into_iter().filter_map(|record| String::from_utf8(record.value?).ok()).collect()
+    };
+    let until = async |parts: &[&str]| {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !parts.iter().all(|part| values().iter().any(|value| value.contains(part))) {
+            assert!(std::time::Instant::now() < deadline, "no {parts:?} in {:?}\n{}", values(), scene.log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    // With rows in the same transaction, and for those that are there, which the DDL has read again.
+    let adding = |n: i32| {
+        format!(
+            "BEGIN; ALTER TABLE t ADD secret_{n} text DEFAULT 'canary', ADD pin_{n} text DEFAULT 'canary', ADD open_{n} int DEFAULT {n};
+             INSERT INTO t (id, secret_a, pin) VALUES (10{n}, 'canary', 'canary'); UPDATE t SET secret_a = 'canary 2'; COMMIT"
+        )
+    };
+    scene.sql(&adding(1)).await;
+    until(&[
+        r#""after":{"id":101,"pin":"***","pin_1":"***","open_1":1}"#,
+        r#""after":{"id":1,"pin":"***","pin_1":"***","open_1":1}"#,
+    ])
+    .await;
+    // While nobody looks, and by another name.
+    process.kill9().unwrap();
+    scene.sql(&adding(2)).await;
+    scene.sql("ALTER TABLE t RENAME pin_2 TO more_secret; INSERT INTO t (id, more_secret) VALUES (7, 'canary')").await;
+    let _process = scene.spawn(&["source"]);
+    until(&[r#""after":{"id":7,"pin":"***","pin_1":"***","open_1":1,"open_2":2}"#, r#""after":{"id":102,"#]).await;
+    for topic in [topic.clone(), format!("{}.ledger", scene.pipeline.name)] {
+        for record in read_raw(&scene.services.kafka, &topic) {
+            let parts = record.key.iter().chain(&record.value).chain(record.headers.iter().map(|(_, value)| value));
+            let shown =
+                parts.map(|part| String::from_utf8_lossy(part).into_owned()).find(|part| part.contains("canary"));
+            assert_eq!(shown, None, "{topic}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sink_finds_rows_by_another_key() {
     let source = "CREATE TABLE public.t (id int PRIMARY KEY, sku text NOT NULL UNIQUE, v int); ALTER TABLE t REPLICA IDENTITY FULL";
     let sink = "CREATE TABLE public.t (code text PRIMARY KEY, v int)";
@@ -97,6 +147,11 @@ async fn what_a_connector_can_not_ask_of_its_table_is_named() {
             "public.t",
             "exclude_columns = [\"nme\"]\n",
             "error[CONNECTOR_COLUMNS]: connector of table public.t: exclude_columns names",
+        ),
+        (
+            "public.t",
+            "exclude_columns = [\"secret*\"]\n",
+            "exclude_columns names columns secret*, and the table has none that match",
         ),
         ("public.t", "exclude_columns = [\"id\"]\n", "\"id\" is left out, but is of the key"),
         ("public.t", "[masks.n]\nchars = 1\n", "but is int4 and no text"),

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use lockstep::apply::net::Folded;
 use lockstep::change::Op;
-use lockstep::config::Truncate;
+use lockstep::config::{self, Truncate};
 use lockstep::error::{Code, Error};
 use lockstep::key::KeyRange;
 use lockstep::relation::TableName;
 use lockstep::session;
+use lockstep::sink::postgres::PostgresSink;
 use lockstep::sink::progress::{Standing, TakeOver};
 use lockstep::sink::sql::SinkTablePlan;
 use lockstep::sink::{Counts, Failure, WantedTable};
@@ -44,6 +45,24 @@ fn progress_moves_with_the_data_and_only_from_what_was_read() {
         assert!(matches!(lost, Err(Failure::OwnershipLost)), "{lost:?}");
         a.apply(&[(&plan, net(&plan, &["delete 1|-|-|-"]))]).await.unwrap();
         assert_eq!(world.rows("TABLE items").await, "");
+    });
+}
+
+#[test]
+fn commits_wait_for_the_disk_unless_that_is_asked_for() {
+    in_database(|world| async move {
+        let says = "CREATE TABLE said (how text); CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS $$ \
+            BEGIN INSERT INTO public.said VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$; \
+            CREATE TRIGGER say AFTER INSERT ON items FOR EACH STATEMENT EXECUTE FUNCTION say()";
+        let mut a = world.sink(&format!("{ITEMS}; {says}")).await;
+        let plan = plan(&a.sink, "items", ITEM_COLUMNS).await;
+        a.apply(&[(&plan, net(&plan, &["insert 1|x|y|1"]))]).await.unwrap();
+        let asked = config::Sink { synchronous_commit: false, ..world.sink_config() };
+        let mut sink = PostgresSink::connect(&asked, "shop", a.row.owner.worker_id).await.unwrap();
+        let row = mine(sink.take_over(&first()).await.unwrap());
+        let mut again = Owned { sink, row };
+        again.apply(&[(&plan, net(&plan, &["insert 2|x|y|1"]))]).await.unwrap();
+        assert_eq!(world.rows("SELECT * FROM said").await, "on\noff");
     });
 }
 
@@ -181,7 +200,8 @@ fn new_rows_go_by_copy_into_the_table_itself_and_over_rows_that_are_there_after_
         let counts = insert(&mut a, &plan, &inserts(2_500, |i| format!("{i}|tab\tline\n|~|{i}.50"))).await.unwrap();
         assert_eq!(counts, Counts { inserted: 2_500, ..Counts::default() });
         assert_eq!(world.rows("SELECT * FROM log").await, "COPY");
-        let right = "SELECT count(*), bool_and(a = E'tab\\tline\\n' AND big IS NULL AND n::text = id || '.50') FROM items";
+        let right =
+            "SELECT count(*), bool_and(a = E'tab\\tline\\n' AND big IS NULL AND n::text = id || '.50') FROM items";
         assert_eq!(world.rows(right).await, "2500|t");
 
         // Somebody else wrote two of the rows that come next: they become what the source has, and are counted.

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use lockstep::error::{Code, Error};
 use lockstep::key::{KeyColumn, KeyOrder, KeyRange, compare, order_by, predicate};
 use lockstep::postgres::catalog::{self, Identity, RelationShape, StreamedColumn, StreamedRelation, TableFacts};
-use lockstep::postgres::chunk::{self, ChunkRead, ChunkRequest, Extent};
+use lockstep::postgres::chunk::{self, ChunkRead, ChunkRequest, Extent, Plan};
 use lockstep::postgres::publication::{self, PublicationState};
 use lockstep::postgres::{preflight, slot, types};
 use lockstep::relation::{Format, Modes, Relation, TableName};
@@ -640,9 +640,9 @@ fn request(relation: &Relation, extent: Extent, rows_max: usize) -> ChunkRequest
         rows_max,
         bytes_max: 1 << 20,
         keyless_bytes_max: 1 << 20,
-        row_bytes: None,
         lock_timeout,
         border: None,
+        plan: None,
     }
 }
 
@@ -739,7 +739,7 @@ async fn chunks_neither_skip_nor_repeat_rows() {
         for (table, list) in [("pair", "v, b, a"), ("word", "k, v"), ("empty", "id")] {
             let sql = format!("SELECT concat_ws('|', {list}) FROM public.{table} ORDER BY 1");
             let expected: Vec<String> = db.ours.query(&sql, &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
-            for (rows_max, bytes_max) in [(1, 1 << 20), (7, 1 << 20), (64, 1 << 20), (5_000, 1 << 20), (5_000, 1_000), (5_000, 1)] {
+            for (rows_max, bytes_max) in [(1, 1 << 20), (7, 1 << 20), (64, 1 << 20), (5_000, 1 << 20), (64, 1_000), (64, 1)] {
                 let rows = read_all(db, &mut client, table, rows_max, bytes_max).await;
                 let mut read: Vec<String> =
                     rows.iter().map(|r| r.iter().flatten().cloned().collect::<Vec<_>>().join("|")).collect();
@@ -749,6 +749,71 @@ async fn chunks_neither_skip_nor_repeat_rows() {
                 assert_eq!(read, expected, "{table} by {rows_max} rows, {bytes_max} bytes");
             }
         }
+    })
+    .await;
+}
+
+/// However wide rows are, a chunk ends with the one that reaches its bytes, and a table without a key is given up there.
+#[tokio::test]
+async fn wide_rows_end_a_chunk_by_their_bytes() {
+    with_database(async |db| {
+        db.sql(
+            "CREATE TABLE public.t (id int PRIMARY KEY, v text);
+             INSERT INTO public.t SELECT i, repeat('x', 500000) FROM generate_series(1, 40) AS i;
+             CREATE TABLE public.keyless (v text); ALTER TABLE public.keyless REPLICA IDENTITY FULL;
+             INSERT INTO public.keyless SELECT v FROM public.t",
+        )
+        .await;
+        let relation = db.relation("t").await;
+        let mut client = connect("lockstep", &db.name).await;
+        let chunk =
+            chunk::read_chunk(&mut client, &request(&relation, Extent::Range(KeyRange::ALL), 1000)).await.unwrap();
+        assert!(chunk.severed && chunk.full && chunk.bytes < (1 << 20) + 600_000, "{} bytes", chunk.bytes);
+        assert_eq!((chunk.rows.len(), chunk.range.through), (3, Some(vec!["3".to_owned()])));
+        let (relation, mut client) = (db.relation("keyless").await, connect("lockstep", &db.name).await);
+        let all = request(&relation, Extent::Range(KeyRange::ALL), 1000);
+        let error = chunk::read_chunk(&mut client, &all).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::TableWithoutKey), "{error}");
+        let mut client = connect("lockstep", &db.name).await;
+        let chunk = chunk::read_chunk(&mut client, &ChunkRequest { keyless_bytes_max: 1 << 28, ..all }).await.unwrap();
+        assert_eq!((chunk.rows.len(), chunk.severed), (40, false));
+    })
+    .await;
+}
+
+/// A text key under a collation that is not that of ranges: one pass plans ranges that need no further one, and an index makes
+/// it unnecessary.
+#[tokio::test]
+async fn ranges_that_no_index_serves_are_planned_once() {
+    with_database(async |db| {
+        db.sql(
+            "CREATE TABLE public.t (k text COLLATE \"en-x-icu\" PRIMARY KEY, v text);
+             INSERT INTO public.t SELECT chr(33 + i % 90) || i, repeat('x', 1000) FROM generate_series(1, 5000) AS i",
+        )
+        .await;
+        let (relation, mut client) = (db.relation("t").await, connect("lockstep", &db.name).await);
+        let told = std::sync::Mutex::new(Vec::new());
+        let tell = |borders, advice| told.lock().unwrap().push((borders, advice));
+        let plan = Some(Plan { rows: 100, tell: &tell });
+        let ask = |extent| ChunkRequest { plan, bytes_max: 4 << 20, ..request(&relation, extent, 100) };
+        let first = chunk::read_chunk(&mut client, &ask(Extent::Range(KeyRange::ALL))).await.unwrap();
+        let (borders, advice) = told.lock().unwrap().remove(0);
+        assert_eq!(borders.len(), 5000_usize.div_ceil(100) - 1);
+        assert_eq!((first.rows.len(), first.range.through.as_ref()), (100, borders.first()));
+        let last = KeyRange { after: borders.last().cloned(), through: None };
+        let last = ChunkRequest { plan: None, ..ask(Extent::Range(last)) };
+        assert_eq!(chunk::read_chunk(&mut client, &last).await.unwrap().rows.len(), 100);
+
+        // A megabyte at most, so a few of them.
+        let wide = ChunkRequest { bytes_max: 1 << 20, ..ask(Extent::Range(KeyRange::ALL)) };
+        let wide = ChunkRequest { plan: Some(Plan { rows: 5000, tell: &tell }), ..wide };
+        let first = chunk::read_chunk(&mut client, &wide).await.unwrap();
+        assert!(first.bytes < 1 << 20 && !first.severed, "{} bytes", first.bytes);
+        assert!((5..30).contains(&told.lock().unwrap().remove(0).0.len()));
+
+        db.sql(&advice.unwrap()).await;
+        let served = chunk::read_chunk(&mut client, &ask(Extent::Range(KeyRange::ALL))).await.unwrap();
+        assert!(served.full && served.rows.len() == 100 && told.lock().unwrap().is_empty());
     })
     .await;
 }

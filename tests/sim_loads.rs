@@ -147,7 +147,7 @@ impl Run {
     fn work(&mut self) -> Result<(), String> {
         let sink = self.choices.below(2);
         let Some(who) = self.one_of(self.sinks[sink].workers.len()) else { return Ok(()) };
-        self.sinks[sink].step(who, &self.source, &self.kafka, &mut self.choices, self.bug)
+        self.sinks[sink].step(who, &self.source, &mut self.kafka, &mut self.choices, self.bug)
     }
 
     fn fault(&mut self) {
@@ -204,7 +204,7 @@ impl Run {
             self.read(newest)?;
             for sink in &mut self.sinks {
                 let last = sink.workers.len() - 1;
-                sink.step(last, &self.source, &self.kafka, &mut self.choices, self.bug)?;
+                sink.step(last, &self.source, &mut self.kafka, &mut self.choices, self.bug)?;
             }
             if step % 50 == 0
                 && self.sinks.iter().all(|sink| sink.is_level(&self.source))
@@ -263,7 +263,7 @@ fn whatever_happens_what_is_loaded_equals_the_source() {
         count as f64 / begun.elapsed().as_secs_f64()
     );
     if count > 1 {
-        let hit = [readers as u64, commits, chunks, loads, resumed, again * 10, bases];
+        let hit = [readers as u64, commits, chunks, loads, resumed, again * 20, bases];
         assert!(hit.iter().all(|times| *times > count), "the schedules do not hit what they are meant to: {hit:?}");
     }
 }

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | [`source`] | rows per second from a slot into valid checkpoints, CPU seconds per million rows | `pg_recvlogical -f /dev/null` |
 //! | [`sink`] | rows per second from the topic into a database | COPY to a temporary table and an upsert, 10 000 rows a commit |
+//! | [`hot`] | changes per second of a backlog that goes to the same few rows again and again | |
+//! | [`batch`] | rows per second of each way to write a batch, by its size; only when named | |
 //! | [`latency`] | from just before COMMIT to visible in a sink, at 1 000 transactions a second | |
 //! | [`snapshot`] | rows per second of a first load into the topic and into a database, latency of the stream meanwhile | a loop that produces the same records; two `COPY TO STDOUT`; `COPY \| COPY`; the stream alone |
 //! | [`memory`] | peak resident set with all roles and two sinks | |
@@ -14,7 +16,9 @@
 //! Rounds of product and reference alternate and medians are taken: machines are noisy, and a ratio within one run means more
 //! than a rate. stdout gets one JSON line per figure, stderr the progress. Nothing here judges a figure.
 
+mod batch;
 mod figure;
+mod hot;
 mod latency;
 mod memory;
 mod proc;
@@ -42,6 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 enum Bench {
     Source,
     Sink,
+    Batch,
     Latency,
     Snapshot,
     Memory,
@@ -89,6 +94,11 @@ async fn run(options: &Options) -> Result<()> {
     }
     if wanted(Bench::Sink) {
         sink::run(&services, options).await?;
+        hot::run(&services, options).await?;
+    }
+    // A question of tuning, not a figure of the product: only where it is asked for.
+    if options.benches.contains(&Bench::Batch) {
+        batch::run(&services, options).await?;
     }
     if wanted(Bench::Latency) {
         latency::run(&services, options).await?;

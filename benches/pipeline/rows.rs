@@ -70,7 +70,13 @@ async fn in_pieces(database: &Database, sql: &str, from: i64, rows: i64, each: i
         ensure!(i64::try_from(done)? == last - first + 1, "{done} rows instead of {first} to {last}");
         first = last + 1;
     }
+    end_of_log(database).await
+}
+
+/// The end of what was written so far.
+pub async fn end_of_log(database: &Database) -> Result<Lsn> {
     let end = database.wal_lsn().await?;
+    let client = database.connect().await?;
     // The log must go on beyond the end, or on a quiet server nothing would ever say that it was passed.
     client.execute("SELECT pg_logical_emit_message(true, 'lockstep bench', '')", &[]).await?;
     Ok(end)

@@ -37,6 +37,41 @@ type Pieces = Vec<Bytes>;
 
 pub async fn run(services: &Services, options: &Options) -> Result<()> {
     let rows = options.rows / 2;
+    let (source, pipeline, sinks) = pipeline(services, options).await?;
+    eprintln!("sink: putting {rows} inserts and {rows} updates into Kafka");
+    let mut process = pipeline.spawn(&["source"])?;
+    let inserted = rows::insert(&source, 0, rows, EACH).await?;
+    let inserts = pieces(&source, rows).await?;
+    let updated = rows::update(&source, 0, rows, EACH).await?;
+    let updates = pieces(&source, rows).await?;
+    drain_into_kafka(&mut process, updated).await?;
+
+    let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
+    for (round, sink) in sinks.iter().enumerate() {
+        reference(services, [&inserts, &updates], rows, &mut theirs).await?;
+        let watched = catch_up(&pipeline, round, sink, [inserted, updated]).await?;
+        let updated = "SELECT count(*) FROM public.events WHERE version = 2";
+        let there: i64 = sink.connect().await?.query_one(updated, &[]).await?.get(0);
+        ensure!(there == rows, "{there} of {rows} rows are there and updated");
+        ours.add(rows, watched.seconds);
+        ours.cpu.push(watched.cpu_seconds / (2.0 * rows as f64 / 1e6));
+        ours.peak.push(crate::source::megabytes(watched.peak_bytes));
+        eprintln!("sink: lockstep {}, {:.2} CPU s/M", ours.last(), ours.cpu.last().copied().unwrap_or_default());
+    }
+    for (case, ours, theirs) in [
+        ("inserts and updates", &ours.both, &theirs.both),
+        ("inserts", &ours.inserts, &theirs.inserts),
+        ("updates", &ours.updates, &theirs.updates),
+    ] {
+        Figure::new("sink", "upsert", "rows/s", ours).reference(REFERENCE, theirs, ours).case(case).print();
+    }
+    Figure::new("sink", "cpu_s_per_m", "s", &ours.cpu).print();
+    Figure::new("memory", "peak_mb", "MB", &ours.peak).case("sink role, backlog").print();
+    Ok(())
+}
+
+/// A source with the table, and for each round a sink that has joined on the empty table.
+pub async fn pipeline(services: &Services, options: &Options) -> Result<(Database, Pipeline, Vec<Database>)> {
     let source = services.catalog.create_database("bench").await?;
     rows::create_table(&source).await?;
     let mut pipeline = Pipeline::new(LOCKSTEP, services, &source);
@@ -49,33 +84,16 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
     }
     let pipeline = pipeline.table(rows::TABLE);
     join(&pipeline).await?;
+    Ok((source, pipeline, sinks))
+}
 
-    eprintln!("sink: putting {rows} inserts and {rows} updates into Kafka");
-    let mut process = pipeline.spawn(&["source"])?;
-    let inserted = rows::insert(&source, 0, rows, EACH).await?;
-    let inserts = pieces(&source, rows).await?;
-    let updated = rows::update(&source, 0, rows, EACH).await?;
-    let updates = pieces(&source, rows).await?;
+/// Waits until the source role has everything up to `end` in checkpoints, and ends it.
+pub async fn drain_into_kafka(process: &mut Process, end: Lsn) -> Result<()> {
     let all_in = |s: &crate::support::Status| {
-        s.0["source"]["position"].as_str().and_then(|lsn| lsn.parse::<Lsn>().ok()).is_some_and(|lsn| lsn >= updated)
+        s.0["source"]["position"].as_str().and_then(|lsn| lsn.parse::<Lsn>().ok()).is_some_and(|lsn| lsn >= end)
     };
     process.wait_until("every row is in a checkpoint", PATIENCE, all_in).await?;
     process.terminate(PATIENCE).await?;
-
-    let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
-    for (round, sink) in sinks.iter().enumerate() {
-        reference(services, [&inserts, &updates], rows, &mut theirs).await?;
-        product(&pipeline, round, sink, [inserted, updated], rows, &mut ours).await?;
-    }
-    for (case, ours, theirs) in [
-        ("inserts and updates", &ours.both, &theirs.both),
-        ("inserts", &ours.inserts, &theirs.inserts),
-        ("updates", &ours.updates, &theirs.updates),
-    ] {
-        Figure::new("sink", "upsert", "rows/s", ours).reference(REFERENCE, theirs, ours).case(case).print();
-    }
-    Figure::new("sink", "cpu_s_per_m", "s", &ours.cpu).print();
-    Figure::new("memory", "peak_mb", "MB", &ours.peak).case("sink role, backlog").print();
     Ok(())
 }
 
@@ -128,14 +146,15 @@ async fn reference(services: &Services, phases: [&Pieces; 2], rows: i64, into: &
     Ok(())
 }
 
-async fn product(
-    pipeline: &Pipeline,
-    round: usize,
-    sink: &Database,
-    ends: [Lsn; 2],
-    rows: i64,
-    into: &mut Rounds,
-) -> Result<()> {
+/// What was seen of a sink role that applied two phases of a backlog.
+pub struct Watched {
+    pub seconds: [f64; 2],
+    pub cpu_seconds: f64,
+    pub peak_bytes: u64,
+}
+
+/// Runs the round's sink role until everything up to both ends is in.
+pub async fn catch_up(pipeline: &Pipeline, round: usize, sink: &Database, ends: [Lsn; 2]) -> Result<Watched> {
     let name = format!("s{round}");
     let client = sink.connect().await?;
     let mut process = pipeline.spawn(&[&format!("sink:{name}")])?;
@@ -159,14 +178,10 @@ async fn product(
         ensure_in_time(&mut process, begun.0)?;
         sleep(POLL).await;
     }
-    into.add(rows, seconds);
-    into.cpu.push((proc::cpu_seconds(process.pid())? - begun.1) / (2.0 * rows as f64 / 1e6));
-    into.peak.push(crate::source::megabytes(process.peak_rss_bytes()?));
-    let there: i64 = client.query_one("SELECT count(*) FROM public.events WHERE version = 2", &[]).await?.get(0);
-    ensure!(there == rows, "{there} of {rows} rows are there and updated");
-    eprintln!("sink: lockstep {}, {:.2} CPU s/M", into.last(), into.cpu.last().copied().unwrap_or_default());
+    let cpu_seconds = proc::cpu_seconds(process.pid())? - begun.1;
+    let peak_bytes = process.peak_rss_bytes()?;
     process.terminate(PATIENCE).await?;
-    Ok(())
+    Ok(Watched { seconds, cpu_seconds, peak_bytes })
 }
 
 /// 0 or 1: whether there is any row.

@@ -6,6 +6,7 @@
 //!   one half each, thrown away.
 //! - **database**: all roles, one sink with an empty table, until its progress says `streaming`. The reference is
 //!   `psql COPY | psql COPY` into another empty database of the same server.
+//! - **memory**: VmHWM of both, and of a load of which some rows are a megabyte wide.
 //! - **latency**: rows of another table are written at a modest rate, while the load runs and after it.
 
 use std::process::{Command, Stdio};
@@ -28,6 +29,8 @@ const SAMPLE_RECORDS: usize = 100_000;
 const RATE: u32 = 200;
 /// Of a load that leaves the machine, and the sinks on it, something to spare.
 const MODEST_ROWS_PER_SECOND: u32 = 5_000;
+/// Of which three in ten have a megabyte.
+const WIDE_ROWS: u32 = 1_000;
 const POLL: Duration = Duration::from_millis(5);
 
 const PRODUCING: &str = "producing the same records";
@@ -70,6 +73,7 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
     Figure::new("snapshot", "cpu_s_per_m", "s", &cpu).print();
     Figure::new("memory", "peak_mb", "MB", &peak).case("source role, first load").print();
     Figure::new("memory", "peak_mb", "MB", &peak_all).case("all roles, 1 sink, first load").print();
+    wide(services).await?;
     beside_the_stream(services, options, None).await?;
     beside_the_stream(services, options, Some(MODEST_ROWS_PER_SECOND)).await
 }
@@ -214,6 +218,29 @@ async fn database(services: &Services, source: &Database, rows: i64, into: &mut 
     let there: i64 = client.query_one("SELECT count(*) FROM public.events", &[]).await?.get(0);
     ensure!(there == rows, "{there} of {rows} rows are there");
     eprintln!("snapshot: into a database {:.0} rows/s", last(&into.database));
+    process.terminate(PATIENCE).await?;
+    Ok(())
+}
+
+/// The most memory that a load of wide rows takes, between first rows that are not.
+async fn wide(services: &Services) -> Result<()> {
+    const DDL: &str = "CREATE TABLE public.wide (id bigint PRIMARY KEY, data text)";
+    let source = services.catalog.create_database("bench").await?;
+    let sink = services.orders.create_database("bench").await?;
+    source.execute(DDL).await?;
+    sink.execute(DDL).await?;
+    let rows = format!(
+        "INSERT INTO public.wide SELECT i, repeat(md5(i::text), CASE WHEN i % 1000 < 700 THEN 1 ELSE 31250 END)
+         FROM generate_series(1, {WIDE_ROWS}) AS i"
+    );
+    source.execute(&rows).await?;
+    let pipeline = Pipeline::new(LOCKSTEP, services, &source).sink("orders", &sink).table("public.wide");
+    let mut process = pipeline.spawn(&[])?;
+    loaded(&pipeline, &mut process).await?;
+    process.wait_until("everything streams", PATIENCE, crate::support::Status::all_streaming).await?;
+    let peak = megabytes(process.peak_rss_bytes()?);
+    eprintln!("snapshot: peak with rows of 1 MB {peak:.0} MB");
+    Figure::new("memory", "peak_mb", "MB", &[peak]).case("all roles, 1 sink, first load of 1 MB rows").print();
     process.terminate(PATIENCE).await?;
     Ok(())
 }

@@ -12,25 +12,28 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::apply::ahead::{Ahead, Next};
 use crate::apply::machine::{At, Interval, Item, Machine};
-use crate::apply::merge::{self, Merge, Patience};
 use crate::apply::routes::{News, Routes, has_patterns};
+use crate::apply::start::{
+    Ledger, at, first_tables, fold_through, go_on_after_restart, identity, join, read_ledger, request, standing,
+    take_over, taken,
+};
 use crate::apply::writer::Writer;
 use crate::config::{self, Config};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
-use crate::kafka::consumer::{Spans, Tail};
-use crate::kafka::groups;
-use crate::kafka::topics;
-use crate::ledger::entry::{Assembler, Body, Entry, Join, Request, RequestKind};
+use crate::kafka::consumer::Tail;
+use crate::kafka::groups::{self, Applied};
+use crate::ledger::entry::{Assembler, Entry, Join, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
-use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
-use crate::lsn::Position;
+use crate::ledger::topic::{self, Reading};
+use crate::progress::Meters;
 use crate::relation::TableName;
 use crate::sink::lease::{Lease, watch_link};
 use crate::sink::postgres::PostgresSink;
-use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing, TakeOver};
+use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing};
 use crate::sink::{Counts, Failure};
 use crate::status::{self, Phase, SinkReporter, TableStatus};
 
@@ -40,6 +43,9 @@ static WORKER: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
 /// Intervals are gathered into one transaction up to this many records: beyond it the cost of a commit is nothing, and the
 /// rows are held in memory.
 const TRANSACTION_RECORDS_MAX: u64 = 10_000;
+
+/// The same where they come to few rows: these cost little, but are a second's work to read, and are read anew after a failure.
+const TRANSACTION_CHANGES_MAX: u64 = 160_000;
 
 /// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
 const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
@@ -53,19 +59,10 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 /// The loop looks around at least this often.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often a standby looks whether the owner is gone.
-const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What may be fetched ahead of what is applied, all partitions together.
-const PREFETCH_BYTES: usize = 16 * 1024 * 1024;
-
 /// How long a stop may go on applying what the ledger already holds.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How often a sink that is earlier than the source role looks for the ledger.
-const LEDGER_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How often the sink says in Kafka how far it is: for trimming, which counts in days, and for lag tools.
+/// How often the sink says in Kafka what it still needs: for trimming, which counts in days, and for lag tools.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Records between two looks at the lease while records flow.
@@ -113,7 +110,7 @@ struct Worker {
     machine: Machine,
     assembler: Assembler,
     tail: Tail,
-    spans: Spans,
+    ahead: Ahead,
     writer: Writer,
     metrics: SinkMetrics,
     reporter: SinkReporter,
@@ -125,18 +122,17 @@ struct Worker {
     level: Instant,
     /// Rows loaded of each table that is under load.
     loaded: HashMap<TableName, u64>,
+    meters: Meters,
     /// Records gathered into one transaction at most.
     gather_records: u64,
     /// Stopped within a transaction that could not end yet: what it took in is not applied.
     abandoned: bool,
     teller: groups::Teller,
     told: Option<(i64, Instant)>,
-}
-
-/// Where the ledger is and for which source it is written.
-struct Ledger {
-    id: Uuid,
-    state: State,
+    /// Existing rows were applied, or passed over: whoever loads them waits to hear of it.
+    rows_passed: bool,
+    /// Time spent with applying.
+    busy: Duration,
 }
 
 impl Worker {
@@ -193,7 +189,7 @@ impl Worker {
                 state = database.meanwhile(asked).await?;
             }
         }
-        let mut worker = Worker::open(routes, sink, database, tables, row, (metrics, reporter.clone())).await?;
+        let mut worker = Worker::open(routes, sink, database, tables, row, (metrics, reporter.clone(), stop)).await?;
         worker.writer.prepare(&state).await?;
         worker.catch_up().await?;
         worker.look_ahead(&state).await?;
@@ -208,7 +204,7 @@ impl Worker {
         mut database: PostgresSink,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
-        (metrics, reporter): (SinkMetrics, SinkReporter),
+        (metrics, reporter, stop): (SinkMetrics, SinkReporter, &CancellationToken),
     ) -> Result<Worker> {
         let config = routes.config().clone();
         let standing = &row.standing;
@@ -221,7 +217,7 @@ impl Worker {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let spans = Spans::open(&config.kafka, PREFETCH_BYTES)?;
+        let ahead = Ahead::open(&config.kafka, tables.keys().cloned().collect(), sink.span_wait, stop.clone())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
             groups::Teller::open(&config.kafka, &groups::of_sink(&config.name, &sink.name), &config.kafka.ledger)?;
@@ -233,7 +229,7 @@ impl Worker {
             machine,
             assembler,
             tail,
-            spans,
+            ahead,
             writer,
             metrics,
             reporter,
@@ -242,10 +238,13 @@ impl Worker {
             wrote: now,
             level: now,
             loaded: HashMap::new(),
+            meters: Meters::default(),
             gather_records: TRANSACTION_RECORDS_FIRST,
             abandoned: false,
             teller,
             told: None,
+            rows_passed: false,
+            busy: Duration::ZERO,
         })
     }
 
@@ -346,8 +345,11 @@ impl Worker {
     async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
-                let intervals = self.gather();
-                self.intervals(intervals, stop).await
+                let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
+                let outcome = self.intervals(intervals, stop).await;
+                self.busy += begun.elapsed();
+                outcome
             }
             Some(Item::Joined(..)) => {
                 let Some(Item::Joined(offset, request)) = self.machine.pop() else { unreachable!("just looked") };
@@ -411,21 +413,6 @@ impl Worker {
         self.write_row(standing).await
     }
 
-    /// Intervals for one transaction.
-    fn gather(&mut self) -> Vec<Interval> {
-        let mut gathered: Vec<Interval> = Vec::new();
-        let mut records = 0;
-        while let Some(Item::Interval(next)) = self.machine.peek() {
-            records += next.records();
-            if !gathered.is_empty() && records > self.gather_records {
-                break;
-            }
-            let Some(Item::Interval(next)) = self.machine.pop() else { unreachable!("just looked") };
-            gathered.push(*next);
-        }
-        gathered
-    }
-
     async fn intervals(&mut self, intervals: Vec<Interval>, stop: &CancellationToken) -> Result<()> {
         if !self.wanted(&intervals).iter().any(|interval| interval.concerns) {
             self.at = intervals.iter().fold(self.at, |at, interval| interval.at(at));
@@ -462,31 +449,60 @@ impl Worker {
     }
 
     /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
-    /// parked; where that is refused too, or another constraint refuses, each change by itself, in order.
+    /// parked; where a foreign key refuses while tables are under load, with all that is still to come of them; where that is
+    /// refused too, or another constraint refuses, each change by itself, in order.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
         let mut handover = None;
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
+            let mut ahead = None;
             match &outcome {
-                Err(Failure::Unique(_)) if !self.writer.parking => self.writer.parking = true,
+                Err(Failure::Ahead(asked)) => ahead = Some(asked.clone()),
+                Err(Failure::Unique(_)) if !self.writer.parking => {
+                    self.writer.begin_parking(self.machine.state());
+                }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
                     self.writer.strict = true;
                 }
-                Err(Failure::Constraint(_)) if !self.writer.strict => self.writer.strict = true,
+                Err(Failure::Reference(_)) if !self.writer.whole && !self.writer.loads.is_empty() => {
+                    self.writer.whole = true;
+                }
+                Err(Failure::Constraint(_) | Failure::Reference(_)) if !self.writer.strict => self.writer.strict = true,
                 _ => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
             tracing::debug!(sink = self.sink.name, parking, strict, "a constraint refused the changes; another way");
             self.abort().await?;
             self.writer.loads = loads.clone();
+            if let Some(ahead) = ahead {
+                self.writer.sink.go_ahead(&ahead).await?;
+            }
+            self.fewer(items);
         };
-        (self.writer.parking, self.writer.strict) = (false, false);
+        (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
         // That no value can stand in says more than that one by one was refused as well.
         match (outcome, handover) {
             (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
             (outcome, _) => outcome,
+        }
+    }
+
+    /// What is tried in another way, row by row perhaps, is tried with no more than one transaction's worth: what was taken in
+    /// because it came to few rows goes back.
+    fn fewer(&mut self, items: &mut Vec<Item>) {
+        let mut records = 0;
+        let mut fits = |item: &Item| match item {
+            Item::Interval(interval) => {
+                records += interval.records();
+                records <= TRANSACTION_RECORDS_MAX
+            }
+            _ => true,
+        };
+        let keep = items.iter().take_while(|item| fits(item)).count().max(1);
+        for item in items.drain(keep..).rev() {
+            self.machine.put_back(item);
         }
     }
 
@@ -517,8 +533,28 @@ impl Worker {
         intervals
     }
 
+    /// One interval more while changes come to few rows: what a transaction costs is its net effect, so that a backlog of
+    /// changes to the same rows is worked off at the speed at which it is read.
+    fn folding_on(&mut self, items: &[Item]) -> Result<Option<Item>> {
+        let plain = |item: &Item| match item {
+            Item::Interval(interval) => interval.records(),
+            _ => TRANSACTION_CHANGES_MAX,
+        };
+        let changes: u64 = items.iter().map(plain).sum();
+        let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_records && 2 * rows <= changes);
+        if !few || changes >= TRANSACTION_CHANGES_MAX || !self.writer.loads.is_empty() {
+            return Ok(None);
+        }
+        self.read_ahead()?;
+        match self.machine.peek() {
+            Some(Item::Interval(_)) => Ok(self.machine.pop()),
+            _ => Ok(None),
+        }
+    }
+
     async fn abort(&mut self) -> Result<()> {
         self.writer.reset();
+        self.ahead.discard();
         self.writer.sink.rollback().await
     }
 
@@ -528,11 +564,16 @@ impl Worker {
         self.writer.sink.begin(&self.row, &first).await?;
         let (mut done, mut foreign) = (0, 0);
         loop {
-            for item in &items[done..] {
-                foreign += self.apply(item, stop).await?;
+            for (i, item) in items.iter().enumerate().skip(done) {
+                self.order_ahead(&items[i..]);
+                foreign += self.apply(item).await?;
+            }
+            done = items.len();
+            if let Some(next) = self.folding_on(items)? {
+                items.push(next);
+                continue;
             }
             self.writer.flush().await?;
-            done = items.len();
             if !self.writer.is_half_loaded().await? {
                 break;
             }
@@ -563,7 +604,7 @@ impl Worker {
     }
 
     /// Applies an item within the open transaction; gives the number of foreign records.
-    async fn apply(&mut self, item: &Item, stop: &CancellationToken) -> Result<u64, Failure> {
+    async fn apply(&mut self, item: &Item) -> Result<u64, Failure> {
         let interval = match item {
             Item::Interval(interval) => self.wanted(std::slice::from_ref(interval)).remove(0),
             Item::Joined(offset, request) => {
@@ -584,21 +625,51 @@ impl Worker {
         if !interval.concerns {
             return Ok(0);
         }
-        let (wait, stop, reporter) = (self.sink.span_wait, stop.clone(), self.reporter.clone());
-        let parts = merge::ready(&mut self.spans, &interval.checkpoint)?;
-        let mut merge = Merge::new(&self.spans, &parts, &interval.checkpoint, Patience { wait, stop, reporter });
         let state = self.machine.state();
+        self.ahead.begin(&interval, state);
         self.writer.begin_interval(&interval);
         let mut records = 0u32;
-        while let Some(head) = merge.take(async || self.writer.sink.keep_lease().await).await? {
-            self.writer.record(&head, state).await?;
+        loop {
+            let next = match self.ahead.ready() {
+                Some(record) => Next::Record(record),
+                None => self.writer.sink.meanwhile(self.ahead.take()).await?,
+            };
+            match next {
+                Next::Record(record) => self.writer.record(record, state).await?,
+                Next::Waiting(what) => {
+                    self.reporter.update(|s| (s.state, s.waiting_for) = (status::State::Retrying, Some(what)));
+                    continue;
+                }
+                Next::End { foreign } => {
+                    self.writer.end_interval(state).await?;
+                    return Ok(foreign);
+                }
+            }
             records += 1;
             if records.is_multiple_of(LEASE_RECORDS) {
                 self.writer.sink.keep_lease().await?;
             }
         }
-        self.writer.end_interval(state).await?;
-        Ok(merge.foreign)
+    }
+
+    /// Lets the records of what is likely to come next be fetched while the sink writes: of these items, and of what the ledger
+    /// holds behind them.
+    fn order_ahead(&mut self, items: &[Item]) {
+        let (mut room, mut next) = (self.ahead.room(), Vec::new());
+        for item in items.iter().chain(self.machine.items()) {
+            // Anything else may change what is wanted.
+            let Item::Interval(interval) = item else { break };
+            if room == 0 {
+                break;
+            }
+            if !self.ahead.has_ordered(interval.offset) {
+                room = room.saturating_sub(interval.records());
+                next.extend(self.wanted(std::slice::from_ref(interval)));
+            }
+        }
+        for interval in next.iter().filter(|interval| interval.concerns) {
+            self.ahead.order(interval, self.machine.state());
+        }
     }
 
     /// What follows, waited for by a transaction that can't end yet.
@@ -610,7 +681,7 @@ impl Worker {
             }
             self.read_ahead()?;
             if let Some(Item::Interval(_)) = self.machine.peek() {
-                let intervals = self.gather().into_iter();
+                let intervals = self.machine.gather(self.gather_records).into_iter();
                 return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
             }
             if let Some(item) = self.machine.pop() {
@@ -619,7 +690,7 @@ impl Worker {
             self.writer.sink.keep_lease().await?;
             self.report();
             self.reporter.update(|s| {
-                s.waiting_for = Some("the rest of tables that reference each other in a circle".to_owned());
+                s.waiting_for = Some("the rest of tables whose rows reference each other".to_owned());
             });
             self.wait(stop).await?;
         }
@@ -698,13 +769,16 @@ impl Worker {
         self.tell()
     }
 
-    /// Says in Kafka from which entry on this sink still needs the ledger, now and then.
+    /// Says in Kafka from which entry on this sink still needs the ledger, now and then, and how far it is, at once where
+    /// existing rows were on the way. What is sent can get lost, and while rows are on the way somebody waits for it.
     fn tell(&mut self) -> Result<()> {
         let standing = &self.row.standing;
         let next = standing.join_offset.unwrap_or(i64::MAX).min(standing.ledger_offset) + 1;
-        let due = self.told.is_none_or(|(told, at)| told != next && at.elapsed() >= TELL_INTERVAL);
-        if due {
-            self.teller.tell(next)?;
+        let loading = !self.writer.loads.is_empty();
+        let due = self.told.is_none_or(|(told, at)| (told != next || loading) && at.elapsed() >= TELL_INTERVAL);
+        if due || std::mem::take(&mut self.rows_passed) {
+            let busy_us = u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX);
+            self.teller.tell(next, Applied { applied: self.at.offset, busy_us })?;
             self.told = Some((next, Instant::now()));
         }
         Ok(())
@@ -733,7 +807,8 @@ impl Worker {
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             let equal = !self.writer.is_partial(&table.name, self.machine.state());
-            (table.name.clone(), TableStatus { rows_done, equal, ..TableStatus::new(phase) })
+            let rows_per_second = self.meters.rate(&table.name, rows_done, now);
+            (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let at = self.at;
@@ -753,242 +828,10 @@ impl Worker {
     }
 }
 
-fn at(standing: &Standing) -> At {
-    At {
-        offset: standing.ledger_offset,
-        epoch: standing.reader,
-        position: standing.position,
-        closed: standing.closed_lsn,
-        commit_time: standing.commit_time_us.unwrap_or_default(),
-    }
-}
-
-fn standing(before: &Standing, at: At) -> Standing {
-    Standing {
-        ledger_offset: at.offset,
-        reader: at.epoch,
-        position: at.position,
-        closed_lsn: at.closed,
-        commit_time_us: (at.commit_time > 0).then_some(at.commit_time),
-        ..before.clone()
-    }
-}
-
 /// The phase of a sink that was asked to load: one that was whole reads again, one that never was goes on with its first copy.
 fn loading(before: RowPhase, kind: RequestKind) -> RowPhase {
     match (before, kind) {
         (RowPhase::Streaming | RowPhase::Reread, kind) if kind.is_resync() => RowPhase::Reread,
         _ => RowPhase::Snapshot,
-    }
-}
-
-/// Tables that the sink takes.
-fn taken(config: &Config, sink: &str) -> HashMap<TableName, config::SinkTable> {
-    let of = |table: &config::Table| {
-        let target = table.sinks.iter().find(|target| target.sink == sink)?;
-        Some((table.name.clone(), target.clone()))
-    };
-    config.tables.iter().filter_map(of).collect()
-}
-
-/// The ledger as it is now; it is the reader's to make. A sink that has followed another one waits for a restart that is asked
-/// for: only its entry tells whether the sink may go on here.
-async fn read_ledger(
-    config: &Arc<Config>,
-    sink: &str,
-    reporter: &SinkReporter,
-    followed: Option<Uuid>,
-) -> Result<Ledger> {
-    let topic = &config.kafka.ledger;
-    loop {
-        if let Some(facts) = topics::describe(&config.kafka, &[topic.as_str()]).await?.remove(0) {
-            let shared = config.clone();
-            let state = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
-            let another = followed.is_some_and(|id| id != facts.id);
-            let begun = state.source.is_some() && !(another && state.asked.is_some());
-            // What patterns come to is the reader's to say.
-            if begun && (state.routed.is_some() || !has_patterns(config, sink)) {
-                return Ok(Ledger { id: facts.id, state });
-            }
-        }
-        let what = format!("the ledger {topic}, which the source role begins");
-        reporter.update(|s| s.waiting_for = Some(what));
-        tokio::time::sleep(LEDGER_INTERVAL).await;
-    }
-}
-
-/// For a sink without a row: the ledger once there is a table for it.
-async fn first_tables(config: &Arc<Config>, sink: &str, reporter: &SinkReporter) -> Result<(Ledger, Routes)> {
-    loop {
-        let ledger = read_ledger(config, sink, reporter, None).await?;
-        let routes = Routes::new(config, sink, &ledger.state, -1);
-        if !taken(routes.config(), sink).is_empty() {
-            return Ok((ledger, routes));
-        }
-        reporter.update(|s| s.waiting_for = Some("a table that its patterns match".to_owned()));
-        tokio::time::sleep(LEDGER_INTERVAL).await;
-    }
-}
-
-/// For `lockstep check`: whether a worker that finds this row could go on from it.
-pub async fn check_progress(config: &Arc<Config>, sink: &str, row: &ProgressRow, id: Uuid, state: State) -> Result<()> {
-    let ledger = Ledger { id, state };
-    if standing_after_restart(row, &ledger).is_some() {
-        return Ok(());
-    }
-    row.check_identity(&identity(&ledger))?;
-    let (standing, shared) = (row.standing.clone(), config.clone());
-    let at = at(&standing);
-    let mut machine = Machine::new(&config.name, sink, BTreeSet::new(), at, -1);
-    if at.offset < 0 {
-        return Ok(());
-    }
-    let held = topic::beside(move || {
-        let mut reading = Reading::open(&shared.kafka)?;
-        reading.fold_start(standing.join_offset.map_or(at.offset, |join| join.min(at.offset)))?;
-        let high = reading.bounds()?.1;
-        Ok(reading.fold(high.min(at.offset + 1))?.0)
-    });
-    machine.begin_with(held.await?);
-    machine.check_row()
-}
-
-/// What the row must agree with.
-fn identity(ledger: &Ledger) -> Standing {
-    let source = ledger.state.source.as_ref().expect("a ledger without a source is not read");
-    Standing {
-        ledger_topic_id: ledger.id,
-        source_system_id: source.system_id,
-        timeline: i32::try_from(source.timeline).unwrap_or(i32::MAX),
-        ..standing(&blank(ledger.id), At::end_of(&ledger.state))
-    }
-}
-
-fn blank(ledger_topic_id: Uuid) -> Standing {
-    Standing {
-        ledger_topic_id,
-        source_system_id: 0,
-        timeline: 0,
-        ledger_offset: -1,
-        join_offset: None,
-        reader: At::ORIGIN.epoch,
-        position: At::ORIGIN.position,
-        closed_lsn: At::ORIGIN.closed,
-        commit_time_us: None,
-        phase: RowPhase::Snapshot,
-    }
-}
-
-/// A sink without a row joins: its row begins at the last valid checkpoint before its request.
-async fn join(
-    config: &Arc<Config>,
-    sink: &str,
-    targets: &HashMap<TableName, config::SinkTable>,
-    ledger: &Ledger,
-) -> Result<Standing> {
-    let tables: BTreeSet<TableName> = targets.keys().cloned().collect();
-    // One that was asked for and could not be written down serves as well.
-    let asked = |request: &Request| {
-        request.sink == sink && request.tables.iter().collect::<BTreeSet<_>>() == tables.iter().collect()
-    };
-    let open = ledger.state.open_joins().filter(|join| asked(&join.request)).last().map(|join| join.offset);
-    let offset = match open {
-        Some(offset) => offset,
-        None => request(config, RequestKind::Join, sink, (&tables, targets), ledger.state.base).await?,
-    };
-    let state = fold_through(config, offset).await?;
-    let at = At::end_of(&state);
-    Ok(Standing { join_offset: Some(offset), phase: RowPhase::Snapshot, ..standing(&identity(ledger), at) })
-}
-
-/// The ledger's state up to and with the entry at `offset`.
-async fn fold_through(config: &Arc<Config>, offset: i64) -> Result<State> {
-    let shared = config.clone();
-    topic::beside(move || Ok(Reading::open(&shared.kafka)?.fold(offset + 1)?.0)).await
-}
-
-/// Writes a request for tables of the sink, which takes them as `targets` say; gives its offset.
-async fn request(
-    config: &Config,
-    kind: RequestKind,
-    sink: &str,
-    (tables, targets): (&BTreeSet<TableName>, &HashMap<TableName, config::SinkTable>),
-    base: Option<i64>,
-) -> Result<i64> {
-    let mut appender = Appender::open(&config.kafka)?;
-    appender.base = base;
-    let request = Request {
-        id: Uuid::new_v4(),
-        kind,
-        sink: sink.to_owned(),
-        tables: tables.iter().cloned().collect(),
-        asked_by: format!("sink:{sink}"),
-        old_ledger: None,
-        taken: match kind {
-            RequestKind::Leave => vec![],
-            _ => tables.iter().filter_map(|table| Some(Taken::of(table, targets.get(table)?))).collect(),
-        },
-        within: None,
-    };
-    let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
-    appender.close(Duration::from_secs(1));
-    Ok(offset)
-}
-
-/// A restart is the one legal jump: a row from before it goes on there, with every table still to be loaded.
-async fn go_on_after_restart(database: &mut PostgresSink, row: ProgressRow, ledger: &Ledger) -> Result<ProgressRow> {
-    let Some(to) = standing_after_restart(&row, ledger) else { return Ok(row) };
-    tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
-    database.begin(&row, &to).await?;
-    database.commit().await?;
-    Ok(ProgressRow { standing: to, ..row })
-}
-
-/// Where a row from before the last restart goes on; `None` for one that is not.
-fn standing_after_restart(row: &ProgressRow, ledger: &Ledger) -> Option<Standing> {
-    let restarted = ledger.state.restarted.as_ref()?;
-    let at = &row.standing;
-    let before = match at.ledger_topic_id == ledger.id {
-        // Where the ledger lost its end, offsets alone do not tell.
-        true => at.ledger_offset < restarted.offset || at.reader.offset < restarted.epoch.offset,
-        false => restarted.old_ledger == Some(at.ledger_topic_id),
-    };
-    before.then(|| Standing {
-        ledger_offset: restarted.offset,
-        reader: restarted.epoch,
-        position: Position::ORIGIN,
-        closed_lsn: restarted.new,
-        commit_time_us: None,
-        ..identity(ledger)
-    })
-}
-
-/// Waits while another worker that is alive owns the sink: a hot standby.
-async fn take_over(
-    database: &mut PostgresSink,
-    first: &Standing,
-    mut lease: Lease,
-    reporter: &SinkReporter,
-    stop: &CancellationToken,
-) -> Result<Option<ProgressRow>> {
-    loop {
-        match database.take_over(first).await? {
-            TakeOver::Mine(row) => return Ok(Some(*row)),
-            TakeOver::Standby { owner, activity } => {
-                if lease.is_over(&owner, activity, Instant::now()) {
-                    tracing::warn!(worker = %owner.worker_id, "the worker that owns the sink is silent, taking over");
-                    database.evict(&owner).await?;
-                }
-                reporter.update(|s| {
-                    s.state = status::State::Standby;
-                    s.waiting_for =
-                        Some(format!("worker {} owns the sink (backend {})", owner.worker_id, owner.backend_pid));
-                });
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(lease.look_interval(STANDBY_INTERVAL)) => {}
-        }
     }
 }

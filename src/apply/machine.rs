@@ -248,6 +248,32 @@ impl Machine {
         self.items.pop_front()
     }
 
+    /// The item that was popped last, to be given out once more.
+    pub fn put_back(&mut self, item: Item) {
+        self.items.push_front(item);
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter()
+    }
+
+    /// Intervals for one transaction, up to so many records. What was committed does not wait for existing rows behind it.
+    pub fn gather(&mut self, records_max: u64) -> Vec<Interval> {
+        let mut gathered: Vec<Interval> = Vec::new();
+        let (mut records, mut commits) = (0, false);
+        while let Some(Item::Interval(next)) = self.items.front() {
+            records += next.records();
+            let is_late = records > records_max || (commits && !next.checkpoint.chunks.is_empty());
+            if !gathered.is_empty() && is_late {
+                break;
+            }
+            commits |= next.checkpoint.commit_time > 0;
+            let Some(Item::Interval(next)) = self.items.pop_front() else { unreachable!("just looked") };
+            gathered.push(*next);
+        }
+        gathered
+    }
+
     pub fn waiting(&self) -> usize {
         self.items.len()
     }
@@ -439,6 +465,7 @@ mod tests {
     use super::*;
     use crate::ledger::entry::{Anchor, Body, Claim, Done};
     use crate::ledger::loaded::tests::version;
+    use crate::relation::Fingerprint;
 
     const A: Epoch = Epoch { offset: 0, nonce: 5 };
 
@@ -480,6 +507,25 @@ mod tests {
             _ => None,
         });
         Ok(offsets.collect())
+    }
+
+    #[test]
+    fn what_is_committed_is_not_gathered_with_rows_behind_it() {
+        let rows = || {
+            let (relation, range, sinks, request) = (Fingerprint(1), KeyRange::ALL, None, None);
+            Chunk { relation, table: table(), range, at: Position::ORIGIN, rows: 1, sinks, request }
+        };
+        let mut machine = machine(At::ORIGIN);
+        // Commits and chunks of each interval.
+        let script = [(0, 1), (0, 1), (7, 1), (7, 0), (7, 0), (0, 1), (7, 0), (7, 1)];
+        for (offset, (commit_time, chunks)) in (0..).zip(script) {
+            let Body::Checkpoint(checkpoint) = checkpoint(A, 0, 1, None) else { unreachable!("as made") };
+            let chunks = (0..chunks).map(|_| rows()).collect();
+            let checkpoint = Checkpoint { commit_time, chunks, ..checkpoint };
+            machine.items.push_back(Item::Interval(Box::new(Interval { offset, concerns: true, checkpoint })));
+        }
+        let mut gathered = || machine.gather(100).iter().map(|interval| interval.offset).collect::<Vec<_>>();
+        assert_eq!([gathered(), gathered(), gathered()], [vec![0, 1, 2, 3, 4], vec![5, 6], vec![7]]);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Turns the log into databases. It never imports `capture`: the topics and the ledger are the contract.
 
+mod ahead;
 pub mod bag;
+mod decode;
 pub mod driver;
 pub mod fold;
 pub mod machine;
-pub mod merge;
+mod merge;
 pub mod net;
 mod routes;
 pub mod span;
 pub mod sparse;
+pub mod start;
 pub mod targets;
 pub mod writer;

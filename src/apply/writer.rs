@@ -8,19 +8,18 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::apply::decode::{Content, Decoded, half, half_of, outside};
 use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
-use crate::apply::merge::Head;
 use crate::apply::net::Folded;
 use crate::apply::targets;
 use crate::change::Op;
-use crate::codec::{self, Decoder};
 use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
 use crate::key::KeyOrder;
 use crate::ledger::entry::{Chunk, Join};
 use crate::ledger::state::State;
-use crate::record::{HEADER_ABSENT, HEADER_TEXT, Kind, Side};
+use crate::record::{Header, Kind};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
 use crate::sink::postgres::PostgresSink;
@@ -34,7 +33,6 @@ const PLAN_INTERVAL: Duration = Duration::from_secs(10);
 /// One relation version at this sink.
 struct Version {
     table: TableName,
-    decoder: Decoder,
     plan: SinkTablePlan,
     /// Without constants: what ranges speak of.
     key: Vec<usize>,
@@ -80,13 +78,15 @@ pub struct Writer {
     circles: Option<Circles>,
     chunks: VecDeque<Chunk>,
     open: Option<OpenChunk>,
-    row: RowBuf,
     /// Every change is written by itself, in order.
     pub strict: bool,
     /// A row of this table came into what is there from a range that is read again, and not whole: only all of it heals that.
     pub moved_in: Option<TableName>,
     /// Rows that hold unique values of others get out of their way.
     pub parking: bool,
+    /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
+    /// not read yet, so a row there may still reference what the stream has deleted, or not be there for what it has brought.
+    pub whole: bool,
 }
 
 impl Writer {
@@ -110,10 +110,10 @@ impl Writer {
             circles: None,
             chunks: VecDeque::new(),
             open: None,
-            row: RowBuf::new(),
             strict: false,
             moved_in: None,
             parking: false,
+            whole: false,
         }
     }
 
@@ -125,8 +125,17 @@ impl Writer {
         self.chunks.clear();
         self.open = None;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
-        // They may have been made for tables that follow no more.
-        self.versions.clear();
+        // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
+        // hand-over takes longer than the hand-over.
+        let tables = &self.tables;
+        let follows = |table: &TableName| tables.get(table).is_none_or(|target| target.evolve != Evolve::Off);
+        self.versions.retain(|_, version| !follows(&version.table));
+    }
+
+    /// From here on rows that hold unique values of others get out of their way.
+    pub fn begin_parking(&mut self, state: &State) {
+        self.parking = true;
+        self.rows = targets::Rows::of(state, &self.tables);
     }
 
     /// Prepares for every relation that the ledger knows of this sink's tables, so that a table or column that is missing at
@@ -195,48 +204,53 @@ impl Writer {
     }
 
     /// The next record of the interval.
-    pub async fn record(&mut self, head: &Head<'_>, state: &State) -> Outcome<()> {
-        self.reach(Some(head), state).await?;
-        let header = &head.header;
+    pub async fn record(&mut self, record: Decoded, state: &State) -> Outcome<()> {
+        let header = record.header;
+        self.reach(Some(&header), state).await?;
         let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
         if header.kind != Kind::Truncate {
             self.write_truncates().await?;
         }
         match header.kind {
             Kind::Tombstone | Kind::Foreign => Ok(()),
-            Kind::Change => {
-                let op = self.decode(&version, head)?;
-                self.change(&version, op).await
-            }
-            Kind::KeyChangeDelete => {
-                let mut old = RowBuf::new();
-                version.decoder.key(key_of(head)?, head.record.header(HEADER_TEXT), &mut old)?;
-                self.moving = Some((header.relation, old));
-                Ok(())
-            }
+            Kind::Change => match record.content? {
+                Content::Change(op) => self.change(&version, op).await,
+                _ => Err(half(&version.table).into()),
+            },
+            Kind::KeyChangeDelete => match record.content? {
+                Content::OldKey(old) => {
+                    self.moving = Some((header.relation, old));
+                    Ok(())
+                }
+                _ => Err(half(&version.table).into()),
+            },
             Kind::KeyChangeCreate => {
                 let old = self.moving.take().filter(|(relation, _)| *relation == header.relation);
-                let Some((_, old)) = old else { return Err(half(&version.table).into()) };
-                let Op::Insert(new) = self.decode(&version, head)? else { return Err(half(&version.table).into()) };
-                self.change(&version, Op::Rekey { old, new }).await
+                match (old, record.content?) {
+                    (Some((_, old)), Content::Change(Op::Insert(new))) => {
+                        self.change(&version, Op::Rekey { old, new }).await
+                    }
+                    _ => Err(half(&version.table).into()),
+                }
             }
             Kind::Truncate => {
                 self.truncates.push(version);
                 Ok(())
             }
-            Kind::ChunkRow => {
-                let open = self.open.as_mut().ok_or_else(|| outside(&version.table))?;
-                open.seen += 1;
-                if open.mine {
-                    let mut row = RowBuf::new();
-                    let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
-                    let value = head.record.value().ok_or_else(|| outside(&version.table))?;
-                    version.decoder.row(value, Side::After, absent, text, &mut row)?;
-                    open.rows.push(row);
-                }
-                Ok(())
+            Kind::ChunkRow => self.chunk_row(&version, record.content),
+        }
+    }
+
+    fn chunk_row(&mut self, version: &Version, content: Result<Content>) -> Outcome<()> {
+        let open = self.open.as_mut().ok_or_else(|| outside(&version.table))?;
+        open.seen += 1;
+        if open.mine {
+            match content? {
+                Content::Row(row) => open.rows.push(row),
+                _ => return Err(outside(&version.table).into()),
             }
         }
+        Ok(())
     }
 
     /// Every record of the interval was given.
@@ -252,9 +266,9 @@ impl Writer {
     }
 
     /// Opens and closes chunks up to the record's place.
-    async fn reach(&mut self, head: Option<&Head<'_>>, state: &State) -> Outcome<()> {
+    async fn reach(&mut self, header: Option<&Header>, state: &State) -> Outcome<()> {
         loop {
-            let position = head.map(|head| head.header.position);
+            let position = header.map(|header| header.position);
             if let Some(open) = &self.open {
                 if position.is_some_and(|position| position < open.chunk.end()) {
                     return Ok(());
@@ -294,9 +308,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle. Only when all of them
-    /// are there do their foreign keys hold, so it can't end before.
+    /// Whether the open transaction holds a part of tables whose rows reference each other in a circle, or of what must go
+    /// together once a foreign key has refused a part. Only when all is there do the foreign keys hold, so it can't end before.
     pub async fn is_half_loaded(&mut self) -> Outcome<bool> {
+        if self.whole && !self.loads.is_empty() {
+            return Ok(true);
+        }
         if self.loaded.is_empty() {
             return Ok(false);
         }
@@ -339,8 +356,7 @@ impl Writer {
         }
         let key = relation.own_key();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
-        let (table, decoder) = (relation.name.clone(), Decoder::of(relation)?);
-        let version = Arc::new(Version { table, decoder, plan, key, orders });
+        let version = Arc::new(Version { table: relation.name.clone(), plan, key, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))
     }
@@ -355,6 +371,7 @@ impl Writer {
     ) -> Outcome<()> {
         self.write_truncates().await?;
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let newest = newest(state, &relation.name);
         // What the ledger tells of only behind this interval is to come.
         let is_before = |r: &Relation| state.relations_at.get(&r.fingerprint).is_some_and(|at| *at < self.offset);
@@ -362,28 +379,10 @@ impl Writer {
             state.relations.values().filter(|r| r.name == relation.name && r.fingerprint != relation.fingerprint);
         let earlier: Vec<WantedTable> =
             others.filter(|r| is_before(r)).filter_map(|r| WantedTable::of_version(r, target, &newest).ok()).collect();
-        self.sink.evolve(wanted, &earlier, target.evolve).await?;
+        self.sink.evolve(wanted, &earlier, target.evolve, half).await?;
         // Should one of them come back, it is looked at again.
         self.versions.retain(|_, version| version.table != relation.name);
         Ok(())
-    }
-
-    fn decode(&mut self, version: &Version, head: &Head<'_>) -> Result<Op> {
-        if version.key.is_empty() {
-            return decode_whole(version, head);
-        }
-        let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
-        let value = head.record.value().ok_or_else(|| half(&version.table))?;
-        let op = version.decoder.row(value, Side::After, absent, text, &mut self.row)?;
-        Ok(match op {
-            codec::Op::Create | codec::Op::Read => Op::Insert(std::mem::take(&mut self.row)),
-            codec::Op::Update => Op::Update(std::mem::take(&mut self.row)),
-            codec::Op::Delete => {
-                version.decoder.key(key_of(head)?, text, &mut self.row)?;
-                Op::Delete(std::mem::take(&mut self.row))
-            }
-            codec::Op::Truncate => return Err(half(&version.table)),
-        })
     }
 
     /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
@@ -451,6 +450,13 @@ impl Writer {
         Ok(self.pending.len() - 1)
     }
 
+    /// Rows that the changes of the open transaction come to; `None` once some of it is written, or is to be written one by one.
+    pub fn unwritten(&self) -> Option<u64> {
+        let untouched = self.counts == Counts::default() && self.loaded.is_empty() && !self.strict && !self.parking;
+        let rows = || self.pending.iter().map(|pending| pending.fold.rows() as u64).sum();
+        untouched.then(rows)
+    }
+
     /// Lets the sink know what is still to be read.
     fn park(&mut self) {
         if self.parking {
@@ -482,11 +488,15 @@ impl Writer {
             return Ok(());
         }
         self.flush().await?;
+        let half = self.is_half_loaded().await?;
         let truncates = std::mem::take(&mut self.truncates);
         let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
         plans.sort_by_key(|plan| plan.rows_of());
         plans.dedup_by_key(|plan| plan.rows_of());
-        self.sink.truncate(&plans).await?;
+        match half {
+            true => self.sink.truncate_half_loaded(&plans).await?,
+            false => self.sink.truncate(&plans).await?,
+        }
         self.counts.truncated += plans.len() as u64;
         Ok(())
     }
@@ -498,41 +508,4 @@ fn newest<'a>(state: &'a State, table: &TableName) -> Vec<&'a Relation> {
     let versions = || state.relations.values().filter(|r| r.name == *table);
     let last = versions().map(|r| place(r)).max().flatten();
     versions().filter(|r| place(r) == last).map(|r| &**r).collect()
-}
-
-/// A change of a table without a key: its old row is named by all it held.
-fn decode_whole(version: &Version, head: &Head<'_>) -> Result<Op> {
-    let (absent, text) = (head.record.header(HEADER_ABSENT), head.record.header(HEADER_TEXT));
-    let value = head.record.value().ok_or_else(|| half(&version.table))?;
-    let (mut old, mut new) = (RowBuf::new(), RowBuf::new());
-    let op = version.decoder.row(value, Side::After, absent, text, &mut new)?;
-    version.decoder.row(value, Side::Before, absent, text, &mut old)?;
-    let (held, holds) = (!old.row().is_empty(), !new.row().is_empty());
-    match op {
-        codec::Op::Create | codec::Op::Read if holds => Ok(Op::Insert(new)),
-        codec::Op::Update if held && holds => Ok(Op::Rekey { old, new }),
-        codec::Op::Delete if held => Ok(Op::Delete(old)),
-        _ => Err(half(&version.table)),
-    }
-}
-
-fn key_of<'a>(head: &'a Head<'_>) -> Result<&'a [u8]> {
-    head.record.key().ok_or_else(|| {
-        let message = format!("the record at position {} has no key", head.header.position);
-        Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
-    })
-}
-
-fn half(table: &TableName) -> Error {
-    half_of(&table.to_string())
-}
-
-fn half_of(table: &str) -> Error {
-    let message = format!("the records of a change of {table} do not belong together");
-    Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
-}
-
-fn outside(table: &TableName) -> Error {
-    let message = format!("the rows of a chunk of {table} are not the ones that the ledger counts");
-    Error::halt(Code::TopicGap, message, "lockstep resync --all")
 }

@@ -46,6 +46,8 @@ pub enum Answer {
     Waiting(String),
     /// Where the chunk asked for under this name ends at the latest, by a key.
     Border(Uuid, Option<Vec<String>>, RangeKey),
+    /// The ranges that what was asked for under this name is read in: where they end, but for the last.
+    Planned(Uuid, Vec<Vec<String>>, RangeKey),
     Chunk(Box<(ChunkRead<PgSnapshot>, Shaped)>),
     /// The table's key is no longer the one that the range asked for speaks of.
     Rekeyed(Uuid, TableName),

@@ -9,6 +9,7 @@ mod ledger;
 mod loads;
 mod report;
 mod shapes;
+mod sinks;
 mod tables;
 
 use std::collections::{HashMap, HashSet};
@@ -51,11 +52,13 @@ use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
+use crate::progress::Meters;
 use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::SourceReporter;
 use crate::value::Row;
+use sinks::Sinks;
 
 /// How long a stop may take to bring what was read into the ledger.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,6 +116,8 @@ struct Core {
     machine: Machine,
     loader: Loader<PgSnapshot>,
     pace: Pace,
+    /// While something is loaded for them.
+    sinks: Option<Sinks>,
     /// Why no existing rows are read at the moment.
     held: Option<Hold>,
     /// The status says why.
@@ -198,6 +203,7 @@ struct Core {
     confirmed: Lsn,
     source_end: Lsn,
     rows_done: HashMap<TableName, u64>,
+    meters: Meters,
 }
 
 /// Tables and what the catalog said of them.
@@ -219,6 +225,7 @@ enum Woke {
     Acked,
     Entry(Result<Record>),
     Answer(Result<Answer>),
+    Sink(sinks::News),
     Tick,
 }
 
@@ -265,6 +272,7 @@ impl Reader {
             machine,
             loader,
             pace,
+            sinks: None,
             held: None,
             told_held: false,
             marked: Lsn::ZERO,
@@ -320,6 +328,7 @@ impl Reader {
             confirmed: Lsn::ZERO,
             source_end: Lsn::ZERO,
             rows_done: HashMap::new(),
+            meters: Meters::default(),
         };
         let mut reader = Reader { stream, core };
         reader.core.note_left_out(left_out);
@@ -328,7 +337,7 @@ impl Reader {
 
     /// What happened to the tables while nobody looked is answered before anything is written.
     async fn begin(&mut self, looks: Looked) -> Result<()> {
-        self.core.go_on_loading();
+        self.core.go_on_loading()?;
         self.core.look(looks).await?;
         self.core.write_base()?;
         self.core.ask_for_topics()?;
@@ -346,6 +355,7 @@ impl Reader {
                 }
                 Woke::Entry(record) => self.core.ledger_record(record?)?,
                 Woke::Answer(answer) => self.core.answer(answer?).await?,
+                Woke::Sink(news) => self.core.hear_sinks(Some(news)),
                 Woke::Acked | Woke::Tick => {}
             }
             if let Some(why) = self.core.rerouted.take() {
@@ -362,7 +372,7 @@ impl Reader {
     async fn wait(&mut self, stop: &CancellationToken) -> Woke {
         let core = &mut self.core;
         let due = core.machine.wake_at().map(|at| (core.began + at).saturating_duration_since(Instant::now()));
-        let nap = due.unwrap_or(TICK).min(TICK);
+        let nap = due.unwrap_or(TICK).min(core.piece_nap()).min(TICK);
         tokio::select! {
             () = stop.cancelled() => Woke::Stopped,
             result = self.stream.read() => Woke::Read(result),
@@ -370,6 +380,7 @@ impl Reader {
             () = core.appender.acked() => Woke::Acked,
             record = core.tail.recv() => Woke::Entry(record),
             answer = core.chunks.recv() => Woke::Answer(answer),
+            news = Sinks::recv(&mut core.sinks) => Woke::Sink(news),
             () = tokio::time::sleep(nap) => Woke::Tick,
         }
     }
@@ -666,6 +677,8 @@ impl Core {
                 }
             }
         }
+        // Between two appends, so that each piece is known by its own checkpoint.
+        self.hear_sinks(None);
         self.note_topics();
         if !flush || self.base_soon {
             self.base_if_due()?;

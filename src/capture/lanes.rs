@@ -18,7 +18,7 @@ use super::withheld;
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
 use crate::postgres::catalog;
-use crate::postgres::chunk::{self, ChunkRequest, Extent};
+use crate::postgres::chunk::{self, ChunkRequest, Extent, Plan};
 use crate::relation::{Relation, TableName};
 use crate::session::{self, Session};
 
@@ -114,9 +114,21 @@ impl Lane {
         let border = |through| {
             let _ = outbox.send(Answer::Border(read.nonce, through, range_key(&relation)));
         };
-        let request =
-            ChunkRequest { border: read.border_wanted.then_some(&border), ..request(&config, table, &relation, read) };
+        let told = outbox.clone();
+        let planned = |borders: Vec<Vec<String>>, advice: Option<String>| {
+            warn_unserved(&read.table, borders.len() + 1, advice);
+            let _ = told.send(Answer::Planned(read.nonce, borders, range_key(&relation)));
+        };
+        let plan = read.plan_rows.map(|rows| Plan { rows, tell: &planned });
+        let request = ChunkRequest {
+            plan,
+            border: read.border_wanted.then_some(&border),
+            ..request(&config, table, &relation, read)
+        };
         let found = chunk::read_chunk(session, &request).await?;
+        if found.severed {
+            self.session = None;
+        }
         let relation = catalog::build_relation(&found.facts, relation_shape(table))?;
         let key_columns = relation.key_columns();
         let key = range_key(&relation);
@@ -150,9 +162,17 @@ fn request<'a>(config: &Config, table: &'a Table, relation: &'a Relation, read: 
         rows_max: read.rows_max,
         bytes_max: read.bytes_max,
         keyless_bytes_max: config.source.snapshot.keyless_bytes,
-        row_bytes: None,
         lock_timeout: LOCK_TIMEOUT,
         border: None,
+        plan: None,
+    }
+}
+
+fn warn_unserved(table: &TableName, ranges: usize, advice: Option<String>) {
+    let slow = "no index of the source serves the order of its key, so each range is a scan of the table";
+    match advice {
+        Some(advice) => tracing::warn!(%table, ranges, "{slow}; at the source: {advice}"),
+        None => tracing::warn!(%table, ranges, "{slow}"),
     }
 }
 

@@ -166,6 +166,11 @@ impl Machine {
         self.last_commit
     }
 
+    /// The last checkpoint that was acknowledged.
+    pub fn anchor(&self) -> Option<Anchor> {
+        self.prev
+    }
+
     /// Position that the last acknowledged checkpoint covers.
     pub fn appended_to(&self) -> Position {
         self.prev.map_or(Position::ORIGIN, |prev| prev.to)
@@ -236,6 +241,15 @@ impl Machine {
             let current = self.current();
             current.closed = current.closed.max(wal_end);
         }
+    }
+
+    /// A chunk enters the stream here; the position of its first row. What was committed before it has a checkpoint of its
+    /// own, so that nobody who waits for it waits for the chunk.
+    pub fn begin_chunk(&mut self) -> Position {
+        if self.current().commit_time > 0 && self.intervals.len() < INTERVALS_MAX {
+            self.cut();
+        }
+        self.chunk_at()
     }
 
     /// Position of the first row of a chunk that enters the stream here, between two transactions.
@@ -372,6 +386,7 @@ impl Machine {
         while self.intervals.len() > 1
             && self.intervals[0].is_ripe()
             && merged.sent + self.intervals[0].sent <= CHECKPOINT_RECORDS_MAX
+            && (merged.commit_time == 0 || self.intervals[0].chunks.is_empty())
         {
             let next = self.intervals.pop_front().expect("more than one");
             merged.to = next.to;

@@ -59,7 +59,7 @@ impl Script {
                 self.machine.acked(Acked { route: 0, partition, token: number(2), first, last, count });
             }
             "chunk" => {
-                let at = self.machine.chunk_at();
+                let at = self.machine.begin_chunk();
                 let rows = number(1);
                 for _ in 0..rows {
                     self.machine.chunk_record();
@@ -234,7 +234,8 @@ fn chunk_rows_stand_after_the_last_commit_and_go_on_over_chunks() {
         ack 0 0 0 2
         append?
         appended
-        ack 0 2 2 2
+        ack 0 2 2 1
+        ack 0 3 3 1
         wait 5
         append?
     "), @r"
@@ -244,7 +245,42 @@ fn chunk_rows_stand_after_the_last_commit_and_go_on_over_chunks() {
     record             0/10+0 interval 2
     chunk 1            at 0/10+1099511627776
     append?            (0/0+0, 0/0+1099511627778] closed 0/1 p0=0..1/2 after origin, 2 chunks
-    append?            (0/0+1099511627778, 0/10+1099511627776] closed 0/14 p0=2..3/2 after 6, 1 chunks
+    append?            (0/0+1099511627778, 0/10+0] closed 0/14 p0=2..2/1 after 6, 0 chunks
+    ");
+}
+
+#[test]
+fn what_is_committed_stands_in_no_checkpoint_with_rows_behind_it() {
+    assert_snapshot!(Script::run("
+        begin 16
+        record
+        commit 20
+        chunk 1
+        begin 30
+        record
+        commit 34
+        chunk 1
+        ack 0 0 0 1
+        ack 0 1 1 1
+        ack 0 2 2 1
+        ack 0 3 3 1
+        append?
+        appended
+        wait 5
+        append?
+        appended
+        wait 5
+        append?
+    "), @r"
+    begin 16           Take
+    record             0/10+0 interval 0
+    chunk 1            at 0/10+1099511627776
+    begin 30           Take
+    record             0/1E+0 interval 2
+    chunk 1            at 0/1E+1099511627776
+    append?            (0/0+0, 0/10+0] closed 0/14 p0=0..0/1 after origin, 0 chunks
+    append?            (0/10+0, 0/1E+0] closed 0/22 p0=1..2/2 after 6, 1 chunks
+    append?            (0/1E+0, 0/1E+1099511627776] closed 0/22 p0=3..3/1 after 7, 1 chunks
     ");
 }
 

@@ -1,10 +1,11 @@
 //! Turns a Postgres into a log: streams changes, writes records, cuts checkpoints, answers requests with chunks.
 //!
-//! [`machine`], [`snapshot`], [`pace`], [`forgets`] and `requests` decide and are pure; [`start`], [`driver`] and the readers of
+//! [`machine`], [`snapshot`], [`pace`], `ahead`, [`forgets`] and `requests` decide and are pure; [`start`], [`driver`] and the readers of
 //! chunks do the IO. Knows nothing about sinks but their names.
 
 pub mod machine;
 
+mod ahead;
 pub mod answerable;
 pub mod asks;
 pub mod chunks;

@@ -3,12 +3,19 @@
 //! - A chunk aims at a number of rows, of bytes and at a time ([`ChunkSize`]): its lock and its snapshot are held that long.
 //! - What was read is paid for at a rate, if one is set ([`Rate`]); nothing is read while something is owed.
 //! - While the stream is far behind nothing is read at all, and rows enter it only as fast as Kafka takes them, in small pieces
-//!   while others write: what they commit waits in the same queues ([`Pace`]).
+//!   while others write: what they commit waits in the same queues ([`Pace`]). And only as fast as sinks apply them
+//!   ([`Ahead`]).
 
 use std::time::Duration;
 
-/// A chunk is never asked for with fewer rows than this, however wide they are.
+use crate::capture::ahead::Ahead;
+use crate::lsn::Position;
+
+/// A chunk is never asked for with fewer rows than this, but for their bytes.
 pub const CHUNK_ROWS_MIN: usize = 10;
+
+/// A chunk aims at so many quarters of its bytes: one that reaches its limit is broken off, and costs its connection.
+const AIM_QUARTERS: usize = 3;
 
 /// Rows of the first chunk at most: nothing is known of them yet. Nor does time make a chunk smaller: of so few rows most of it
 /// passes with questions and answers, and fewer rows would only need more of those.
@@ -54,6 +61,11 @@ impl ChunkSize {
         self.rows
     }
 
+    /// However small the rows are.
+    pub fn rows_limit(&self) -> usize {
+        self.rows_max
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes_max
     }
@@ -64,17 +76,17 @@ impl ChunkSize {
             return;
         }
         self.row_bytes = (bytes / rows).max(1);
-        let by_bytes = self.bytes_max / self.row_bytes;
+        let by_bytes = (self.bytes_max / 4 * AIM_QUARTERS / self.row_bytes).max(1);
         let by_time = rows as f64 * self.time.as_secs_f64() / took.as_secs_f64().max(1e-6);
         #[expect(clippy::cast_possible_truncation, reason = "saturates, and is bounded right after")]
         let by_time = (by_time as usize).max(FIRST_ROWS);
         let grown = self.rows.saturating_mul(GROWTH);
-        self.rows = by_bytes.min(by_time).min(grown).clamp(CHUNK_ROWS_MIN, self.rows_max);
+        self.rows = by_time.min(grown).clamp(CHUNK_ROWS_MIN, self.rows_max).min(by_bytes);
     }
 
     /// The last one was too much.
     pub fn halve(&mut self) {
-        self.rows = (self.rows / 2).max(CHUNK_ROWS_MIN);
+        self.rows = (self.rows / 2).max(CHUNK_ROWS_MIN.min(self.rows));
     }
 }
 
@@ -156,6 +168,8 @@ pub struct Pace {
     /// Since when a chunk could be written.
     due: Option<Duration>,
     row_bytes: usize,
+    /// How far sinks are.
+    pub ahead: Ahead,
 }
 
 impl Pace {
@@ -167,6 +181,7 @@ impl Pace {
             committed: None,
             due: None,
             row_bytes: 1,
+            ahead: Ahead::default(),
         }
     }
 
@@ -206,6 +221,7 @@ impl Pace {
     /// How many rows of a chunk that is due may be written now, with so much on its way to Kafka; `None`: not yet.
     pub fn piece(&mut self, in_flight_bytes: usize, now: Duration) -> Option<usize> {
         let is_quiet = self.is_quiet(now);
+        let most = self.ahead.room(is_quiet, now)?;
         let since = *self.due.get_or_insert(now);
         let room = if is_quiet { QUIET_IN_FLIGHT_BYTES } else { BUSY_IN_FLIGHT_BYTES };
         let bytes = match in_flight_bytes > room {
@@ -215,7 +231,13 @@ impl Pace {
             false => PIECE_BYTES,
         };
         self.due = None;
-        Some((bytes / self.row_bytes).max(CHUNK_ROWS_MIN))
+        Some((bytes.min(most) / self.row_bytes).max(1))
+    }
+
+    /// A piece was written up to here.
+    pub fn wrote(&mut self, to: Position, bytes: usize, now: Duration) {
+        let is_quiet = self.is_quiet(now);
+        self.ahead.wrote(to, bytes, is_quiet, now);
     }
 }
 
@@ -236,15 +258,19 @@ mod tests {
         size.read(4000, 40_000, ms(1));
         assert_eq!(size.rows(), 10_000, "the limit of rows");
         size.read(10_000, 10_000_000, ms(100));
-        assert_eq!(size.rows(), 1000, "a thousand bytes each");
+        assert_eq!(size.rows(), 750, "a thousand bytes each");
         size.read(1000, 10_000, ms(100));
         assert_eq!(size.rows(), 2500, "as many as take a quarter of a second");
         size.read(100, 1000, Duration::from_secs(60));
         assert_eq!(size.rows(), 1000, "a source that is far away is no reason for tiny chunks");
         size.read(10, 10_000_000, ms(1));
-        assert_eq!(size.rows(), CHUNK_ROWS_MIN);
+        assert_eq!(size.rows(), 1, "however wide they are");
         size.read(0, 0, ms(1));
-        assert_eq!(size.rows(), CHUNK_ROWS_MIN, "no rows say nothing");
+        assert_eq!(size.rows(), 1, "no rows say nothing");
+        size.halve();
+        assert_eq!(size.rows(), 1);
+        size.read(1, 10, ms(1));
+        assert_eq!(size.rows(), CHUNK_ROWS_MIN);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::change::Op;
 use crate::error::{Code, Error, Result};
 use crate::key::{KeyError, KeyOrder, KeyRange};
 use crate::ledger::cover::{Cover, KeyTexts};
+use crate::postgres::chunk::ROWS_ALL;
 use crate::relation::{Fingerprint, TableName};
 use crate::value::RowBuf;
 use overlay::{Place, key_strings, overlay};
@@ -139,6 +140,9 @@ pub struct Read {
     pub key: Option<RangeKey>,
     /// Somebody else could read what lies behind `rows_max` rows meanwhile.
     pub border_wanted: bool,
+    /// Where the key's order makes it worth it, the range is to be planned as a whole ([`Loader::planned`]), in ranges of so
+    /// many rows.
+    pub plan_rows: Option<usize>,
 }
 
 /// A chunk as it was read.
@@ -381,12 +385,13 @@ impl<V: Visibility + Clone> Loader<V> {
         if !may_read {
             return None;
         }
-        let border_wanted = self.connections > 1;
-        let (table, range) =
+        let (table, range, is_planned) =
             running.pieces.ask(nonce, self.known.as_ref(), self.connections, self.connections + AHEAD)?;
         let key = running.keys.get(&table).filter(|_| range != KeyRange::ALL).cloned();
-        let (rows_max, bytes_max) = (self.size.rows(), self.size.bytes());
-        Some(Action::Read(Read { table, range, rows_max, bytes_max, nonce, key, border_wanted }))
+        let (rows_max, bytes_max) = (if is_planned { ROWS_ALL } else { self.size.rows() }, self.size.bytes());
+        let border_wanted = self.connections > 1 && !is_planned;
+        let plan_rows = (!is_planned).then(|| self.size.rows_limit());
+        Some(Action::Read(Read { table, range, rows_max, bytes_max, nonce, key, border_wanted, plan_rows }))
     }
 
     /// Every transaction older than the driver's own, taken after the question, has ended.
@@ -416,6 +421,15 @@ impl<V: Visibility + Clone> Loader<V> {
     pub fn border(&mut self, asked: Uuid, through: Option<Vec<String>>, key: RangeKey) {
         let Some(running) = self.running.as_mut() else { return };
         if let Some(table) = running.pieces.border(asked, through) {
+            running.keys.insert(table, key);
+        }
+    }
+
+    /// Who reads under this name has planned its range: it reads up to the first of these borders, and ranges between the
+    /// others are read as they are.
+    pub fn planned(&mut self, asked: Uuid, borders: Vec<Vec<String>>, key: RangeKey) {
+        let Some(running) = self.running.as_mut() else { return };
+        if let Some(table) = running.pieces.planned(asked, borders) {
             running.keys.insert(table, key);
         }
     }

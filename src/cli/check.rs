@@ -12,7 +12,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Failure;
-use crate::apply::driver::check_progress;
+use crate::apply::start::check_progress;
 use crate::capture::{routing, schemas, shape, start};
 use crate::codec;
 use crate::config::{Config, ForeignKeys, LeftOut, Sink, Table};

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::Failure;
+use super::{Failure, progress};
 
 /// What is logged unless LOCKSTEP_LOG says otherwise.
 const DEFAULT_FILTER: &str = "info";
@@ -36,13 +36,17 @@ pub fn init(format: Option<LogFormat>) -> Result<(), Failure> {
         })?,
         _ => EnvFilter::new(DEFAULT_FILTER),
     };
-    let detected = if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Escaping);
-    let outcome = match format.unwrap_or(detected) {
+    let outcome = match format.unwrap_or_else(detected) {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).with_span_list(false).try_init(),
     };
     outcome.map_err(|error| Failure::Other(format!("can't set up logging: {error}")))
+}
+
+/// The format where none is asked for.
+pub fn detected() -> LogFormat {
+    if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
 }
 
 /// Makes a panic in any thread the end of the process.
@@ -70,7 +74,8 @@ impl MakeWriter<'_> for Escaping {
 
 impl Write for Escaping {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(escaped(&String::from_utf8_lossy(line)).as_bytes())?;
+        let line_shown = escaped(&String::from_utf8_lossy(line));
+        progress::beside(|| io::stderr().lock().write_all(line_shown.as_bytes()))?;
         Ok(line.len())
     }
 

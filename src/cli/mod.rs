@@ -17,6 +17,7 @@ mod explain;
 mod leave;
 mod ledger;
 mod log;
+mod progress;
 mod restart;
 mod resync;
 mod run;

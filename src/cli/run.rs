@@ -8,11 +8,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::log::{self, LogFormat};
+use super::progress::{self, Progress};
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
 use crate::http;
 use crate::http::metrics::Metrics;
-use crate::run::{Exit, Limits, Role, RoleName, supervise};
+use crate::run::{Exit, Limits, Role, RoleName, board, supervise};
 use crate::{apply, capture};
 
 /// Run the pipeline, or some of its roles, until SIGTERM or SIGINT
@@ -46,7 +47,8 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let names = selected(&config, &args.role)?;
     log::init(args.log_format)?;
     log::end_on_panic();
-    super::block_on(serve(Arc::new(config), &names)).map(Exit::code)
+    let for_people = args.log_format.unwrap_or_else(log::detected) == LogFormat::Text;
+    super::block_on(serve(Arc::new(config), &names, for_people)).map(Exit::code)
 }
 
 /// The roles of this process, distinct, the source first.
@@ -63,7 +65,7 @@ fn selected(config: &Config, asked: &[RoleName]) -> Result<Vec<RoleName>, Failur
     Ok(all.into_iter().filter(|name| asked.is_empty() || asked.contains(name)).collect())
 }
 
-async fn serve(config: Arc<Config>, names: &[RoleName]) -> Result<Exit, Failure> {
+async fn serve(config: Arc<Config>, names: &[RoleName], for_people: bool) -> Result<Exit, Failure> {
     let mut signals = Signals::new()?;
     let listener = match config.http.listen {
         Some(listen) => Some(http::bind(listen).await?),
@@ -81,6 +83,7 @@ async fn serve(config: Arc<Config>, names: &[RoleName]) -> Result<Exit, Failure>
         http = listening.as_deref().unwrap_or("off"),
         "started"
     );
+    let mut progress = Progress::new(board(&config.name, &roles), for_people);
     let shutdown = CancellationToken::new();
     let supervised = supervise(&config.name, roles, metrics, listener, Limits::default(), shutdown.clone());
     tokio::pin!(supervised);
@@ -97,6 +100,7 @@ async fn serve(config: Arc<Config>, names: &[RoleName]) -> Result<Exit, Failure>
         tokio::select! {
             exit = &mut supervised => return Ok(exit),
             () = &mut served => {}
+            () = tokio::time::sleep(progress::LOOK_INTERVAL) => progress.look(),
             name = signals.next() => {
                 if shutdown.is_cancelled() {
                     warn!(signal = name, "asked to stop a second time: ending at once");

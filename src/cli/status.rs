@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
+use super::progress::clock;
 use super::{ConfigArgs, Failure, columns};
 use crate::http::client;
 
@@ -92,7 +93,7 @@ fn table(status: &Value) -> String {
 
 /// Tables that are on their way; those that only stream are counted.
 fn tables(tables: &Value) -> String {
-    let mut rows = vec![cells(&["TABLE", "AT", "PHASE", "ROWS DONE", "OF ABOUT"])];
+    let mut rows = vec![cells(&["TABLE", "AT", "PHASE", "ROWS DONE", "OF ABOUT", "ROWS/S", "LEFT"])];
     let mut streaming = 0;
     for (table, keys) in tables.as_object().into_iter().flatten() {
         let source = keys["phase"].is_string().then_some(("source", keys));
@@ -103,7 +104,10 @@ fn tables(tables: &Value) -> String {
             continue;
         }
         for (place, at) in places {
-            let counts = [scalar(&at["rows_done"]), scalar(&at["rows_estimated"])];
+            let left =
+                at["eta_seconds"].as_u64().map_or_else(|| "-".to_owned(), |left| clock(Duration::from_secs(left)));
+            let rate = scalar(&at["rows_per_second"]);
+            let counts = [scalar(&at["rows_done"]), scalar(&at["rows_estimated"]), rate, left];
             let equal = if at["equal"] == false { ", not equal" } else { "" };
             let phase = format!("{}{equal}", scalar(&at["phase"]));
             rows.push([table.clone(), place.to_owned(), phase].into_iter().chain(counts).collect());
@@ -144,9 +148,9 @@ mod tests {
         source       streaming  0/1A2B3C8  0          -      4096
         sink:orders  halted     0/1A2B000  968        241.5  -
 
-        TABLE            AT      PHASE      ROWS DONE  OF ABOUT
-        public.products  source  streaming  -          90000
-        public.products  orders  snapshot   12000      90000
+        TABLE            AT      PHASE      ROWS DONE  OF ABOUT  ROWS/S  LEFT
+        public.products  source  streaming  -          90000     -       -
+        public.products  orders  snapshot   12000      90000     -       -
 
         sink:orders halted since 2026-01-01T00:00:00Z
         error[TOPIC_GAP]: 2 records are missing

@@ -219,6 +219,8 @@ pub struct Sink {
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
     pub foreign_keys: ForeignKeys,
+    /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
+    pub synchronous_commit: bool,
 }
 
 /// When the sink's foreign keys between tables that we write are in force.

@@ -16,54 +16,33 @@ use std::borrow::Cow;
 use super::connector::{Refused, is_plain, parse_table, parts};
 use super::process::IDENTIFIER_BYTES_MAX;
 use crate::relation::{TableName, quote_identifier};
+use crate::transform::Glob;
 
 /// Schemas of the server, besides those that begin with `pg_`, and of ours: no pattern means them.
 const SCHEMAS_NEVER: [&str; 2] = ["information_schema", "lockstep"];
 
-/// One part of a name: its literal runs, with a `*` between each two of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Glob(Vec<String>);
+/// One part of a name that is nothing but itself.
+fn literal(text: &str) -> Glob {
+    Glob::new(vec![text.to_owned()])
+}
 
-impl Glob {
-    fn literal(text: &str) -> Glob {
-        Glob(vec![text.to_owned()])
-    }
+fn is_literal(glob: &Glob) -> bool {
+    glob.runs().len() == 1
+}
 
-    fn is_literal(&self) -> bool {
-        self.0.len() == 1
-    }
+/// As an operand of SQL's LIKE.
+fn like(glob: &Glob) -> String {
+    let escaped = |run: &String| run.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+    glob.runs().iter().map(escaped).collect::<Vec<_>>().join("%")
+}
 
-    fn matches(&self, name: &str) -> bool {
-        self.stars(name).is_some()
-    }
-
-    /// What each `*` stands for in a name that matches.
-    fn stars<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
-        let [first, between @ .., last] = self.0.as_slice() else { return (self.0[0] == name).then(Vec::new) };
-        let (mut rest, mut stars) = (name.strip_prefix(first.as_str())?, Vec::new());
-        for run in between {
-            let at = rest.find(run.as_str())?;
-            stars.push(&rest[..at]);
-            rest = &rest[at + run.len()..];
-        }
-        stars.push(rest.strip_suffix(last.as_str())?);
-        Some(stars)
-    }
-
-    /// As an operand of SQL's LIKE.
-    fn like(&self) -> String {
-        let escaped = |run: &String| run.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
-        self.0.iter().map(escaped).collect::<Vec<_>>().join("%")
-    }
-
-    /// As written: quoted where a connector would need quotes.
-    fn shown(&self) -> String {
-        let run = |(i, run): (usize, &String)| match run.is_empty() || is_bare(run, i == 0) {
-            true => run.clone(),
-            false => quote_identifier(run),
-        };
-        self.0.iter().enumerate().map(run).collect::<Vec<_>>().join("*")
-    }
+/// As written: quoted where a connector would need quotes.
+fn shown(glob: &Glob) -> String {
+    let run = |(i, run): (usize, &String)| match run.is_empty() || is_bare(run, i == 0) {
+        true => run.clone(),
+        false => quote_identifier(run),
+    };
+    glob.runs().iter().enumerate().map(run).collect::<Vec<_>>().join("*")
 }
 
 /// Tables by pattern.
@@ -76,7 +55,7 @@ pub struct TablePattern {
 impl TablePattern {
     /// The pattern that matches one table.
     pub(super) fn exactly(name: &TableName) -> TablePattern {
-        TablePattern { schema: Glob::literal(&name.schema), table: Glob::literal(&name.table) }
+        TablePattern { schema: literal(&name.schema), table: literal(&name.table) }
     }
 
     pub fn matches(&self, name: &TableName) -> bool {
@@ -87,27 +66,27 @@ impl TablePattern {
 
     /// Both parts as operands of SQL's LIKE.
     pub fn like(&self) -> (String, String) {
-        (self.schema.like(), self.table.like())
+        (like(&self.schema), like(&self.table))
     }
 
     /// The schema, where there is only one that it means.
     pub(super) fn only_schema(&self) -> Option<&str> {
-        self.schema.is_literal().then(|| self.schema.0[0].as_str())
+        is_literal(&self.schema).then(|| self.schema.runs()[0].as_str())
     }
 
     /// Whether several names may have this part.
     pub(super) fn is_open(&self, part: Placeholder) -> bool {
-        !self.glob(part).is_literal()
+        !is_literal(self.glob(part))
     }
 
     /// How many `*` a part has.
     pub(super) fn stars(&self, part: Placeholder) -> usize {
-        self.glob(part).0.len() - 1
+        self.glob(part).runs().len() - 1
     }
 
     /// A part as written.
     pub(super) fn part(&self, part: Placeholder) -> String {
-        self.glob(part).shown()
+        shown(self.glob(part))
     }
 
     fn glob(&self, part: Placeholder) -> &Glob {
@@ -120,7 +99,7 @@ impl TablePattern {
 
 impl std::fmt::Display for TablePattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.schema.shown(), self.table.shown())
+        write!(f, "{}.{}", shown(&self.schema), shown(&self.table))
     }
 }
 
@@ -139,7 +118,7 @@ pub(super) fn parse_named(text: &str) -> Result<Named, Refused> {
     }
     let mut globs = split(text)?.into_iter();
     match (globs.next(), globs.next(), globs.next()) {
-        (Some(table), None, None) => Ok(Named::Pattern(TablePattern { schema: Glob::literal("public"), table })),
+        (Some(table), None, None) => Ok(Named::Pattern(TablePattern { schema: literal("public"), table })),
         (Some(schema), Some(table), None) => Ok(Named::Pattern(TablePattern { schema, table })),
         _ => Err((format!("{text:?} has more parts than schema.table; the database stands in url"), None)),
     }
@@ -188,7 +167,7 @@ fn end_part<'t>(
         let message = format!("{text:?} matches nothing: names in Postgres have at most {IDENTIFIER_BYTES_MAX} bytes");
         return Err((message, None));
     }
-    globs.push(Glob(all));
+    globs.push(Glob::new(all));
     Ok(rest.strip_prefix('.'))
 }
 
@@ -519,7 +498,7 @@ mod tests {
         #[test]
         fn what_is_shown_reads_back(a in "[a-z ]{0,4}", b in "[A-Z\"*.]{0,4}", c in "\\PC{0,4}", name in "[a-z A-Z*.\"]{0,12}") {
             proptest::prop_assume!(!c.contains('\0'));
-            let of = TablePattern { schema: Glob(vec![a.clone(), b]), table: Glob(vec![a, c, String::new()]) };
+            let of = TablePattern { schema: Glob::new(vec![a.clone(), b]), table: Glob::new(vec![a, c, String::new()]) };
             proptest::prop_assert_eq!(parse_named(&of.to_string()), Ok(Named::Pattern(of.clone())));
             // As the oracle, the slow way.
             fn slow(runs: &[String], name: &str) -> bool {
@@ -528,8 +507,8 @@ mod tests {
                 let mut tails = rest.char_indices().map(|(i, _)| &rest[i..]).chain([""]);
                 tails.any(|tail| slow(&runs[1..], tail))
             }
-            proptest::prop_assert_eq!(of.schema.matches(&name), slow(&of.schema.0, &name));
-            proptest::prop_assert_eq!(of.table.matches(&name), slow(&of.table.0, &name));
+            proptest::prop_assert_eq!(of.schema.matches(&name), slow(of.schema.runs(), &name));
+            proptest::prop_assert_eq!(of.table.matches(&name), slow(of.table.runs(), &name));
         }
     }
 

@@ -395,6 +395,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
     let words = [ForeignKeys::Always, ForeignKeys::AfterLoad].map(|when| (when.as_str(), when));
     let foreign_keys = section.choice("foreign_keys", &words).unwrap_or_default();
+    let synchronous_commit = section.boolean("synchronous_commit", true);
     let sink = database.map(|database| Sink {
         name: name.value.clone(),
         database,
@@ -404,6 +405,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         lock_timeout,
         lease_timeout,
         foreign_keys,
+        synchronous_commit,
     });
     (name, sink)
 }

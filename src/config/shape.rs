@@ -12,10 +12,10 @@ use super::connector::ConnectorSink;
 use super::constants::ConstantsText;
 use super::describe::{list, pair, text};
 use super::findings::At;
-use super::process::check_identifier;
+use super::process::{IDENTIFIER_BYTES_MAX, check_identifier};
 use super::reader::{Section, Text};
 use super::wire::word;
-use crate::transform::{Algorithm, Columns, HashVersion, Mask, Shape};
+use crate::transform::{Algorithm, ColumnName, Columns, HashVersion, Mask, Shape};
 
 /// Longer than any text column that somebody masks, and far below a record.
 const MASK_CHARS_MAX: i64 = 10_000;
@@ -39,8 +39,8 @@ pub(super) struct ShapeText {
 }
 
 pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
-    let only = names(top, "columns", "[\"id\", \"name\"]");
-    let except = names(top, "exclude_columns", "[\"secret\"]");
+    let only = listed(top, "columns", "[\"id\", \"name\"]");
+    let except = listed(top, "exclude_columns", "[\"secret\"]");
     let key = names(top, "key", "[\"sku\"]").unwrap_or_default();
     let filter = top.text("where");
     if let Some(filter) = filter.as_ref().filter(|filter| filter.value.trim().is_empty()) {
@@ -48,11 +48,11 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
     }
     let filter = filter.map(|filter| filter.value);
     let masks = top.each("masks", |column, section| {
-        check_identifier(section, "column", &column);
+        let name = column_name(section, &column);
         let mask = mask(&column, section)?;
-        Some((column, mask))
+        Some((column, name?, mask))
     });
-    let masks: Vec<(Text, Mask)> = masks.into_iter().flatten().collect();
+    let masks: Vec<(Text, ColumnName, Mask)> = masks.into_iter().flatten().collect();
     let renamed = renames(top);
     let report = top.report();
     if only.is_some()
@@ -62,8 +62,8 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
     }
     let values = |list: &[Text]| list.iter().map(|name| name.value.clone()).collect::<Vec<String>>();
     let (columns, listed) = match (only, except) {
-        (Some(only), _) => (Columns::Only(values(&only)), only),
-        (None, Some(except)) => (Columns::Except(values(&except)), except),
+        (Some((texts, names)), _) => (Columns::Only(names), texts),
+        (None, Some((texts, names))) => (Columns::Except(names), texts),
         (None, None) => (Columns::All, Vec::new()),
     };
     let renames = renamed.iter().map(|(from, to)| (from.value.clone(), to.value.clone())).collect();
@@ -73,19 +73,19 @@ pub(super) fn shape(top: &mut Section<'_>) -> ShapeText {
         let message = format!("column {name:?} has another name in records, but is left out");
         report.add(&column.at, message, format!("delete {name} from [rename_columns]"));
     }
-    for (column, _) in &masks {
+    for (column, masked, _) in &masks {
         let name = &column.value;
-        if !shape.keeps(name) {
+        if !masked.is_pattern() && !shape.keeps(name) {
             let message = format!("column {name:?} has a mask, but is left out");
             report.add(&column.at, message, format!("delete [masks.{name}]"));
         }
-        if shape.key.contains(name) {
-            let message = format!("column {name:?} has a mask and is of the key, which would no longer name the row");
-            report.add(&column.at, message, format!("delete [masks.{name}], or take {name:?} out of key"));
+        if let Some(key) = shape.key.iter().find(|key| masked.matches(key)) {
+            let message = format!("column {key:?} has a mask and is of the key, which would no longer name the row");
+            report.add(&column.at, message, format!("delete [masks.{name}], or take {key:?} out of key"));
         }
     }
-    let masked = masks.iter().map(|(column, _)| column.clone()).collect();
-    let masks = masks.into_iter().map(|(column, mask)| (column.value, mask)).collect();
+    let masked = masks.iter().map(|(column, ..)| column.clone()).collect();
+    let masks = masks.into_iter().map(|(_, name, mask)| (name, mask)).collect();
     let renamed = renamed.into_iter().map(|(column, _)| column).collect();
     ShapeText { shape: Shape { masks, ..shape }, columns: listed, key, masked, renamed }
 }
@@ -104,14 +104,45 @@ fn renames(top: &mut Section<'_>) -> Vec<(Text, Text)> {
     renamed
 }
 
-/// A list of columns; `None` if it is not there.
+/// A list of columns by name or by pattern, as it is written and what it means; `None` if it is not there.
+fn listed(section: &mut Section<'_>, key: &'static str, example: &str) -> Option<(Vec<Text>, Vec<ColumnName>)> {
+    let texts = distinct(section, key, example)?;
+    let names = texts.iter().filter_map(|text| column_name(section, text)).collect();
+    Some((texts, names))
+}
+
+/// `None` where a finding says why.
+fn column_name(section: &mut Section<'_>, text: &Text) -> Option<ColumnName> {
+    let name = ColumnName::parse(&text.value);
+    match &name {
+        None => section.report().add(&text.at, format!("{:?} lacks a closing quote", text.value), "write \" behind it"),
+        Some(ColumnName::Exactly(name)) => {
+            check_identifier(section, "column", &Text { value: name.clone(), ..text.clone() });
+        }
+        Some(ColumnName::Like(glob)) if glob.runs().iter().map(String::len).sum::<usize>() > IDENTIFIER_BYTES_MAX => {
+            let message = format!("{:?} matches nothing: names have at most {IDENTIFIER_BYTES_MAX} bytes", text.value);
+            section.report().add(&text.at, message, "write a shorter one");
+        }
+        Some(ColumnName::Like(_)) => {}
+    }
+    name
+}
+
+/// A list of columns by name; `None` if it is not there.
 pub(super) fn names(section: &mut Section<'_>, key: &'static str, example: &str) -> Option<Vec<Text>> {
+    let columns = distinct(section, key, example)?;
+    for column in &columns {
+        check_identifier(section, "column", column);
+    }
+    Some(columns)
+}
+
+fn distinct(section: &mut Section<'_>, key: &'static str, example: &str) -> Option<Vec<Text>> {
     let (at, columns) = section.texts(key, example)?;
     if columns.is_empty() {
         section.report().add(&at, format!("{key} is empty"), format!("write {key} = {example}, or delete the line"));
     }
     for (i, column) in columns.iter().enumerate() {
-        check_identifier(section, "column", column);
         if columns[..i].iter().any(|before| before.value == column.value) {
             let message = format!("column {:?} stands twice", column.value);
             section.report().add(&column.at, message, "delete one of them");
@@ -220,13 +251,17 @@ impl ShapeText {
     }
 }
 
+fn shown(names: &[ColumnName]) -> String {
+    list(&names.iter().map(ColumnName::to_string).collect::<Vec<_>>())
+}
+
 /// The keys of a connector, without salts.
 pub(super) fn describe(out: &mut String, table: &Table) {
     let shape = &table.shape;
     match &shape.columns {
         Columns::All => {}
-        Columns::Only(names) => pair(out, "columns", list(names)),
-        Columns::Except(names) => pair(out, "exclude_columns", list(names)),
+        Columns::Only(names) => pair(out, "columns", shown(names)),
+        Columns::Except(names) => pair(out, "exclude_columns", shown(names)),
     }
     if !shape.key.is_empty() {
         pair(out, "key", list(&shape.key));
@@ -241,7 +276,7 @@ pub(super) fn describe(out: &mut String, table: &Table) {
     }
     pair(out, "skip_unchanged", table.skip_unchanged.to_string());
     for (column, mask) in &shape.masks {
-        let _ = writeln!(out, "\n[connectors.masks.{}]", text(column));
+        let _ = writeln!(out, "\n[connectors.masks.{}]", text(&column.to_string()));
         match mask {
             Mask::Fixed { chars } => pair(out, "chars", chars.to_string()),
             Mask::Truncate { chars } => pair(out, "truncate", chars.to_string()),

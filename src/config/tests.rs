@@ -267,6 +267,30 @@ fn what_a_connector_makes_of_its_rows() {
 }
 
 #[test]
+fn columns_are_named_by_pattern_too() {
+    let sink = "[sinks.orders]\n";
+    let folder = |connector: &str| {
+        Folder::with(&[("lockstep.toml", MAIN), ("connectors/t.toml", &format!("table = 't'\n{connector}{sink}"))])
+    };
+    let config = folder("exclude_columns = ['secret*', '\"a*b\"']\n[masks.'p*']\nchars = 1\n").config();
+    let shape = &config.tables[0].shape;
+    assert!(!shape.keeps("secret_9") && !shape.keeps("a*b") && shape.keeps("axb"));
+    let described = describe(&config);
+    assert!(described.contains(r#"exclude_columns = ["secret*", '"a*b"']"#), "{described}");
+    assert!(described.contains(r#"[connectors.masks."p*"]"#), "{described}");
+    for (connector, wanted) in [
+        ("exclude_columns = ['\"a*']\n", "\"\\\"a*\" lacks a closing quote"),
+        ("key = ['id']\n[masks.'i*']\nchars = 1\n", "column \"id\" has a mask and is of the key"),
+        ("columns = ['id', 'a*']\n[masks.b]\nchars = 1\n", "column \"b\" has a mask, but is left out"),
+    ] {
+        let said = folder(connector).said();
+        assert!(said.contains(wanted), "{connector}: {said}");
+    }
+    let long = format!("columns = ['id', '{}*']\n", "x".repeat(64));
+    assert!(folder(&long).said().contains("matches nothing: names have at most 63 bytes"));
+}
+
+#[test]
 fn secrets_have_one_way_in_and_no_way_out() {
     let main = r#"
 name = "shop"

@@ -10,9 +10,9 @@
 //! Invariant: labels come from the configuration (table and sink names), never from data: they are few and hold no secrets.
 //! Not here: HTTP, and any decision that depends on a number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
@@ -20,7 +20,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder
 
 use crate::lsn::Lsn;
 use crate::relation::TableName;
-use crate::status::{Board, SinkStatus, SourceStatus, State};
+use crate::status::{Board, Copy, SinkStatus, SourceStatus, State};
 
 /// Histograms keep single samples until someone drains them; so often is enough to keep them small at any rate that one
 /// process reaches, and cheap enough not to matter.
@@ -72,6 +72,8 @@ const fn metric(
 }
 
 const SINK: &[&str] = &["sink"];
+/// `source`, or the sink that writes it.
+const COPY: &[&str] = &["at", "table"];
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const COUNT: Option<Unit> = Some(Unit::Count);
@@ -93,6 +95,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
     metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
+    metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
     metric("lockstep_source_standby", Kind::Gauge, &[], None, "1 while another process has the slot."),
     metric("lockstep_source_halted", Kind::Gauge, &[], None, "1 while halted by a named error; /status has the code and what to type."),
@@ -111,6 +114,10 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
+    metric("lockstep_copy_rows_done", Kind::Gauge, COPY, COUNT, "Rows of a running copy that are done since its role started: read at the source, or written at a sink; 0 once it has ended."),
+    metric("lockstep_copy_rows_estimated", Kind::Gauge, COPY, COUNT, "Rows that the table has about, as estimated when its load began, and never fewer than are done."),
+    metric("lockstep_copy_rows_per_second", Kind::Gauge, COPY, COUNT, "Rows of the copy a second, over the last seconds."),
+    metric("lockstep_copy_seconds_left", Kind::Gauge, COPY, SECONDS, "Until the copy is complete, at that rate."),
     metric("lockstep_build_info", Kind::Gauge, &["version"], None, "Always 1; the label names the version."),
     metric("lockstep_process_start_time_seconds", Kind::Gauge, &[], SECONDS, "When the process started, in seconds since 1970."),
     metric("lockstep_process_resident_memory_bytes", Kind::Gauge, &[], BYTES, "Memory in use (RSS). Linux only."),
@@ -122,6 +129,8 @@ pub const TABLE: &[Metric] = &[
 pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
     started: SystemTime,
+    /// Copies that were rendered: a recorder forgets no gauge, so what has ended must be said to have.
+    copies: Arc<Mutex<BTreeSet<(String, TableName)>>>,
 }
 
 /// The source reader's handles.
@@ -207,7 +216,7 @@ impl Metrics {
                 Kind::Histogram => recorder.describe_histogram(name, metric.unit, help),
             }
         }
-        Metrics { recorder: Arc::new(recorder), started: SystemTime::now() }
+        Metrics { recorder: Arc::new(recorder), started: SystemTime::now(), copies: Arc::default() }
     }
 
     pub fn source(&self) -> SourceMetrics {
@@ -253,6 +262,7 @@ impl Metrics {
         for (name, watch) in &board.sinks {
             self.take_sink(name, &watch.borrow().clone());
         }
+        self.take_copies(&board.copies());
         self.gauge("lockstep_build_info", vec![Label::new("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.gauge("lockstep_process_start_time_seconds", vec![]).set(started.as_secs_f64());
@@ -292,6 +302,22 @@ impl Metrics {
         self.known("lockstep_sink_halted", label(), Some(flag(status.state == State::Halted)));
     }
 
+    fn take_copies(&self, copies: &[Copy]) {
+        let mut known = self.copies.lock().expect("nobody panics with it");
+        known.extend(copies.iter().map(|copy| (copy.place.clone(), copy.table.clone())));
+        for (place, table) in known.iter() {
+            let copy = copies.iter().find(|copy| copy.place == *place && copy.table == *table);
+            let label = || vec![Label::new("at", place.clone()), Label::new("table", table.to_string())];
+            let of = |value: Option<f64>| copy.map_or(Some(0.0), |_| value);
+            self.known("lockstep_copy_rows_done", label(), of(copy.map(|copy| float(copy.done))));
+            let estimated = copy.and_then(|copy| copy.estimated);
+            self.known("lockstep_copy_rows_estimated", label(), of(estimated.map(float)));
+            self.known("lockstep_copy_rows_per_second", label(), of(copy.and_then(|copy| copy.per_second)));
+            let left = copy.and_then(|copy| copy.left);
+            self.known("lockstep_copy_seconds_left", label(), of(left.map(|left| left.as_secs_f64())));
+        }
+    }
+
     /// Sets a gauge, or leaves it without a sample as long as the value is not known.
     fn known(&self, name: &'static str, labels: Vec<Label>, value: Option<f64>) {
         if let Some(value) = value {
@@ -316,6 +342,12 @@ impl SourceMetrics {
     /// The counter of records of one table. Keep it: looking it up again costs more than counting.
     pub fn records(&self, table: &TableName) -> Counter {
         self.metrics.counter("lockstep_source_records_total", vec![Label::new("table", table.to_string())])
+    }
+
+    /// A chunk of a table was read.
+    pub fn snapshot_rows(&self, table: &TableName, rows: usize) {
+        let labels = vec![Label::new("table", table.to_string())];
+        self.metrics.counter("lockstep_source_snapshot_rows_total", labels).increment(rows as u64);
     }
 
     pub fn received(&self, bytes: u64, up_to: Lsn) {
@@ -463,7 +495,7 @@ pub fn rendered(text: &str) -> BTreeMap<&str, &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{SinkReporter, SourceReporter};
+    use crate::status::{Phase, SinkReporter, SourceReporter, TableStatus};
 
     fn board(source: &SourceReporter, sink: &SinkReporter) -> Board {
         let sinks = BTreeMap::from([("orders".to_owned(), sink.watch())]);
@@ -475,17 +507,41 @@ mod tests {
         let (metrics, source, sink) = (Metrics::new(), SourceReporter::default(), SinkReporter::default());
         let (reader, applier) = (metrics.source(), metrics.sink("orders"));
         reader.records(&TableName::new("public", "we\"ird\n")).increment(3);
+        reader.snapshot_rows(&TableName::new("public", "products"), 5);
         reader.checkpoint(Duration::from_micros(600));
         applier.rows(RowOp::Snapshot, 7);
         applier.transaction(7);
         applier.commit_to_visible(Duration::from_millis(4));
         source.update(|s| (s.position, s.lag_bytes, s.slot_retained_bytes) = (Some(Lsn(9)), Some(0), Some(4096)));
+        let copying = TableStatus {
+            rows_done: Some(5),
+            rows_estimated: Some(9),
+            rows_per_second: Some(2.0),
+            ..TableStatus::new(Phase::Snapshot)
+        };
         sink.update(|s| {
+            s.tables.insert(TableName::new("public", "t"), copying);
             (s.state, s.position, s.closed_lsn) = (State::Halted, Some(Lsn(8)), Some(Lsn(8)));
             (s.lag_bytes, s.lag_seconds) = (Some(1), Some(0.5));
         });
         let board = board(&source, &sink);
         (metrics, board)
+    }
+
+    #[test]
+    fn a_copy_that_has_ended_is_no_longer_under_way() {
+        let (metrics, source, sink) = (Metrics::new(), SourceReporter::default(), SinkReporter::default());
+        let table = TableName::new("public", "t");
+        let rows = TableStatus { rows_done: Some(5), rows_per_second: Some(2.0), ..TableStatus::new(Phase::Snapshot) };
+        sink.update(|s| drop(s.tables.insert(table.clone(), rows)));
+        let board = board(&source, &sink);
+        let text = metrics.render(&board);
+        assert!(text.contains("lockstep_copy_rows_done{at=\"orders\",table=\"public.t\"} 5"), "{text}");
+        assert!(!text.contains("lockstep_copy_rows_estimated{"), "nobody knows");
+        sink.update(|s| drop(s.tables.insert(table, TableStatus::new(Phase::Streaming))));
+        let text = metrics.render(&board);
+        assert!(text.contains("lockstep_copy_rows_done{at=\"orders\",table=\"public.t\"} 0"), "{text}");
+        assert!(text.contains("lockstep_copy_rows_per_second{at=\"orders\",table=\"public.t\"} 0"), "{text}");
     }
 
     #[test]

@@ -90,20 +90,22 @@ fn halts(html: &mut String, status: &Value) {
 fn tables_table(html: &mut String, status: &Value) {
     let tables = status["tables"].as_object().filter(|tables| !tables.is_empty());
     let Some(tables) = tables else { return };
-    html.push_str("<h2>Tables</h2><table><tr><th>table<th>at<th>phase<th class=\"n\">rows done<th class=\"n\">rows, estimated</tr>");
+    html.push_str("<h2>Tables</h2><table><tr><th>table<th>at<th>phase<th class=\"n\">rows done<th class=\"n\">rows, estimated<th class=\"n\">rows/s<th class=\"n\">seconds left</tr>");
     for (table, keys) in tables {
         let source = keys["phase"].is_string().then_some(("source", keys));
         let sinks = keys.as_object().into_iter().flatten().filter(|(_, sink)| sink.is_object());
         for (place, at) in source.into_iter().chain(sinks.map(|(name, sink)| (name.as_str(), sink))) {
             let _ = write!(
                 html,
-                "<tr><td>{}<td>{}<td>{}{}<td class=\"n\">{}<td class=\"n\">{}</tr>",
+                "<tr><td>{}<td>{}<td>{}{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}</tr>",
                 escape(table),
                 escape(place),
                 value(&at["phase"]),
                 if at["equal"] == false { ", not equal" } else { "" },
                 value(&at["rows_done"]),
                 value(&at["rows_estimated"]),
+                value(&at["rows_per_second"]),
+                value(&at["eta_seconds"]),
             );
         }
     }

@@ -13,9 +13,9 @@
 //! - A table without a key has one range, all of it, and nothing to cut it by.
 //! - Row security errors instead of hiding rows, and `ONLY` keeps inheriting tables out, as in the stream. A partitioned table
 //!   has no rows of its own: it is read, and locked, with its partitions.
-//! - Memory: rows are asked for in steps sized by what the rows before them weighed, so a chunk passes its limit of bytes by
-//!   one step's misjudgement at most.
-//!
+//! - Memory: a chunk passes its limit of bytes by one row at most. What rows weigh is known only as they come, so one that
+//!   reaches the limit is left in the middle and ends there; its connection, on which the rest is on its way, is given up
+//!   ([`ChunkRead::severed`]). Who asks for as many rows as fit need not be afraid of it.
 //! - Where somebody waits to read on behind the chunk, its border is found and told first, by the same snapshot.
 //!
 //! Deliberately not here: which snapshots are too old to use (the capture machine's rule), the overlay, and who reads beside.
@@ -28,25 +28,17 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 use super::catalog::{Kind, TableFacts, quoted_list, table_facts};
-use super::copytext::CopyRows;
+use super::copytext::{CopyError, CopyRows};
 use super::failure::{failed, is_not_utf8, unreadable};
 use super::filter::{condition, refused};
 use super::row_key::row_key_of;
 use super::slot::{holder, snapshot_now};
 use super::snapshot::PgSnapshot;
+use super::unserved::{self, Unserved};
 use crate::error::{Code, Error, Result};
 use crate::key::{Comparison, KeyColumn, KeyOrder, KeyRange, comparison, order_by, order_by_descending, predicate};
 use crate::relation::{Relation, TableName, quote_literal};
 use crate::value::RowBuf;
-
-/// Rows asked for first when nothing is known of their size: 1 MiB each would be 64 MiB.
-const PROBE_ROWS: usize = 64;
-
-/// A step asks for at most this many times the rows already seen: their average says little about many more.
-const STEP_GROWTH: usize = 32;
-
-/// Of a table without a key, 2 MiB are read at a time, and what they hold out of line.
-const STEP_BLOCKS: i64 = 256;
 
 /// What part of the table to read.
 #[derive(Clone, Debug)]
@@ -71,13 +63,26 @@ pub struct ChunkRequest<'a> {
     pub bytes_max: usize,
     /// A table without a key is read whole whatever the limits, up to here.
     pub keyless_bytes_max: usize,
-    /// Average of an earlier chunk; makes the first step fit.
-    pub row_bytes: Option<usize>,
     pub lock_timeout: Duration,
     /// Wants to know, before anything is read, behind which key the chunk ends at the latest; `None`: with its range. Finding it
     /// walks over `rows_max` rows of the index.
     pub border: Option<&'a (dyn Fn(Option<Vec<String>>) + Sync)>,
+    /// Where no index serves the key's order, the range is planned as a whole first.
+    pub plan: Option<Plan<'a>>,
 }
+
+/// How to plan ranges, and who wants to know of them.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// A range has at least so many, if its bytes allow.
+    pub rows: usize,
+    /// Is told the borders within the range that was asked for, and of which table an index would make it unnecessary. The
+    /// chunk ends with the first of them.
+    pub tell: &'a (dyn Fn(Vec<Vec<String>>, Option<String>) + Sync),
+}
+
+/// Rows of a range that is planned: all.
+pub const ROWS_ALL: usize = u32::MAX as usize;
 
 /// A chunk: the rows of a range as a snapshot sees them.
 #[derive(Debug)]
@@ -97,9 +102,11 @@ pub struct ChunkRead {
     pub bytes: usize,
     /// From the lock to the last row.
     pub took: Duration,
+    /// More rows are on their way than were wanted: the connection is of no use any more.
+    pub severed: bool,
 }
 
-/// Reads one chunk. Leaves the connection outside any transaction, on errors too.
+/// Reads one chunk. Leaves the connection outside any transaction, on errors too, unless it is severed.
 ///
 /// # Errors
 /// A retry that names who holds the table if its lock does not come in time; `TABLE_MISSING` if it is gone, a retry if its key
@@ -122,12 +129,16 @@ pub async fn read_chunk(client: &mut Client, request: &ChunkRequest<'_>) -> Resu
     }
     let locked = Instant::now();
     match read_locked(&transaction, request).await {
+        // Its end would come behind all that is on its way.
+        Ok(chunk) if chunk.severed => Ok(ChunkRead { took: locked.elapsed(), ..chunk }),
         Ok(chunk) => {
             transaction.commit().await.map_err(|e| failed(doing(), e))?;
             Ok(ChunkRead { took: locked.elapsed(), ..chunk })
         }
         Err(error) => {
-            transaction.rollback().await.map_err(|e| failed(doing(), e))?;
+            if !is_too_large(&error) {
+                transaction.rollback().await.map_err(|e| failed(doing(), e))?;
+            }
             Err(error)
         }
     }
@@ -162,6 +173,11 @@ fn too_large(name: &TableName, bytes_max: usize) -> Error {
         .fact(format!("source.snapshot.keyless_bytes allows {bytes_max} bytes"))
 }
 
+/// Its table is left in the middle too.
+fn is_too_large(error: &Error) -> bool {
+    matches!(error, Error::Halt(halt) if halt.code == Code::TableWithoutKey)
+}
+
 fn table_missing(name: &TableName) -> Error {
     let hint = "lockstep check, after making it again or removing its connector";
     Error::halt(Code::TableMissing, format!("table {name} is gone from the source"), hint)
@@ -190,16 +206,23 @@ async fn read_locked(transaction: &Transaction<'_>, request: &ChunkRequest<'_>) 
     let only = request.relation.modes.snapshot_where.as_deref();
     let filter = request.filter.map(|sql| format!(" AND {}", condition(sql))).unwrap_or_default();
     let reader = Reader { transaction, facts: &facts, key: &key, columns: &columns, filter, only };
-    let (rows, range, full) = match &request.extent {
+    let (rows, range, ended) = match &request.extent {
         _ if key.is_empty() => {
             tell(request, None);
-            (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, false)
+            (reader.whole(request.keyless_bytes_max).await?, KeyRange::ALL, Ended::WithRange)
         }
-        Extent::Range(range) => reader.range(request, &reader.bordered(request, range).await?).await?,
+        Extent::Range(range) => match reader.planned(request, range).await? {
+            Some(range) => reader.range((ROWS_ALL, request.bytes_max), &range).await?,
+            None => {
+                let range = reader.bordered(request, range).await?;
+                reader.range((request.rows_max, request.bytes_max), &range).await?
+            }
+        },
         Extent::Key(wanted) => reader.key(wanted).await?,
     };
     let bytes = rows.iter().map(RowBuf::bytes).sum();
-    Ok(ChunkRead { snapshot, facts, key, rows, range, full, bytes, took: Duration::ZERO })
+    let (full, severed) = (ended != Ended::WithRange, ended == Ended::AtBytes);
+    Ok(ChunkRead { snapshot, facts, key, rows, range, full, bytes, took: Duration::ZERO, severed })
 }
 
 fn tell(request: &ChunkRequest<'_>, border: Option<Vec<String>>) {
@@ -232,16 +255,33 @@ fn same_key(relation: &Relation, facts: &TableFacts, key: &[usize]) -> Result<()
     Err(Error::retry_plain(format!("the key of table {} changed while its rows were being read", relation.name)))
 }
 
-/// How many rows to ask for next. Pure.
-fn step_rows(read: usize, bytes: usize, request: &ChunkRequest<'_>) -> usize {
-    let room = request.rows_max - read;
-    let average = bytes.checked_div(read).or(request.row_bytes);
-    let Some(average) = average else {
-        return PROBE_ROWS.min(room);
-    };
-    let growth = if read > 0 { read.saturating_mul(STEP_GROWTH) } else { room };
-    let fitting = request.bytes_max.saturating_sub(bytes) / average.max(1);
-    fitting.min(growth).clamp(1, room)
+/// Where a chunk ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    WithRange,
+    AtRows,
+    AtBytes,
+}
+
+/// Rows as they come, up to a number of bytes.
+struct Rows {
+    rows: Vec<RowBuf>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Rows {
+    fn up_to(bytes_max: usize) -> Rows {
+        Rows { rows: Vec::new(), bytes: 0, bytes_max }
+    }
+
+    /// Takes what came; whether that is all there is room for.
+    fn take(&mut self, copy: &mut CopyRows, data: &[u8]) -> Result<bool, CopyError> {
+        let before = self.rows.len();
+        copy.feed(data, &mut self.rows)?;
+        self.bytes += self.rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
+        Ok(self.bytes >= self.bytes_max)
+    }
 }
 
 /// One chunk's transaction with what was found in it.
@@ -257,26 +297,43 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    async fn range(&self, request: &ChunkRequest<'_>, asked: &KeyRange) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
-        let mut rows: Vec<RowBuf> = Vec::new();
-        let mut bytes = 0;
-        let mut rest = asked.clone();
-        let full = loop {
-            let step = step_rows(rows.len(), bytes, request);
-            let before = rows.len();
-            let select = self.select(&predicate(self.columns, &rest), &order_by(self.columns), step);
-            self.copy(&select, &mut rows).await?;
-            bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
-            if rows.len() - before < step {
-                break false;
-            }
-            rest.after = Some(self.key_text(rows.last().expect("a step has rows"))?);
-            if rows.len() >= request.rows_max || bytes >= request.bytes_max {
-                break true;
-            }
+    async fn range(
+        &self,
+        (rows_max, bytes_max): (usize, usize),
+        asked: &KeyRange,
+    ) -> Result<(Vec<RowBuf>, KeyRange, Ended)> {
+        let mut found = Rows::up_to(bytes_max);
+        let select = self.select(&predicate(self.columns, asked), &order_by(self.columns), rows_max);
+        let cut = self.copy(&select, &mut found).await?;
+        let ended = match cut {
+            true => Ended::AtBytes,
+            false if found.rows.len() < rows_max => Ended::WithRange,
+            false => Ended::AtRows,
         };
-        let through = if full { rest.after } else { asked.through.clone() };
-        Ok((rows, KeyRange { after: asked.after.clone(), through }, full))
+        let through = match (ended, found.rows.last()) {
+            (Ended::AtRows | Ended::AtBytes, Some(last)) => Some(self.key_text(last)?),
+            _ => asked.through.clone(),
+        };
+        Ok((found.rows, KeyRange { after: asked.after.clone(), through }, ended))
+    }
+
+    /// The first of the ranges that were planned, once they were told; `None`: none had to be.
+    async fn planned(&self, request: &ChunkRequest<'_>, asked: &KeyRange) -> Result<Option<KeyRange>> {
+        let Some(plan) = request.plan.filter(|_| self.columns.iter().any(KeyColumn::is_text)) else { return Ok(None) };
+        let condition = format!("({}){}", predicate(self.columns, asked), self.and_where());
+        let (name, from) = (&self.facts.name, self.from());
+        let unserved = Unserved { name, columns: self.columns, from: &from, condition: &condition };
+        if unserved.is_served(self.transaction).await? {
+            return Ok(None);
+        }
+        let sql = unserved.borders((plan.rows, request.bytes_max / 4 * 3), self.facts.rows_estimate);
+        let mut found = Rows::up_to(usize::MAX);
+        self.copy_of(&sql, self.columns.len(), &mut found).await?;
+        let texts = |row: &RowBuf| (0..self.columns.len()).map(|i| self.text_of(row, i, i)).collect::<Result<Vec<_>>>();
+        let borders = found.rows.iter().map(texts).collect::<Result<Vec<_>>>()?;
+        let first = borders.first().cloned().or_else(|| asked.through.clone());
+        (plan.tell)(borders, unserved::advice(name, self.columns));
+        Ok(Some(KeyRange { after: asked.after.clone(), through: first }))
     }
 
     /// The range up to the border that was asked for, once that was told.
@@ -291,36 +348,24 @@ impl Reader<'_> {
         let sql = format!(
             "COPY (SELECT {list} FROM {from} WHERE ({condition}){filter} ORDER BY {order} OFFSET {behind} LIMIT 1) TO STDOUT"
         );
-        let mut found = Vec::new();
+        let mut found = Rows::up_to(usize::MAX);
         self.copy_of(&sql, self.columns.len(), &mut found).await?;
         let texts = |row: &RowBuf| (0..self.columns.len()).map(|i| self.text_of(row, i, i)).collect::<Result<Vec<_>>>();
-        let border = found.first().map(texts).transpose()?;
+        let border = found.rows.first().map(texts).transpose()?;
         tell(request, border.clone());
         Ok(KeyRange { after: asked.after.clone(), through: border.or_else(|| asked.through.clone()) })
     }
 
-    /// All rows, in no order: by the blocks that they lie in, so that a limit is seen before too much is held. Rows that the
-    /// snapshot sees lie in blocks that were there when it was taken.
+    /// All rows, in no order.
     async fn whole(&self, bytes_max: usize) -> Result<Vec<RowBuf>> {
-        let size =
-            "SELECT pg_catalog.pg_relation_size($1::text::regclass) / pg_catalog.current_setting('block_size')::int8";
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        // One byte more than is allowed.
+        let mut found = Rows::up_to(bytes_max.saturating_add(1));
         for holder in self.holders() {
-            let row = self.transaction.query_one(size, &[&holder.quoted()]).await;
-            let row = row.map_err(|e| failed(format!("reading the size of {holder}"), e))?;
-            let blocks: i64 = row.try_get(0).map_err(|e| unreadable("pg_relation_size", e))?;
-            let mut from = 0;
-            while from < blocks {
-                let (before, to) = (rows.len(), from + STEP_BLOCKS);
-                self.copy(&self.select_blocks(holder, from, to), &mut rows).await?;
-                bytes += rows[before..].iter().map(RowBuf::bytes).sum::<usize>();
-                if bytes > bytes_max {
-                    return Err(too_large(&self.facts.name, bytes_max));
-                }
-                from = to;
+            if self.copy(&self.select_all(holder), &mut found).await? {
+                return Err(too_large(&self.facts.name, bytes_max));
             }
         }
-        Ok(rows)
+        Ok(found.rows)
     }
 
     /// What the rows lie in: the table, or its partitions.
@@ -333,20 +378,21 @@ impl Reader<'_> {
 
     /// The key alone has no range of its own, since borders below are exclusive; but between the key before it and itself
     /// there is nothing else in this snapshot.
-    async fn key(&self, wanted: &[String]) -> Result<(Vec<RowBuf>, KeyRange, bool)> {
-        let mut rows = Vec::new();
+    async fn key(&self, wanted: &[String]) -> Result<(Vec<RowBuf>, KeyRange, Ended)> {
         let below = comparison(self.columns, Comparison::Below, wanted);
-        self.copy(&self.select(&below, &order_by_descending(self.columns), 1), &mut rows).await?;
-        let after = rows.pop().map(|row| self.key_text(&row)).transpose()?;
+        let mut before = Rows::up_to(usize::MAX);
+        self.copy(&self.select(&below, &order_by_descending(self.columns), 1), &mut before).await?;
+        let after = before.rows.pop().map(|row| self.key_text(&row)).transpose()?;
         let equal = comparison(self.columns, Comparison::Equal, wanted);
         // Two, so that a key that is none (a damaged index) shows.
-        self.copy(&self.select(&equal, &order_by(self.columns), 2), &mut rows).await?;
-        if rows.len() > 1 {
+        let mut found = Rows::up_to(usize::MAX);
+        self.copy(&self.select(&equal, &order_by(self.columns), 2), &mut found).await?;
+        if found.rows.len() > 1 {
             let message = format!("table {} has two rows with one key; its index is damaged", self.facts.name);
             let hint = format!("REINDEX TABLE {}", self.facts.name.quoted());
             return Err(Error::halt(Code::TableWithoutKey, message, hint));
         }
-        Ok((rows, KeyRange { after, through: Some(wanted.to_vec()) }, false))
+        Ok((found.rows, KeyRange { after, through: Some(wanted.to_vec()) }, Ended::WithRange))
     }
 
     fn list(&self) -> String {
@@ -358,11 +404,9 @@ impl Reader<'_> {
         format!("{}{only}", self.filter)
     }
 
-    fn select_blocks(&self, holder: &TableName, from: i64, to: i64) -> String {
+    fn select_all(&self, holder: &TableName) -> String {
         let (list, table, filter) = (self.list(), holder.quoted(), self.and_where());
-        format!(
-            "COPY (SELECT {list} FROM ONLY {table} WHERE ctid >= '({from},0)' AND ctid < '({to},0)'{filter}) TO STDOUT"
-        )
+        format!("COPY (SELECT {list} FROM ONLY {table} WHERE true{filter}) TO STDOUT")
     }
 
     fn select(&self, condition: &str, order: &str, rows: usize) -> String {
@@ -375,11 +419,12 @@ impl Reader<'_> {
         format!("{only}{}", self.facts.name.quoted())
     }
 
-    async fn copy(&self, sql: &str, rows: &mut Vec<RowBuf>) -> Result<()> {
-        self.copy_of(sql, self.facts.columns.len(), rows).await
+    async fn copy(&self, sql: &str, into: &mut Rows) -> Result<bool> {
+        self.copy_of(sql, self.facts.columns.len(), into).await
     }
 
-    async fn copy_of(&self, sql: &str, columns: usize, rows: &mut Vec<RowBuf>) -> Result<()> {
+    /// Whether the rows were left in the middle.
+    async fn copy_of(&self, sql: &str, columns: usize, into: &mut Rows) -> Result<bool> {
         let doing = format!("reading rows of {}", self.facts.name);
         let failure = |e| {
             let unfit = self.only.and_then(|only| refused_condition(&self.facts.name, only, &e));
@@ -388,9 +433,12 @@ impl Reader<'_> {
         let mut stream = pin!(self.transaction.copy_out(sql).await.map_err(failure)?);
         let mut copy = CopyRows::new(columns);
         while let Some(data) = stream.next().await {
-            copy.feed(&data.map_err(failure)?, rows).map_err(|e| unreadable("COPY data", e))?;
+            if into.take(&mut copy, &data.map_err(failure)?).map_err(|e| unreadable("COPY data", e))? {
+                return Ok(true);
+            }
         }
-        copy.finish().map_err(|e| unreadable("COPY data", e))
+        copy.finish().map_err(|e| unreadable("COPY data", e))?;
+        Ok(false)
     }
 
     fn key_text(&self, row: &RowBuf) -> Result<Vec<String>> {
@@ -451,50 +499,4 @@ fn mark_sql(nonce: &str, server_version: i32) -> String {
         "SELECT pg_logical_emit_message(false, '{MESSAGE_PREFIX}', {nonce});
          BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, '{FLUSH_PREFIX}', ''); COMMIT"
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::relation::{Fingerprint, Format, Modes};
-
-    #[test]
-    fn steps_fit_the_bytes_that_are_left() {
-        let relation = Relation {
-            fingerprint: Fingerprint(0),
-            oid: 1,
-            name: TableName::new("s", "t"),
-            topic: String::new(),
-            partitions: 1,
-            format: Format::Json,
-            modes: Modes::default(),
-            columns: vec![],
-            avro: None,
-            transforms: vec![],
-            hidden: vec![],
-            composites: vec![],
-        };
-        let mut request = ChunkRequest {
-            relation: &relation,
-            key: &[],
-            filter: None,
-            extent: Extent::Range(KeyRange::ALL),
-            rows_max: 10_000,
-            bytes_max: 1_000_000,
-            keyless_bytes_max: 1_000_000,
-            row_bytes: None,
-            lock_timeout: Duration::from_secs(1),
-            border: None,
-        };
-        assert_eq!(step_rows(0, 0, &request), PROBE_ROWS);
-        // 100 bytes a row: growth is the limit, then the bytes, then one row at least.
-        assert_eq!(step_rows(64, 6_400, &request), 64 * STEP_GROWTH);
-        assert_eq!(step_rows(9_000, 900_000, &request), 1_000);
-        assert_eq!(step_rows(10, 999_999, &request), 1);
-        request.row_bytes = Some(500);
-        assert_eq!(step_rows(0, 0, &request), 2_000);
-        request.rows_max = 5;
-        assert_eq!(step_rows(0, 0, &request), 5);
-        assert_eq!(step_rows(4, 0, &request), 1);
-    }
 }

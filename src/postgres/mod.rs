@@ -22,4 +22,5 @@ mod socket;
 pub mod stream;
 pub mod timeline;
 pub mod types;
+mod unserved;
 pub mod wire;

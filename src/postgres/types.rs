@@ -72,7 +72,8 @@ pub async fn composites(client: &(impl GenericClient + Sync), oids: &[u32]) -> R
         WHERE t.typtype = 'c' ORDER BY t.oid, a.attnum";
     let doing = "reading composite types from the source's catalog";
     let rows = client.query(SQL, &[&oids]).await.map_err(|e| failed(doing, e))?;
-    let read = |row: &Row| -> Result<(u32, Option<String>, Option<u32>, Option<i32>), tokio_postgres::Error> {
+    type Found = (u32, Option<String>, Option<u32>, Option<i32>);
+    let read = |row: &Row| -> Result<Found, tokio_postgres::Error> {
         Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
     };
     let rows = rows.iter().map(read).collect::<Result<Vec<_>, _>>().map_err(|e| unreadable("pg_attribute", e))?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::Outcome;
 use super::postgres::PostgresSink;
 use super::refusal::failure;
+use super::sql::SinkTablePlan;
 use crate::relation::TableName;
 
 /// Pairs of tables that reference each other, be it by way of others; a table that references itself is a pair with itself.
@@ -34,5 +35,27 @@ impl PostgresSink {
             circles.entry(table(0)).or_default().insert(table(2));
         }
         Ok(circles)
+    }
+}
+
+/// Tables other than these that reference one of them.
+const REFERENCED: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint
+    WHERE contype = 'f' AND confrelid = ANY ($1::oid[]) AND conrelid <> ALL ($1::oid[]))";
+
+impl PostgresSink {
+    /// Empties tables while a circle is half there: TRUNCATE is refused for a table whose checks are pending, and made now they would
+    /// fail. So their rows are deleted, all by one statement, at whose end their foreign keys hold whatever they do about a
+    /// DELETE. Where a table that stays references one of them it is to refuse, as ever.
+    pub async fn truncate_half_loaded(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        self.assert_open();
+        let oids: Vec<u32> = plans.iter().map(|plan| plan.oid).collect();
+        let referenced = self.client.query_one(REFERENCED, &[&oids]).await.map_err(|error| {
+            self.fail();
+            failure("reading the sink's foreign keys", None, error)
+        })?;
+        if referenced.get(0) {
+            return self.truncate(plans).await;
+        }
+        self.delete_all_ours(plans).await
     }
 }

@@ -10,7 +10,9 @@
 //!   [`take_over`](postgres::PostgresSink::take_over), which waits for a predecessor's open transaction and reads the row as
 //!   it then is. That is also how an unknown outcome of a commit is found out.
 //! - **Rows are counted.** A statement that reaches fewer rows than it names is `SINK_DIVERGED`; nothing is repaired on the
-//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row.
+//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row. A new row that is there
+//!   already is overwritten, since what it then holds is the source's; where new rows go by COPY that shows, and is warned of and
+//!   counted ([`Counts::overwritten`]).
 //! - **Absent columns are never written**, and no row is made with one.
 //! - **A value is stored exactly or refused.** Values are cast to the column's type without its modifier, so that the
 //!   assignment checks length and scale; what the type would round or cut is found by
@@ -66,11 +68,25 @@ pub enum Failure {
     /// written by itself, in order; if that is refused too, it is this halt.
     #[error(transparent)]
     Constraint(Box<Halt>),
+    /// A foreign key refused the changes. While tables are under load the rows that it misses, or that are in its way, may be
+    /// among what is still to come.
+    #[error(transparent)]
+    Reference(Box<Halt>),
     /// The same of a unique or exclusion constraint. Worth a try with [`park`](postgres::PostgresSink::park) first.
     #[error(transparent)]
     Unique(Box<Halt>),
+    /// A table needs columns or attributes before the transaction begins: see [`circles`].
+    #[error("the sink's table is given its columns ahead of the rows")]
+    Ahead(Box<Ahead>),
     #[error(transparent)]
     Error(#[from] Error),
+}
+
+/// What is to be run before a transaction is tried again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ahead {
+    pub wanted: WantedTable,
+    pub steps: Vec<String>,
 }
 
 impl From<Halt> for Failure {
@@ -84,8 +100,9 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         match failure {
             Failure::OwnershipLost => Error::retry_plain("another worker has taken over the sink"),
+            Failure::Ahead(_) => Error::retry_plain("the sink's table is given its columns ahead of the rows"),
             Failure::OutcomeUnknown(error) | Failure::Error(error) => error,
-            Failure::Constraint(halt) | Failure::Unique(halt) => Error::Halt(halt),
+            Failure::Constraint(halt) | Failure::Reference(halt) | Failure::Unique(halt) => Error::Halt(halt),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::park::Parking;
 use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
-use super::{Failure, Outcome, WantedTable};
+use super::{Ahead, Failure, Outcome, WantedTable};
 use crate::config::{self, Database, Evolve};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
@@ -99,6 +99,10 @@ impl PostgresSink {
         let client = session::connect(&sink.database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
+        if !sink.synchronous_commit {
+            let failed = |error| session::classify("pinning the sink session's settings", error);
+            client.batch_execute("SET synchronous_commit = off").await.map_err(failed)?;
+        }
         Ok(PostgresSink {
             client,
             database: sink.database.clone(),
@@ -179,8 +183,14 @@ impl PostgresSink {
     }
 
     /// Makes the table fit `wanted` as far as `evolve` allows, in the open transaction; whether anything was done. `earlier` are
-    /// versions that the table may hold.
-    pub async fn evolve(&mut self, wanted: &WantedTable, earlier: &[WantedTable], evolve: Evolve) -> Outcome<bool> {
+    /// versions that the table may hold. `half`: a circle is half loaded in the open transaction.
+    pub async fn evolve(
+        &mut self,
+        wanted: &WantedTable,
+        earlier: &[WantedTable],
+        evolve: Evolve,
+        half: bool,
+    ) -> Outcome<bool> {
         self.assert_open();
         let mut facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
         if let Some(before) = &facts
@@ -189,9 +199,14 @@ impl PostgresSink {
         {
             facts = catalog::read(&self.client, &[&wanted.table]).await?.remove(0);
         }
-        let steps = facts.map_or_else(Vec::new, |facts| evolve::steps(wanted, &facts, earlier, evolve));
+        let of = |evolve| facts.as_ref().map_or_else(Vec::new, |facts| evolve::steps(wanted, facts, earlier, evolve));
+        let steps = of(evolve);
         if steps.is_empty() {
             return Ok(false);
+        }
+        if half && steps == of(Evolve::Add) {
+            self.fail();
+            return Err(Failure::Ahead(Box::new(Ahead { wanted: wanted.clone(), steps })));
         }
         self.settle().await?;
         // Checks that are still pending would be in the way of an ALTER. What was written so far is whole: the source's own
@@ -208,6 +223,15 @@ impl PostgresSink {
             sql = step;
         }
         Ok(true)
+    }
+
+    /// Runs what a transaction asked for before it could go on. What is only added does no harm where it stays unused.
+    pub async fn go_ahead(&mut self, ahead: &Ahead) -> Outcome<()> {
+        assert_eq!(self.transaction, Transaction::None, "what goes ahead of a transaction is in none");
+        let sql = ahead.steps.join("; ");
+        tracing::warn!(table = %ahead.wanted.table, sql, "the sink's table follows the source's, ahead of the rows");
+        let done = self.client.batch_execute(&sql).await;
+        done.map_err(|error| self.not_followed(&ahead.wanted, &sql, error))
     }
 
     /// Another connection to the same database, as the same role and with the same settings.

@@ -94,6 +94,7 @@ pub fn failure(doing: &str, plan: Option<&SinkTablePlan>, error: tokio_postgres:
             let halt = Box::new(refused(server, &table, plan, halt));
             match server.code() {
                 &SqlState::UNIQUE_VIOLATION | &SqlState::EXCLUSION_VIOLATION => Failure::Unique(halt),
+                &SqlState::FOREIGN_KEY_VIOLATION => Failure::Reference(halt),
                 _ => Failure::Constraint(halt),
             }
         }

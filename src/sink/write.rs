@@ -271,6 +271,27 @@ impl PostgresSink {
         })
     }
 
+    /// Deletes the rows of all the tables by one statement.
+    pub(super) async fn delete_all_ours(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        let delete = |plan: &&SinkTablePlan| {
+            let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
+            format!("DELETE FROM {} AS t{ours}", plan.table.quoted())
+        };
+        let mut deletes: Vec<String> = plans.iter().map(delete).collect();
+        let Some(last) = deletes.pop() else { return Ok(()) };
+        let before: Vec<String> = deletes.iter().enumerate().map(|(i, delete)| format!("d{i} AS ({delete})")).collect();
+        let with = if before.is_empty() { String::new() } else { format!("WITH {} ", before.join(", ")) };
+        self.written = true;
+        self.client.execute(&format!("{with}{last}"), &[]).await.map_err(|error| {
+            self.fail();
+            failure("emptying tables while a circle of them is half loaded", plans.first().copied(), error)
+        })?;
+        for plan in plans {
+            self.paid_all(plan).await?;
+        }
+        Ok(())
+    }
+
     async fn truncate_whole(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         let tables: Vec<String> = plans.iter().map(|plan| plan.table.quoted()).collect();
         let truncate = format!("TRUNCATE {}", tables.join(", "));

@@ -48,20 +48,24 @@ fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|name| (*name).to_owned()).collect()
 }
 
+fn column_names(list: &[&str]) -> Vec<ColumnName> {
+    list.iter().map(|name| ColumnName::parse(name).unwrap()).collect()
+}
+
 fn shape(columns: Columns) -> Shape {
     Shape { columns, ..Shape::default() }
 }
 
 fn only(list: &[&str]) -> Shape {
-    shape(Columns::Only(names(list)))
+    shape(Columns::Only(column_names(list)))
 }
 
 fn except(list: &[&str]) -> Shape {
-    shape(Columns::Except(names(list)))
+    shape(Columns::Except(column_names(list)))
 }
 
 fn masked(column: &str, mask: Mask) -> Shape {
-    Shape { masks: vec![(column.into(), mask)], ..Shape::default() }
+    Shape { masks: vec![(ColumnName::parse(column).unwrap(), mask)], ..Shape::default() }
 }
 
 fn keyed(key: &[&str]) -> Shape {
@@ -150,6 +154,65 @@ fn what_is_named_and_not_there_is_refused() {
         assert!(refusal.contains(&format!("{word} names column \"nme\"")), "{refusal}");
         assert!(refusal.contains("id, name"), "{refusal}");
     }
+}
+
+#[test]
+fn a_pattern_takes_columns_that_come_later() {
+    let (now, later) =
+        (rows("id:int! secret:text name:text"), rows("id:int! secret:text name:text secret_b:text my_secret:text"));
+    let hiding = except(&["secret*"]);
+    assert_eq!(columns(&compiled(&hiding, &now, true).unwrap()), ["id", "name"]);
+    let shaped = compiled(&hiding, &later, true).unwrap();
+    assert_eq!(columns(&shaped), ["id", "name", "my_secret"]);
+    assert_eq!(shaped.relation.hidden, ["secret", "secret_b"]);
+    assert_eq!(columns(&compiled(&only(&["id", "*secret"]), &later, true).unwrap()), ["id", "secret", "my_secret"]);
+    let masks = compiled(&masked("*secret*", Mask::Fixed { chars: 1 }), &later, true).unwrap();
+    assert_eq!(through(&masks, &["1", "a", "b", "c", "d"]), ["1", "*", "b", "*", "*"]);
+    // What it takes is held to what is asked of one that is named.
+    let number = rows("id:int! secret:text secret_n:int");
+    assert!(refusal(&masked("secret*", Mask::Fixed { chars: 1 }), &number, false).contains("int4 and no text"));
+    assert!(refusal(&except(&["*d"]), &now, true).contains("\"id\""));
+    // One that hits nothing hides nothing.
+    let refusal = refusal(&except(&["scret*"]), &later, false);
+    assert!(refusal.contains("exclude_columns names columns scret*, and the table has none that match"), "{refusal}");
+    // Another name of before is not in the catalog, and a column that was renamed into the pattern not in its rows.
+    let catalog = ["id", "secret", "secret_name"];
+    assert_eq!(columns(&hiding.compile(now, Some(&catalog), true).unwrap()), ["id"]);
+}
+
+#[test]
+fn the_default_of_a_masked_column_is_hidden_too() {
+    let mut rows = rows("id:int! pin:text open:text");
+    for column in &mut rows.columns[1..] {
+        column.default = Some(crate::relation::ColumnDefault::Literal("canary".into()));
+    }
+    let shaped = compiled(&masked("p*", Mask::Fixed { chars: 1 }), &rows, true).unwrap();
+    let default = |column: usize| shaped.relation.columns[column].default.is_some();
+    assert_eq!([default(1), default(2)], [false, true]);
+}
+
+#[test]
+fn a_column_has_one_mask() {
+    let rows = rows("id:int! a:text ab:text b:text");
+    let name = |text: &str| ColumnName::parse(text).unwrap();
+    let masks = |list: &[(&str, u32)]| Shape {
+        masks: list.iter().map(|(text, chars)| (name(text), Mask::Fixed { chars: *chars })).collect(),
+        ..Shape::default()
+    };
+    let said = refusal(&masks(&[("*b", 1), ("a*", 2)]), &rows, false);
+    assert!(said.contains("masks *b and a* both match column \"ab\""), "{said}");
+    let named = compiled(&masks(&[("*b", 1), ("a*", 2), ("ab", 3)]), &rows, false).unwrap();
+    assert_eq!(through(&named, &["1", "-", "-", "-"]), ["1", "**", "***", "*"]);
+}
+
+#[test]
+fn digests_of_names_are_those_of_older_builds() {
+    // Made by a build without patterns: another digest would have every such table read again.
+    let masks = vec![(ColumnName::Exactly("m".into()), Mask::Fixed { chars: 1 })];
+    let old = Shape { masks, ..except(&["b", "a"]) };
+    let json = r#"{"columns":{"except":["a","b"]},"key":[],"masks":[["m",{"fixed":{"chars":1}}]],"where":null}"#;
+    assert_eq!(old.digest(), Some(hex::encode(&Sha256::digest(json)[..8])));
+    assert_ne!(except(&["a*"]).digest(), except(&["\"a*\""]).digest(), "a pattern is no name");
 }
 
 #[test]

@@ -294,6 +294,7 @@ impl Load {
                 self.loader.failed(asked);
             }
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
+            Answer::Planned(asked, borders, key) => self.loader.planned(asked, borders, key),
             Answer::Rekeyed(_, table) => panic!("{table} has another key"),
             Answer::Halted(error) => panic!("{error}"),
             Answer::Watched(_) => {}

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockstep::change::Op;
+use lockstep::key::KeyRange;
 use lockstep::ledger::entry::{Body, Entry, RelationEntry, Request, RequestKind, SourceEntry, SourceIdentity};
 use lockstep::ledger::state::State;
+use lockstep::ledger::within::Within;
 use lockstep::lsn::Position;
 use lockstep::record::Epoch;
 use lockstep::relation::{Column, Fingerprint, Format, Modes, Relation, TableName, TypeKind};
@@ -13,7 +15,7 @@ use lockstep::value::RowBuf;
 use uuid::Uuid;
 
 use super::choices::{Choices, tell};
-use super::source::{BEGINNING, TABLES};
+use super::source::{BEGINNING, KEYS, TABLES};
 
 pub const PARTITIONS: usize = 2;
 pub const TOPIC: &str = "t";
@@ -76,6 +78,7 @@ fn version(number: usize) -> Relation {
         format: Format::Json,
         modes: Modes::default(),
         columns: vec![column("id", Some(0)), column("small", None), column("big", None)],
+        composites: vec![],
         avro: None,
         transforms: vec![],
         hidden: vec![],
@@ -123,9 +126,7 @@ impl Kafka {
 
     pub fn request(&mut self, kind: RequestKind, sink: &str, tables: &BTreeSet<TableName>) -> i64 {
         let request = Request::new(self.nonce(), kind, sink, tables.iter().cloned().collect(), "");
-        let base = self.base();
-        tell(format_args!("ledger {}: {kind:?} {} of sink {sink}", self.ledger.len(), request.id.as_u128()));
-        self.ledger.push(Entry::new(base, Body::Request(request)));
+        self.push(request);
         self.ledger.len() as i64 - 1
     }
 
@@ -139,6 +140,22 @@ impl Kafka {
         if tables.len() > 1 && choices.percent(50) {
             tables.pop_first();
         }
-        self.request(RequestKind::Resync, sink, &tables);
+        let range = choices.percent(50).then(|| (choices.below(KEYS + 1), choices.below(KEYS + 1)));
+        let Some((one, other)) = range.filter(|(one, other)| one != other) else {
+            self.request(RequestKind::Resync, sink, &tables);
+            return;
+        };
+        let border = |key: usize, open: usize| (key != open).then(|| vec![key.to_string()]);
+        let range = KeyRange { after: border(one.min(other), 0), through: border(one.max(other), KEYS) };
+        let name = tables.pop_last().expect("every sink takes one");
+        let within =
+            Within { relation: self.versions[number(&name)].fingerprint, types: vec![23], ranges: vec![range] };
+        let request = Request::new(self.nonce(), RequestKind::ResyncRange, sink, vec![name], "");
+        self.push(Request { within: Some(within), ..request });
+    }
+
+    fn push(&mut self, request: Request) {
+        tell(format_args!("ledger {}: {request:?}", self.ledger.len()));
+        self.ledger.push(Entry::new(self.base(), Body::Request(request)));
     }
 }

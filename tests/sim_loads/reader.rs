@@ -8,7 +8,7 @@ use lockstep::capture::chunks::range_key;
 use lockstep::capture::forgets::Forgets;
 use lockstep::capture::machine::{Acked, Admit, Machine, ReadBack};
 use lockstep::capture::pace::ChunkSize;
-use lockstep::capture::requests::{answerable, plan, resumed, unwatched};
+use lockstep::capture::requests::{answerable, plan, resumed, unasked, unwatched};
 use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, Read};
 use lockstep::key::{KeyOrder, KeyRange};
 use lockstep::ledger::entry::{Body, Chunk, Claim, Done, Entry, Forget, Request};
@@ -399,7 +399,9 @@ impl Running {
             }
         }
         if self.loader.is_idle() && self.done.is_empty() && answerable(self.answers(), &self.state).count() > 0 {
-            self.loader.start(self.plan());
+            let job = self.plan();
+            let job = Job { resumed: unasked(&job, &self.state), ..job };
+            self.loader.start(job);
         }
         Ok(())
     }

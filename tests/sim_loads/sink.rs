@@ -55,6 +55,19 @@ struct Open {
     loads: Loads,
 }
 
+/// Why intervals are not applied.
+enum Trouble {
+    Wrong(String),
+    /// A row of this table came into what is there from a range that is read again, and not whole.
+    MovedIn(usize),
+}
+
+impl From<String> for Trouble {
+    fn from(what: String) -> Trouble {
+        Trouble::Wrong(what)
+    }
+}
+
 enum Event<'a> {
     Change(usize, &'a Op),
     Chunk(&'a lockstep::ledger::entry::Chunk, Vec<&'a RowBuf>),
@@ -125,7 +138,7 @@ impl Sink {
         &mut self,
         i: usize,
         source: &Source,
-        kafka: &Kafka,
+        kafka: &mut Kafka,
         choices: &mut Choices,
         bug: Bug,
     ) -> Result<(), String> {
@@ -142,7 +155,15 @@ impl Sink {
             }
             Some(Item::Interval(_)) => {
                 let worker = &mut self.workers[i];
-                worker.open = worker.intervals(kafka, &self.rows, &self.left_out, (choices, self.name, bug))?;
+                match worker.intervals(kafka, &self.rows, &self.left_out, (choices, self.name, bug)) {
+                    Ok(open) => worker.open = open,
+                    Err(Trouble::MovedIn(moved_in)) => {
+                        // Only all of the table heals that; it counts from the next start on.
+                        kafka.request(RequestKind::Resync, self.name, &BTreeSet::from([table(moved_in)]));
+                        self.workers.remove(i);
+                    }
+                    Err(Trouble::Wrong(what)) => return Err(what),
+                }
                 Ok(())
             }
             Some(Item::Joined(offset, request)) => {
@@ -261,7 +282,7 @@ impl Worker {
         rows: &Rows,
         left_out: &BTreeSet<(usize, usize)>,
         (choices, sink, bug): (&mut Choices, &str, Bug),
-    ) -> Result<Option<Open>, String> {
+    ) -> Result<Option<Open>, Trouble> {
         let mut gathered: Vec<Interval> = Vec::new();
         while let Some(Item::Interval(next)) = self.machine.peek() {
             if !gathered.is_empty() && choices.percent(50) {
@@ -290,7 +311,10 @@ impl Worker {
                         Ok(())
                     }
                 };
-                outcome.map_err(|what| format!("sink {sink} at {at}: {what}"))?;
+                outcome.map_err(|trouble| match trouble {
+                    Trouble::Wrong(what) => Trouble::Wrong(format!("sink {sink} at {at}: {what}")),
+                    moved_in => moved_in,
+                })?;
             }
         }
         Ok(Some(open))
@@ -353,7 +377,7 @@ fn events<'a>(
 
 impl Open {
     /// A change as the writer takes it: of a table under load only where it is loaded; otherwise of rows that must be there.
-    fn change(&mut self, number: usize, op: &Op, bug: Bug) -> Result<(), String> {
+    fn change(&mut self, number: usize, op: &Op, bug: Bug) -> Result<(), Trouble> {
         let name = table(number);
         let is_loading = self.loads.is_loading(&name);
         let admits = |row: &RowBuf| {
@@ -372,7 +396,7 @@ impl Open {
                 if admits(row)? {
                     let key = (number, key(row));
                     if self.rows.insert(key, values(row, None)).is_some() && !is_loading {
-                        return Err(format!("row {} is there before it is inserted", key.1));
+                        return Err(format!("row {} is there before it is inserted", key.1).into());
                     }
                     self.left_out.remove(&key);
                 }
@@ -383,7 +407,7 @@ impl Open {
                     match self.rows.get(&key).copied() {
                         Some(before) => drop(self.rows.insert(key, values(row, Some(before)))),
                         None if is_loading && self.left_out.contains(&key) => {}
-                        None => return Err(format!("row {} is not there to be updated", key.1)),
+                        None => return Err(format!("row {} is not there to be updated", key.1).into()),
                     }
                 }
             }
@@ -398,7 +422,7 @@ impl Open {
                     let before = self.rows.remove(&from);
                     let was_left_out = self.left_out.remove(&from);
                     if before.is_none() && !(is_loading && was_left_out) {
-                        return Err(format!("row {} is not there to be moved", from.1));
+                        return Err(format!("row {} is not there to be moved", from.1).into());
                     }
                     match before.is_none() && new.row().has_absent() {
                         true => drop(self.left_out.insert(to)),
@@ -406,6 +430,10 @@ impl Open {
                     }
                 }
                 (true, false) => self.delete((number, key(old)), is_loading)?,
+                // Nobody watched a range that is there because nobody asked for it.
+                (false, true) if new.row().has_absent() && self.loads.is_within(&name) => {
+                    return Err(Trouble::MovedIn(number));
+                }
                 (false, true) if new.row().has_absent() => drop(self.left_out.insert((number, key(new)))),
                 (false, true) => drop(self.rows.insert((number, key(new)), values(new, None))),
                 (false, false) => {}

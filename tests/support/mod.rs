@@ -6,7 +6,7 @@
 //! | [`services`] | the servers that scripts/services runs, and databases of one's own in them |
 //! | [`pipeline`] | a configuration written to disk and the binary that runs it: start, kill, ask, wait |
 //! | [`compare`] | every row of a table in two databases, and in what they differ |
-//! | [`proxy`] | a way to a server that can go deaf |
+//! | [`proxy`] | a way to a server on which whatever can happen to a network happens |
 //! | [`shop`] | four tables of a shop, rows for them, and a load that is as unkind as real ones are |
 //! | [`scene`] | a source, its sinks and a pipeline between them; counted effects; topics as consumers see them |
 //! | [`recording`] | recorded records and ours, made comparable |

@@ -55,6 +55,7 @@ impl World {
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
             foreign_keys: Default::default(),
+            synchronous_commit: true,
         }
     }
 
@@ -301,7 +302,7 @@ pub fn net(plan: &SinkTablePlan, ops: &[&str]) -> NetEffect {
 
 pub fn halt(failure: Failure) -> Halt {
     match failure {
-        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) => *halt,
+        Failure::Error(Error::Halt(halt)) | Failure::Constraint(halt) | Failure::Reference(halt) => *halt,
         other => panic!("not a halt: {other:?}"),
     }
 }

@@ -64,7 +64,7 @@ impl Core {
     }
 
     /// Goes on where the reader before this one was, before anything is streamed.
-    pub(super) fn go_on_loading(&mut self) {
+    pub(super) fn go_on_loading(&mut self) -> Result<()> {
         self.forgets.begin(&self.state.again);
         let goes_on = answerable(|request| self.answers(request), &self.state).any(|join| !join.loaded.is_empty());
         let job = goes_on.then(|| {
@@ -79,8 +79,9 @@ impl Core {
             self.forgets.push(Forget { table, request, at, ..Forget::default() });
         }
         if let Some(job) = job {
-            self.start_job(job);
+            self.start_job(job)?;
         }
+        Ok(())
     }
 
     /// Starts loads, asks for chunks, tells requests that they are done.
@@ -96,7 +97,7 @@ impl Core {
         }
         if self.loader.is_idle() && self.done.is_empty() {
             self.withheld.free_all();
-            self.start_load();
+            self.start_load()?;
         }
         let (lag, now) = (self.source_end.max(self.received).bytes_since(self.received), self.began.elapsed());
         self.held = if self.loader.is_idle() { None } else { self.pace.hold(lag, now) };
@@ -119,30 +120,32 @@ impl Core {
         Ok(())
     }
 
-    fn start_load(&mut self) {
+    fn start_load(&mut self) -> Result<()> {
         let open = answerable(|request| self.answers(request), &self.state).count();
         if open == 0 {
             self.joins_seen = None;
-            return;
+            self.sinks = None;
+            return Ok(());
         }
         match self.joins_seen {
             Some((seen, at)) if seen == open && at.elapsed() >= GATHER_JOINS => {}
-            Some((seen, _)) if seen == open => return,
+            Some((seen, _)) if seen == open => return Ok(()),
             _ => {
                 self.joins_seen = Some((open, Instant::now()));
-                return;
+                return Ok(());
             }
         }
         let job = plan(|request| self.answers(request), |table| self.config.sinks_of(table), &self.order, &self.state);
         let job = Job { resumed: unasked(&job, &self.state), ..job };
-        self.start_job(job);
+        self.start_job(job)
     }
 
-    fn start_job(&mut self, job: Job) {
+    fn start_job(&mut self, job: Job) -> Result<()> {
         let (tables, requests, resumed) = (job.tables.len(), job.requests.len(), job.resumed.len());
         tracing::info!(tables, requests, resumed, "loading existing rows");
         self.rows_done = job.tables.iter().map(|table| (table.clone(), 0)).collect();
         self.loader.start(job);
+        self.watch_sinks()
     }
 
     pub(super) fn answers(&self, request: &Request) -> bool {
@@ -151,16 +154,21 @@ impl Core {
 
     pub(super) async fn answer(&mut self, answer: Answer) -> Result<()> {
         match answer {
-            Answer::Fenced(asked) => self.loader.fenced(asked),
+            Answer::Fenced(asked) => {
+                self.estimate().await?;
+                self.loader.fenced(asked);
+            }
             Answer::Waiting(what) => self.reporter.update(|s| s.waiting_for = Some(what)),
             Answer::Saw(snapshot) => self.loader.saw(&snapshot),
             Answer::Border(asked, through, key) => self.loader.border(asked, through, key),
+            Answer::Planned(asked, borders, key) => self.loader.planned(asked, borders, key),
             Answer::Chunk(chunk) => {
                 let (chunk, shaped) = *chunk;
                 self.withheld.free(&chunk.table);
                 self.version(shaped).await?;
                 let bytes = chunk.rows.iter().map(RowBuf::bytes).sum();
                 self.pace.read(chunk.rows.len(), bytes, self.began.elapsed());
+                self.metrics.snapshot_rows(&chunk.table, chunk.rows.len());
                 self.loader.chunk(chunk);
             }
             Answer::Rekeyed(asked, _) if !self.loader.asks(asked) => {}
@@ -232,6 +240,13 @@ impl Core {
         Ok(())
     }
 
+    /// How long a chunk that is due may have to wait for nobody but the clock.
+    pub(super) fn piece_nap(&self) -> Duration {
+        let now = self.began.elapsed();
+        let wake = self.pace.ahead.wake_at(now).filter(|_| self.loader.is_due() && self.transaction.is_none());
+        wake.map_or(Duration::MAX, |at| at.saturating_sub(now))
+    }
+
     async fn emit_chunk(&mut self, ready: Ready) -> Result<()> {
         let version = self.emitter.known(ready.relation).expect("a chunk's version came with it");
         let version = self.chunk_version(version, &ready.rows).await?;
@@ -244,7 +259,7 @@ impl Core {
             *streamed = version.clone();
         }
         let event = self.event(start, None);
-        let at = self.machine.chunk_at();
+        let at = self.machine.begin_chunk();
         for (i, row) in ready.rows.iter().enumerate() {
             let mark = snapshot_mark(ready.extent, i == 0, i + 1 == ready.rows.len());
             let event = codec::Event { snapshot: mark, ..event.clone() };
@@ -254,10 +269,11 @@ impl Core {
             Some((sink, request)) => (Some(vec![sink]), Some(request)),
             None => (None, None),
         };
-        let rows = ready.rows.len() as u64;
+        let (rows, bytes) = (ready.rows.len() as u64, ready.rows.iter().map(RowBuf::bytes).sum());
         let table = ready.table.clone();
         let relation = version.relation.fingerprint;
         self.machine.chunk(Chunk { relation, table, range: ready.range, at, rows, sinks, request });
+        self.pace.wrote(self.machine.position(), bytes, self.began.elapsed());
         *self.rows_done.entry(ready.table).or_default() += rows;
         Ok(())
     }

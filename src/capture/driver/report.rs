@@ -3,10 +3,20 @@
 use std::time::Instant;
 
 use super::Core;
+use crate::error::Result;
+use crate::postgres::catalog;
 use crate::relation::TableName;
 use crate::status::{self, Phase, TableStatus};
 
 impl Core {
+    /// How many rows the tables of the load have, as it begins.
+    pub(super) async fn estimate(&mut self) -> Result<()> {
+        let tables = self.loader.tables().to_vec();
+        let facts = catalog::table_facts(&*self.session, &tables).await?;
+        self.estimates.extend(facts.into_iter().flatten().filter_map(|facts| Some((facts.name, facts.rows_estimate?))));
+        Ok(())
+    }
+
     pub(super) fn report(&mut self) {
         self.reported = Instant::now();
         self.metrics.received(std::mem::take(&mut self.bytes), self.received);
@@ -34,7 +44,8 @@ impl Core {
                 .then(|| self.rows_done.get(&table.name).copied())
                 .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            (table.name.clone(), TableStatus { rows_done, rows_estimated, ..TableStatus::new(phase) })
+            let rows_per_second = self.meters.rate(&table.name, rows_done, self.reported);
+            (table.name.clone(), TableStatus { rows_done, rows_estimated, rows_per_second, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));

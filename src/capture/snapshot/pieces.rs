@@ -19,6 +19,8 @@ pub(super) struct Piece<V> {
     pub(super) table: TableName,
     range: KeyRange,
     stage: Stage<V>,
+    /// It was cut to be one chunk, as far as bytes allow.
+    planned: bool,
     /// The version that a chunk of it had, and the stream did not.
     mismatch: Option<Fingerprint>,
 }
@@ -56,7 +58,7 @@ impl<V> FromIterator<(TableName, KeyRange)> for Pieces<V> {
 
 impl<V> Piece<V> {
     fn waiting(table: TableName, range: KeyRange) -> Piece<V> {
-        Piece { table, range, stage: Stage::Waiting, mismatch: None }
+        Piece { table, range, stage: Stage::Waiting, planned: false, mismatch: None }
     }
 
     fn is_waiting(&self) -> bool {
@@ -108,7 +110,7 @@ impl<V: Visibility + Clone> Pieces<V> {
         known: Option<&V>,
         reads_max: usize,
         begun_max: usize,
-    ) -> Option<(TableName, KeyRange)> {
+    ) -> Option<(TableName, KeyRange, bool)> {
         let asked = self.0.iter().filter(|piece| matches!(piece.stage, Stage::Asked { .. })).count();
         let begun = self.0.iter().filter(|piece| !piece.is_waiting()).count();
         let place = self.0.iter().position(Piece::is_waiting)?;
@@ -117,10 +119,20 @@ impl<V: Visibility + Clone> Pieces<V> {
             return None;
         }
         let piece = &mut self.0[place];
-        // Behind a single key nothing is left.
-        let bordered = piece.range.key().is_some();
+        // Behind a single key nothing is left, and behind what was planned nothing but what is too much for a chunk.
+        let bordered = piece.range.key().is_some() || piece.planned;
         piece.stage = Stage::Asked { nonce, floor: known.cloned(), bordered };
-        Some((piece.table.clone(), piece.range.clone()))
+        Some((piece.table.clone(), piece.range.clone(), piece.planned || piece.range.key().is_some()))
+    }
+
+    /// Cuts what is read under this name at all these borders; the table, if it was asked for.
+    pub(super) fn planned(&mut self, asked: Uuid, borders: Vec<Vec<String>>) -> Option<TableName> {
+        let place = self.0.iter().position(|piece| piece.is_asked(asked))?;
+        self.0[place].planned = true;
+        for border in borders.into_iter().rev() {
+            self.cut(place, Some(border));
+        }
+        self.border(asked, None)
     }
 
     /// Cuts what is read under this name at a border, if there is one within; the table, if it was asked for.
@@ -144,7 +156,7 @@ impl<V: Visibility + Clone> Pieces<V> {
             return;
         }
         let rest = KeyRange { after: through.clone(), through: std::mem::replace(&mut piece.range.through, through) };
-        let rest = Piece::waiting(piece.table.clone(), rest);
+        let rest = Piece { planned: piece.planned, ..Piece::waiting(piece.table.clone(), rest) };
         self.0.insert(place + 1, rest);
     }
 
@@ -248,13 +260,15 @@ impl<V: Visibility + Clone> Pieces<V> {
             (piece.stage, piece.mismatch) = (Stage::Waiting, mismatch);
             return Ok(None);
         }
-        let Some(Piece { table, range, stage: Stage::Read { mut chunk, marked }, mismatch }) = self.0.pop_front()
+        let Some(Piece { table, range, stage: Stage::Read { mut chunk, marked }, planned, mismatch }) =
+            self.0.pop_front()
         else {
             unreachable!("just looked")
         };
         if let Some(rest) = split(&mut chunk, rows_max)? {
             let range = KeyRange { after: rest.range.after.clone(), through: range.through };
-            self.0.push_front(Piece { table, range, stage: Stage::Read { chunk: Box::new(rest), marked }, mismatch });
+            let stage = Stage::Read { chunk: Box::new(rest), marked };
+            self.0.push_front(Piece { table, range, stage, planned, mismatch });
         }
         Ok(Some(Taken { chunk: *chunk, mismatch }))
     }

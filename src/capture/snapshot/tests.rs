@@ -459,6 +459,29 @@ fn two() -> (Loader<Below>, Read, Read) {
 }
 
 #[test]
+fn what_is_planned_once_is_read_range_by_range_and_not_planned_again() {
+    let mut loader = new(2);
+    loader.start(job(&[]));
+    fence(&mut loader);
+    let first = reads(&mut loader).remove(0);
+    assert_eq!((first.plan_rows, first.border_wanted), (Some(1000), true));
+    let borders = ["5", "8"].map(|key| vec![key.to_owned()]);
+    loader.planned(first.nonce, borders.to_vec(), integer_key());
+    let second = reads(&mut loader).remove(0);
+    assert_eq!(
+        (second.range.clone(), second.plan_rows, second.border_wanted),
+        (range(Some("5"), Some("8")), None, false)
+    );
+    assert_eq!(second.rows_max, ROWS_ALL);
+    let first = Read { range: range(None, Some("5")), ..first };
+    found(&mut loader, &first, 15, &[row(&["1", "a"])], None);
+    // It was too much for a chunk; the rest is a scan, and no plan.
+    found(&mut loader, &second, 15, &[row(&["6", "b"])], Some("6"));
+    let rest: Vec<_> = reads(&mut loader).into_iter().map(|read| (read.range, read.plan_rows)).collect();
+    assert_eq!(rest, [(range(Some("6"), Some("8")), None), (range(Some("8"), None), None)]);
+}
+
+#[test]
 fn the_next_chunk_is_read_while_one_waits_for_its_message_and_is_written() {
     let mut loader = loader();
     let first = reads(&mut loader);

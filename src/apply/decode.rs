@@ -1,0 +1,157 @@
+//! Records as changes: what a record says of its table, by the relation version that its header names.
+//!
+//! Decoding needs the relation and nothing of the sink, so it runs ahead of what is written ([`super::ahead`]). What a record
+//! is worth, and in which order failures count, is the writer's to say: a record that can't be read carries its error along.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::change::Op;
+use crate::codec::{self, Decoder};
+use crate::error::{Code, Error, Result};
+use crate::kafka::consumer::Record;
+use crate::record::{HEADER_ABSENT, HEADER_TEXT, Header, Kind, Side};
+use crate::relation::{Fingerprint, Relation, TableName};
+use crate::value::RowBuf;
+
+/// A record of an interval.
+pub struct Decoded {
+    pub header: Header,
+    pub content: Result<Content>,
+    /// What it took in Kafka, for limits.
+    pub bytes: usize,
+}
+
+pub enum Content {
+    /// The header says it all, or the sink takes nothing of the table.
+    Nothing,
+    Change(Op),
+    /// The delete half of a key change.
+    OldKey(RowBuf),
+    /// A row of a chunk.
+    Row(RowBuf),
+}
+
+struct Known {
+    table: TableName,
+    keyless: bool,
+    decoder: Decoder,
+}
+
+/// The decoders of the tables that a sink takes.
+pub struct Decoders {
+    tables: HashSet<TableName>,
+    relations: HashMap<Fingerprint, Arc<Relation>>,
+    known: HashMap<Fingerprint, Known>,
+}
+
+impl Decoders {
+    pub fn new(tables: HashSet<TableName>) -> Decoders {
+        Decoders { tables, relations: HashMap::new(), known: HashMap::new() }
+    }
+
+    /// Relations that records may name from here on.
+    pub fn learn(&mut self, relations: Vec<Arc<Relation>>) {
+        self.relations.extend(relations.into_iter().map(|relation| (relation.fingerprint, relation)));
+    }
+
+    pub fn decode(&mut self, record: &Record<'_>, header: Header) -> Decoded {
+        let bytes = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
+        Decoded { header, content: self.content(record, &header), bytes }
+    }
+
+    fn content(&mut self, record: &Record<'_>, header: &Header) -> Result<Content> {
+        if matches!(header.kind, Kind::Tombstone | Kind::Foreign | Kind::Truncate) {
+            return Ok(Content::Nothing);
+        }
+        let Some(known) = self.known(header.relation)? else { return Ok(Content::Nothing) };
+        let text = record.header(HEADER_TEXT);
+        Ok(match header.kind {
+            Kind::Change | Kind::KeyChangeCreate => Content::Change(known.change(record, header)?),
+            Kind::KeyChangeDelete => {
+                let mut old = RowBuf::new();
+                known.decoder.key(key_of(record, header)?, text, &mut old)?;
+                Content::OldKey(old)
+            }
+            Kind::ChunkRow => {
+                let mut row = RowBuf::new();
+                let value = record.value().ok_or_else(|| outside(&known.table))?;
+                known.decoder.row(value, Side::After, record.header(HEADER_ABSENT), text, &mut row)?;
+                Content::Row(row)
+            }
+            Kind::Tombstone | Kind::Foreign | Kind::Truncate => unreachable!("returned above"),
+        })
+    }
+
+    /// `None` for a table that the sink does not take, or a relation that nobody told of, which the writer finds out.
+    fn known(&mut self, fingerprint: Fingerprint) -> Result<Option<&Known>> {
+        if !self.known.contains_key(&fingerprint) {
+            let Some(relation) = self.relations.get(&fingerprint) else { return Ok(None) };
+            if !self.tables.contains(&relation.name) {
+                return Ok(None);
+            }
+            let (table, keyless) = (relation.name.clone(), relation.own_key().is_empty());
+            let decoder = Decoder::of(relation.clone())?;
+            self.known.insert(fingerprint, Known { table, keyless, decoder });
+        }
+        Ok(self.known.get(&fingerprint))
+    }
+}
+
+impl Known {
+    fn change(&self, record: &Record<'_>, header: &Header) -> Result<Op> {
+        if self.keyless {
+            return self.whole(record);
+        }
+        let (absent, text) = (record.header(HEADER_ABSENT), record.header(HEADER_TEXT));
+        let value = record.value().ok_or_else(|| half(&self.table))?;
+        let mut row = RowBuf::new();
+        let op = self.decoder.row(value, Side::After, absent, text, &mut row)?;
+        Ok(match op {
+            codec::Op::Create | codec::Op::Read => Op::Insert(row),
+            codec::Op::Update => Op::Update(row),
+            codec::Op::Delete => {
+                self.decoder.key(key_of(record, header)?, text, &mut row)?;
+                Op::Delete(row)
+            }
+            codec::Op::Truncate => return Err(half(&self.table)),
+        })
+    }
+
+    /// A change of a table without a key: its old row is named by all it held.
+    fn whole(&self, record: &Record<'_>) -> Result<Op> {
+        let (absent, text) = (record.header(HEADER_ABSENT), record.header(HEADER_TEXT));
+        let value = record.value().ok_or_else(|| half(&self.table))?;
+        let (mut old, mut new) = (RowBuf::new(), RowBuf::new());
+        let op = self.decoder.row(value, Side::After, absent, text, &mut new)?;
+        self.decoder.row(value, Side::Before, absent, text, &mut old)?;
+        let (held, holds) = (!old.row().is_empty(), !new.row().is_empty());
+        match op {
+            codec::Op::Create | codec::Op::Read if holds => Ok(Op::Insert(new)),
+            codec::Op::Update if held && holds => Ok(Op::Rekey { old, new }),
+            codec::Op::Delete if held => Ok(Op::Delete(old)),
+            _ => Err(half(&self.table)),
+        }
+    }
+}
+
+fn key_of<'a>(record: &'a Record<'_>, header: &Header) -> Result<&'a [u8]> {
+    record.key().ok_or_else(|| {
+        let message = format!("the record at position {} has no key", header.position);
+        Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
+    })
+}
+
+pub fn half(table: &TableName) -> Error {
+    half_of(&table.to_string())
+}
+
+pub fn half_of(table: &str) -> Error {
+    let message = format!("the records of a change of {table} do not belong together");
+    Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
+}
+
+pub fn outside(table: &TableName) -> Error {
+    let message = format!("the rows of a chunk of {table} are not the ones that the ledger counts");
+    Error::halt(Code::TopicGap, message, "lockstep resync --all")
+}
