@@ -181,7 +181,8 @@ fn new_rows_go_by_copy_into_the_table_itself_and_over_rows_that_are_there_after_
         let counts = insert(&mut a, &plan, &inserts(2_500, |i| format!("{i}|tab\tline\n|~|{i}.50"))).await.unwrap();
         assert_eq!(counts, Counts { inserted: 2_500, ..Counts::default() });
         assert_eq!(world.rows("SELECT * FROM log").await, "COPY");
-        let right = "SELECT count(*), bool_and(a = E'tab\\tline\\n' AND big IS NULL AND n::text = id || '.50') FROM items";
+        let right =
+            "SELECT count(*), bool_and(a = E'tab\\tline\\n' AND big IS NULL AND n::text = id || '.50') FROM items";
         assert_eq!(world.rows(right).await, "2500|t");
 
         // Somebody else wrote two of the rows that come next: they become what the source has, and are counted.

@@ -129,8 +129,8 @@ mod tests {
     use crate::ledger::entry::RequestKind;
     use crate::ledger::loaded::tests::{chunks, version};
     use crate::ledger::loaded::{Loaded, Relations};
-    use crate::ledger::within::Within;
     use crate::ledger::taken::Taken;
+    use crate::ledger::within::Within;
     use crate::relation::{Fingerprint, Relation};
 
     fn table(name: &str) -> TableName {
