@@ -167,8 +167,8 @@ impl Writer {
     /// notice one that is lost.
     pub fn is_partial(&self, table: &TableName, state: &State) -> bool {
         let configured = self.tables.get(table).is_some_and(|target| target.snapshot != Snapshot::Initial);
-        let of_sink = state.joins.iter().map(|join| &join.request).filter(|request| request.sink == self.name);
-        let newest = of_sink.filter(|request| request.says(table)).last();
+        let mut of_sink = state.joins.iter().map(|join| &join.request).filter(|request| request.sink == self.name);
+        let newest = of_sink.rfind(|request| request.says(table));
         configured || newest.is_some_and(|request| !request.reads(table))
     }
 

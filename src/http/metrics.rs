@@ -533,12 +533,12 @@ mod tests {
         let (metrics, source, sink) = (Metrics::new(), SourceReporter::default(), SinkReporter::default());
         let table = TableName::new("public", "t");
         let rows = TableStatus { rows_done: Some(5), rows_per_second: Some(2.0), ..TableStatus::new(Phase::Snapshot) };
-        sink.update(|s| drop(s.tables.insert(table.clone(), rows)));
+        sink.update(|s| _ = s.tables.insert(table.clone(), rows));
         let board = board(&source, &sink);
         let text = metrics.render(&board);
         assert!(text.contains("lockstep_copy_rows_done{at=\"orders\",table=\"public.t\"} 5"), "{text}");
         assert!(!text.contains("lockstep_copy_rows_estimated{"), "nobody knows");
-        sink.update(|s| drop(s.tables.insert(table, TableStatus::new(Phase::Streaming))));
+        sink.update(|s| _ = s.tables.insert(table, TableStatus::new(Phase::Streaming)));
         let text = metrics.render(&board);
         assert!(text.contains("lockstep_copy_rows_done{at=\"orders\",table=\"public.t\"} 0"), "{text}");
         assert!(text.contains("lockstep_copy_rows_per_second{at=\"orders\",table=\"public.t\"} 0"), "{text}");
