@@ -177,7 +177,6 @@ pub mod tests {
             kind: "r".into(),
             encoding: "UTF8".into(),
             unlogged: false,
-            rules: false,
             columns: columns.iter().map(column).collect(),
             uniques: vec![],
             composites: vec![],
@@ -187,7 +186,6 @@ pub mod tests {
             rules: false,
             row_security: false,
             rights_missing: vec![],
-            rules: false,
         }
     }
 
