@@ -1,7 +1,7 @@
 //! A sink's loop: one worker, one connection to the sink, one consumer of the data topics, one of the ledger.
 //!
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
-//! The worker runs on a thread of its own, because reading a partition blocks.
+//! The worker runs on a thread of its own; the records are read and decoded on another one (`apply::ahead`).
 
 mod foreign_keys;
 
