@@ -82,7 +82,6 @@ fn version(number: usize) -> Relation {
         avro: None,
         transforms: vec![],
         hidden: vec![],
-        composites: vec![],
     };
     relation.sealed()
 }
