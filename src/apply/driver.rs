@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::apply::ahead::{Ahead, Next};
-use crate::apply::machine::{At, Interval, Item, Machine};
+use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
 use crate::apply::start::{
     Ledger, at, first_tables, fold_through, go_on_after_restart, identity, join, read_ledger, request, standing,
@@ -131,7 +131,7 @@ struct Worker {
     told: Option<(i64, Instant)>,
     /// Existing rows were applied, or passed over: whoever loads them waits to hear of it.
     rows_passed: bool,
-    /// Time spent with applying.
+    /// Time spent with existing rows.
     busy: Duration,
 }
 
@@ -346,9 +346,10 @@ impl Worker {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
                 let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                let share = existing_share(&intervals);
                 self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
                 let outcome = self.intervals(intervals, stop).await;
-                self.busy += begun.elapsed();
+                self.busy += begun.elapsed().mul_f64(share);
                 outcome
             }
             Some(Item::Joined(..)) => {

@@ -100,6 +100,14 @@ impl Interval {
     }
 }
 
+/// How much of the intervals' records are existing rows.
+#[expect(clippy::cast_precision_loss, reason = "a share")]
+pub fn existing_share(intervals: &[Interval]) -> f64 {
+    let rows: u64 = intervals.iter().flat_map(|interval| &interval.checkpoint.chunks).map(|chunk| chunk.rows).sum();
+    let records: u64 = intervals.iter().map(Interval::records).sum();
+    rows.min(records) as f64 / records.max(1) as f64
+}
+
 /// The walk of one worker on one connection.
 #[derive(Debug)]
 pub struct Machine {

@@ -38,8 +38,9 @@ const QUIET_BYTES: usize = 16 * 1024 * 1024;
 /// Whoever commits first after a pause waits for so long.
 const QUIET_TIME: Duration = Duration::from_secs(1);
 
-/// A sink that has not applied a piece after so long is not waited for. A transaction of a sink's takes less, a restart too.
-const LATE: Duration = Duration::from_secs(10);
+/// A sink that has not applied a piece after so long is not waited for: it is not the piece that it is busy with, and whoever
+/// waits for a commit there waits for longer than for pieces. Its transactions take less.
+const LATE: Duration = Duration::from_secs(3);
 
 /// The longest pause between two pieces for a sink's pace, which may be that of its worst moment.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -64,7 +65,7 @@ struct Sink {
     heard: Option<(i64, Duration)>,
     /// It does not say how far it is.
     silent: bool,
-    /// Seconds that it spends with a byte of existing rows and what comes with it.
+    /// Seconds that it spends with a byte of existing rows.
     byte_seconds: Option<f64>,
 }
 
@@ -90,7 +91,8 @@ impl Ahead {
         self.sinks = sinks.into_iter().map(known).collect();
     }
 
-    /// A sink says that it has applied the ledger up to an entry, and how long that took since it began; or nothing of that.
+    /// A sink says that it has applied the ledger up to an entry, and how long existing rows took since it began; or nothing of
+    /// that.
     pub fn heard(&mut self, name: &str, applied: Option<(i64, Duration)>) {
         let pieces = &self.pieces;
         let Some(sink) = self.sinks.get_mut(name) else { return };

@@ -43,7 +43,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 pub struct Applied {
     /// The last entry of the ledger that is applied.
     pub applied: i64,
-    /// Microseconds that its worker has spent with applying since it began.
+    /// Microseconds that its worker has spent with existing rows since it began.
     pub busy_us: u64,
 }
 
