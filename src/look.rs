@@ -7,7 +7,8 @@
 //!
 //! What leaves the same rows is no difference: VACUUM FULL, CLUSTER and others rewrite the table's file without
 //! touching its columns, so a new file counts only together with a column's new row in `pg_attribute`. A column that
-//! is dropped takes nothing from the others.
+//! is dropped takes nothing from the others; one that was added since and is dropped already has left rows of its time in the
+//! stream, with a default that no row event told of.
 //!
 //! Deliberately not here: asking the catalog (`postgres::look`), what is done about a difference (`capture::looks`).
 
@@ -24,6 +25,12 @@ pub struct Look {
     pub file: u32,
     /// Published columns in table order.
     pub columns: Vec<ColumnLook>,
+    /// The highest number that a column ever had. `None`: an older build's look, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<i16>,
+    /// Numbers of columns that were dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<i16>,
     /// Numbers of the columns that name a row, in key order.
     pub key: Vec<i16>,
     /// The partitions that hold rows, at any depth.
@@ -93,6 +100,11 @@ impl Look {
         self.composites.iter().filter(other)
     }
 
+    /// Whether a column came and went unseen: rows of that time hold its default, which no stream tells of.
+    fn brief(&self, now: &Look) -> bool {
+        self.last.is_some_and(|last| now.dropped.iter().any(|number| *number > last))
+    }
+
     /// What `now` shows to have happened since, if it can matter.
     pub fn difference(&self, now: &Look) -> Option<Difference> {
         let rows = |why: String| Some(Difference::Rows(why));
@@ -119,6 +131,9 @@ impl Look {
         }
         if self.key != now.key {
             return rows("the key was changed".to_owned());
+        }
+        if self.brief(now) {
+            return rows("a column was added and dropped again".to_owned());
         }
         if let Some(label) = self.relabelled(now).next() {
             return rows(format!("the enum's label {label:?} was renamed"));
@@ -158,6 +173,8 @@ mod tests {
             oid: 1,
             file: 10,
             columns: vec![column(1, "id", 23), column(3, "v", 1043)],
+            last: Some(3),
+            dropped: vec![2],
             key: vec![1],
             leaves: vec![Leaf { oid: 5, file: 50 }],
             published: Some("2:600 3:601".into()),
@@ -180,6 +197,7 @@ mod tests {
         assert_eq!(after(|now| now.file = 11), None, "VACUUM FULL, CLUSTER, TRUNCATE");
         assert_eq!(after(|now| now.columns[1].row = "701".into()), None, "GRANT on a column, SET STATISTICS");
         assert_eq!(after(|now| drop(now.columns.remove(1))), None, "DROP COLUMN");
+        assert_eq!(after(|now| now.dropped.push(3)), None, "the same");
         assert_eq!(after(|now| now.columns[1].type_oid = 25), None, "varchar to text");
         assert_eq!(after(|now| now.columns[1].typmod = 24), None, "a varchar widened");
         assert_eq!(after(|now| now.labels.push((9, "glad".into()))), None, "ADD VALUE");
@@ -199,6 +217,7 @@ mod tests {
         assert!(why(|now| now.columns[1].name = "w".into()).contains("renamed to \"w\""));
         assert!(why(|now| now.columns[0].type_oid = 20).contains("another type"));
         assert!(why(|now| now.key = vec![3]).contains("key"));
+        assert!(why(|now| now.dropped.push(4)).contains("added and dropped"));
         assert!(why(|now| now.labels[0].1 = "blue".into()).contains("\"sad\""));
         assert!(why(|now| now.composites[0].attributes.push((2, 23))).contains("composite"));
         assert!(why(|now| now.composites[0].attributes.clear()).contains("composite"));

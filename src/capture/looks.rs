@@ -94,6 +94,8 @@ mod tests {
             oid,
             file: oid,
             columns: vec![],
+            last: None,
+            dropped: vec![],
             key: vec![],
             leaves: vec![],
             published: published.map(str::to_owned),

@@ -19,6 +19,10 @@ const SQL: &str = "
                                             'typmod', a.atttypmod, 'row', a.xmin::text) ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), '[]'),
+      'last', c.relnatts,
+      'dropped', coalesce((
+        SELECT jsonb_agg(a.attnum ORDER BY a.attnum)
+        FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attisdropped), '[]'),
       'key', coalesce((
         SELECT jsonb_agg(k.attnum ORDER BY k.ord)
         FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, ord)
