@@ -68,10 +68,9 @@ pub const EVOLVES: &str = "public.shape";
 /// Tables to be: see [`extra`].
 pub const EXTRA_PATTERN: &str = "public.extra_*";
 
-/// What a sink may be asked to read again. Not journal: its effects are counted. Not owner and item: while one of two tables is
-/// read again, a foreign key between them can refuse what the other one's stream brings (docs/reliability.md).
-pub const READ_AGAIN: [&str; 6] =
-    ["public.account", "public.twin_a", "public.seat", "public.doc", "public.scratch", "public.shape"];
+/// What a sink may be asked to read again. Not journal: its effects are counted.
+pub const READ_AGAIN: [&str; 7] =
+    ["public.account", "public.twin_a", "public.item", "public.seat", "public.doc", "public.scratch", "public.shape"];
 
 pub fn names() -> impl Iterator<Item = &'static str> {
     ROUTED.iter().map(|(name, _)| *name)
