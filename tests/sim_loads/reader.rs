@@ -282,8 +282,7 @@ impl Reader {
 
     /// The next message of the stream.
     fn stream(&mut self, world: &mut World<'_>) -> Result<(), String> {
-        let Reader { running: Some(running), connected: true, flights, marks, .. } = self else { return Ok(()) };
-        let _ = marks;
+        let Reader { running: Some(running), connected: true, flights, .. } = self else { return Ok(()) };
         let Some(message) = world.source.log.get(running.cursor) else {
             let end = world.source.end();
             running.machine.keepalive(end);
