@@ -10,6 +10,7 @@ use super::outbox;
 use super::pattern::TableTemplate;
 use super::records;
 use super::shape;
+use super::sqlite;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{
@@ -203,6 +204,7 @@ fn sink(out: &mut String, sink: &Sink) {
     let _ = writeln!(out, "\n[sinks.{}]", sink.name);
     match &sink.engine {
         Engine::Postgres(each) => database(out, each),
+        Engine::Sqlite(path) => pair(out, "url", text(&sqlite::url(path))),
     }
     pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));

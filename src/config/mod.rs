@@ -26,6 +26,7 @@ mod registry;
 mod routes;
 mod shape;
 mod snapshot;
+mod sqlite;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -210,6 +211,8 @@ pub struct Http {
 #[derive(Debug, Clone)]
 pub enum Engine {
     Postgres(Database),
+    /// The database's file.
+    Sqlite(PathBuf),
 }
 
 impl Engine {
@@ -217,6 +220,7 @@ impl Engine {
     pub fn kind(&self) -> &'static str {
         match self {
             Engine::Postgres(_) => "Postgres",
+            Engine::Sqlite(_) => "SQLite",
         }
     }
 
@@ -224,6 +228,8 @@ impl Engine {
     fn is_same(&self, other: &Engine) -> bool {
         match (self, other) {
             (Engine::Postgres(a), Engine::Postgres(b)) => a.is_same(b),
+            (Engine::Sqlite(a), Engine::Sqlite(b)) => a == b,
+            _ => false,
         }
     }
 
@@ -231,6 +237,7 @@ impl Engine {
     fn is_source(&self, source: &Database) -> bool {
         match self {
             Engine::Postgres(database) => database.is_same(source),
+            Engine::Sqlite(_) => false,
         }
     }
 }

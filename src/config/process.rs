@@ -13,6 +13,7 @@ use super::findings::{At, Report};
 use super::names;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
+use super::sqlite;
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
@@ -174,6 +175,10 @@ pub(super) fn check_identifier(section: &Section<'_>, what: &str, name: &Text) {
 /// `url` and the keys beside it: password, certificate authority.
 fn database(section: &mut Section<'_>, dir: &Path) -> Option<Database> {
     let url = section.required("url", "url = \"postgres://USER@HOST:5432/DATABASE\"");
+    database_at(section, dir, url)
+}
+
+fn database_at(section: &mut Section<'_>, dir: &Path, url: Option<Text>) -> Option<Database> {
     let password = files::password(section, "password_file", "password_env", dir);
     let ca_file = files::certificates(section, "ca_file", dir);
     let (url, report) = (url?, section.report());
@@ -386,7 +391,11 @@ fn listen(section: &mut Section<'_>) -> Option<SocketAddr> {
 
 /// The scheme of its url says what kind of database a sink is.
 fn engine(section: &mut Section<'_>, dir: &Path) -> Option<Engine> {
-    database(section, dir).map(Engine::Postgres)
+    let url = section.required("url", "url = \"postgres://USER@HOST:5432/DATABASE\"");
+    if let Some(file) = url.as_ref().and_then(|url| sqlite::file(section.report(), url, dir)) {
+        return file.map(Engine::Sqlite);
+    }
+    database_at(section, dir, url).map(Engine::Postgres)
 }
 
 fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink>) {

@@ -4,6 +4,7 @@
 //! | engine | where |
 //! |---|---|
 //! | Postgres | [`postgres`] and the files beside this one that it names |
+//! | SQLite | [`sqlite`] |
 
 pub mod catalog;
 pub mod circles;
@@ -25,6 +26,7 @@ pub mod progress;
 mod range;
 pub mod refusal;
 pub mod sql;
+pub mod sqlite;
 pub mod stored;
 mod uniques;
 mod write;
@@ -45,6 +47,10 @@ macro_rules! for_engine {
                 type $S = $crate::sink::postgres::PostgresSink;
                 $run
             }
+            $crate::config::Engine::Sqlite(_) => {
+                type $S = $crate::sink::sqlite::SqliteSink;
+                $run
+            }
         }
     };
 }
@@ -54,6 +60,7 @@ pub(crate) use for_engine;
 pub fn place(engine: &Engine) -> String {
     match engine {
         Engine::Postgres(database) => session::place(database),
+        Engine::Sqlite(file) => sqlite::place(file),
     }
 }
 

@@ -98,7 +98,7 @@ impl PostgresSink {
     /// Connects. `worker` names this process and stays the same over its reconnects: with it a worker takes over from
     /// itself at once.
     pub async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
-        let Engine::Postgres(database) = &sink.engine;
+        let Engine::Postgres(database) = &sink.engine else { unreachable!("for_engine! tells engines apart") };
         let client = session::connect(database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
@@ -481,7 +481,7 @@ impl Probe for Watch<'_> {
     type Session = Session;
 
     async fn connect(&self) -> Result<Session> {
-        let Engine::Postgres(database) = &self.sink.engine;
+        let Engine::Postgres(database) = &self.sink.engine else { unreachable!("for_engine! tells engines apart") };
         session::connect(database, &format!("lockstep:{}:{}:watch", self.pipeline, self.sink.name)).await
     }
 
