@@ -4,6 +4,7 @@
 //! | engine | where |
 //! |---|---|
 //! | Postgres | [`postgres`] and the files beside this one that it names |
+//! | MariaDB | [`mariadb`] |
 
 pub mod catalog;
 pub mod circles;
@@ -19,6 +20,7 @@ mod keyless;
 pub mod labels;
 pub mod lacks;
 pub mod lease;
+pub mod mariadb;
 pub mod park;
 pub mod postgres;
 pub mod progress;
@@ -45,6 +47,10 @@ macro_rules! for_engine {
                 type $S = $crate::sink::postgres::PostgresSink;
                 $run
             }
+            $crate::config::Engine::MariaDb(_) => {
+                type $S = $crate::sink::mariadb::MariaDbSink;
+                $run
+            }
         }
     };
 }
@@ -53,7 +59,7 @@ pub(crate) use for_engine;
 /// Names a sink's database in messages. Never holds a secret.
 pub fn place(engine: &Engine) -> String {
     match engine {
-        Engine::Postgres(database) => session::place(database),
+        Engine::Postgres(database) | Engine::MariaDb(database) => session::place(database),
     }
 }
 
@@ -241,3 +247,8 @@ impl WantedTable {
         key.into_iter().map(|(_, i)| i).collect()
     }
 }
+
+/// The example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-a-sink.md")]
+struct WritingASink;
