@@ -154,7 +154,7 @@ fn everything_can_be_said_otherwise() {
     insta::assert_snapshot!(describe(&config).replace(&dir, "DIR"));
     let password = |database: &Database| database.password.as_ref().map(|p| p.expose_secret().to_owned());
     let of_sink = |sink: &Sink| match &sink.engine {
-        Engine::Postgres(database) => password(database),
+        Engine::Postgres(database) | Engine::MariaDb(database) => password(database),
         Engine::Sqlite(_) => None,
     };
     assert_eq!(password(&config.source.database).as_deref(), Some("hunter2"));
