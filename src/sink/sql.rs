@@ -17,10 +17,7 @@ use super::confine::Held;
 use super::direct;
 use super::fit;
 use super::labels;
-use crate::apply::bag::Bag;
 use crate::apply::fold::Fold;
-use crate::apply::net::Net;
-use crate::apply::sparse::Sparse;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
 use crate::relation::{TableName, quote_identifier};
@@ -179,11 +176,8 @@ impl SinkTablePlan {
     pub fn fold(&self) -> Fold {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
-        let fold = match self.keyless {
-            true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
-            false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
-        };
-        if self.skips_missing { Fold::Sparse(Sparse::new(fold)) } else { fold }
+        let key = if self.keyless { Vec::new() } else { self.key.iter().map(|&k| relation(k)).collect() };
+        Fold::new(self.table.clone(), wanted, key, self.skips_missing)
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
