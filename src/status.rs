@@ -203,8 +203,33 @@ pub struct SourceStatus {
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the reader from moving: a transaction at the source, a lease, the last failure.
     pub waiting_for: Option<String>,
+    /// Left out where nobody reads any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signals: Option<SignalsStatus>,
     #[serde(skip)]
     pub tables: BTreeMap<TableName, TableStatus>,
+}
+
+/// What became of the rows of `source.signal_table` since this process started.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct SignalsStatus {
+    pub taken: u64,
+    pub refused: u64,
+    /// The last one, and why.
+    pub last_refused: Option<RefusedSignal>,
+    /// In words, why none are read; `None` while they are.
+    pub unread: Option<String>,
+}
+
+/// A signal that can't be done as it was written; its id and type are what somebody wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RefusedSignal {
+    pub id: String,
+    pub r#type: String,
+    /// Of its commit.
+    pub position: Lsn,
+    pub message: String,
+    pub hint: String,
 }
 
 /// One sink.
@@ -238,6 +263,7 @@ impl Default for SourceStatus {
             halt: None,
             retry: None,
             waiting_for: None,
+            signals: None,
             tables: BTreeMap::new(),
         }
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::start::check_progress;
-use crate::capture::{routing, schemas, shape, start};
+use crate::capture::{routing, schemas, shape, signal_table, start};
 use crate::codec;
 use crate::config::{Config, ForeignKeys, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -168,11 +168,16 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
             Err(error) => findings.push(error.into()),
         }
     }
+    findings.extend(signal_table::unfit(&session, config).await?.map(|halt| Finding::Warning(warned(&halt))));
     let facts: Vec<_> = facts.into_iter().flatten().collect();
     let version = source_facts(&*session).await?.version;
     findings.extend(shape::findings(&session, version, config, &facts).await?.into_iter().map(Finding::Halt));
     session.close().await;
     Ok(relations)
+}
+
+fn warned(halt: &Halt) -> String {
+    format!("{} (help: {})", halt.message, halt.hint)
 }
 
 /// A slot that standbys take over promises nothing if we may read what no standby has yet: after a fail-over sinks would hold

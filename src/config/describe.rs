@@ -55,6 +55,9 @@ fn source(out: &mut String, config: &Config) {
     pair(out, "receive_bytes", text(&show_size(source.receive_bytes)));
     pair(out, "receive_nap", text(&show_duration(source.receive_nap)));
     pair(out, "sender_timeout", text(&show_duration(source.sender_timeout)));
+    if let Some(table) = &source.signal_table {
+        pair(out, "signal_table", text(&table.quoted()));
+    }
     out.push_str("\n[source.snapshot]\n");
     snapshot(out, &source.snapshot);
 }

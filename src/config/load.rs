@@ -177,6 +177,11 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         routes.extend(by_pattern);
     }
     let mut routed = without_twins(routed, report);
+    let signals = source.as_ref().and_then(|source| source.signal_table.as_ref());
+    for entry in routed.iter().filter(|entry| Some(&entry.table.name) == signals) {
+        let message = format!("table {} is source.signal_table: its rows are signals and no data", entry.table.name);
+        report.add(&entry.at, message, format!("delete this connector, or name another signal_table in {FILE}"));
+    }
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);

@@ -99,6 +99,8 @@ pub struct Source {
     pub receive_nap: Duration,
     /// `wal_sender_timeout` that our own connection sets.
     pub sender_timeout: Duration,
+    /// Where people of the source write what they ask for; its rows are no data. `None`: nowhere.
+    pub signal_table: Option<TableName>,
     pub snapshot: SourceSnapshot,
 }
 

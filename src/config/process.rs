@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::connector::one_table;
 use super::files::{self, Password};
 use super::findings::{At, Report};
 use super::names;
@@ -109,6 +110,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
     let receive_nap = section.duration("receive_nap", 2 * MS, Duration::ZERO..=SECOND);
     // Status goes out at a third of it; below a second a busy machine would look dead, above ten minutes a dead one alive.
     let sender_timeout = section.duration("sender_timeout", 10 * SECOND, SECOND..=10 * MINUTE);
+    let signal_table = one_table(section, "signal_table", "public.lockstep_signal");
     let snapshot = section.section("snapshot", snapshot);
     Some(Source {
         database: database?,
@@ -118,6 +120,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
         receive_bytes,
         receive_nap,
         sender_timeout,
+        signal_table,
         snapshot,
     })
 }

@@ -96,6 +96,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
     metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
+    metric("lockstep_source_signals_total", Kind::Counter, &["outcome"], COUNT, "Rows of the signal table that asked for something: taken, or refused, which /status says why."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
     metric("lockstep_source_standby", Kind::Gauge, &[], None, "1 while another process has the slot."),
     metric("lockstep_source_halted", Kind::Gauge, &[], None, "1 while halted by a named error; /status has the code and what to type."),
@@ -147,6 +148,8 @@ pub struct SourceMetrics {
     confirmed_lsn: Gauge,
     ledger_appends: Counter,
     ledger_round_trip: Histogram,
+    signals_taken: Counter,
+    signals_refused: Counter,
     retries: Counter,
 }
 
@@ -220,6 +223,7 @@ impl Metrics {
     }
 
     pub fn source(&self) -> SourceMetrics {
+        let outcome = |outcome| self.counter("lockstep_source_signals_total", vec![Label::new("outcome", outcome)]);
         SourceMetrics {
             metrics: self.clone(),
             bytes: self.counter("lockstep_source_bytes_total", vec![]),
@@ -232,6 +236,8 @@ impl Metrics {
             confirmed_lsn: self.gauge("lockstep_source_confirmed_lsn", vec![]),
             ledger_appends: self.counter("lockstep_source_ledger_appends_total", vec![]),
             ledger_round_trip: self.histogram("lockstep_source_ledger_round_trip_seconds", vec![]),
+            signals_taken: outcome("taken"),
+            signals_refused: outcome("refused"),
             retries: self.counter("lockstep_source_retries_total", vec![]),
         }
     }
@@ -365,6 +371,11 @@ impl SourceMetrics {
 
     pub fn tables_withheld(&self, count: usize) {
         self.tables_withheld.set(count as f64);
+    }
+
+    /// A signal was met.
+    pub fn signal(&self, is_taken: bool) {
+        if is_taken { &self.signals_taken } else { &self.signals_refused }.increment(1);
     }
 
     pub fn snapshot_held(&self, held: bool) {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
 use crate::ledger::loaded::Loaded;
+use crate::ledger::signalled::Signalled;
 use crate::ledger::taken::Taken;
 use crate::ledger::within::Within;
 use crate::look::Look;
@@ -205,6 +206,9 @@ pub struct Base {
     /// The tables that the writer has; `None`: an older writer, which does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<Vec<TableName>>,
+    /// The newest signal that became requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signalled: Option<Signalled>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,6 +254,9 @@ pub struct Request {
     /// Only these ranges of the one table's key; `None`: all of the tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<Within>,
+    /// The signal at the source that asked for it: its commit, and which of that transaction's signals it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Position>,
 }
 
 impl Request {
@@ -262,7 +269,7 @@ impl Request {
         asked_by: impl Into<String>,
     ) -> Request {
         let (sink, asked_by) = (sink.into(), asked_by.into());
-        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new(), within: None }
+        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new(), within: None, signal: None }
     }
 }
 
@@ -469,6 +476,7 @@ mod tests {
             old_ledger: None,
             taken: vec![],
             within: None,
+            signal: None,
         });
         Entry::new(Some(7), body)
     }

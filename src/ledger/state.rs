@@ -12,6 +12,7 @@ use crate::ledger::entry::{
     SourceIdentity, TopicIdentity,
 };
 use crate::ledger::loaded::{Loaded, Relations};
+use crate::ledger::signalled::{self, Signalled};
 use crate::look::Look;
 use crate::lsn::Position;
 use crate::record::Epoch;
@@ -58,6 +59,8 @@ pub struct State {
     pub ended: BTreeSet<uuid::Uuid>,
     /// The tables that the reader has, as the newest valid base says that says so.
     pub routed: Option<Routed>,
+    /// The newest signal of the source that became requests: those up to it count no second time.
+    pub signalled: Option<Signalled>,
 }
 
 /// The tables of a reader.
@@ -78,6 +81,8 @@ pub enum Event {
     Superseded(Epoch),
     Relation(Fingerprint),
     Requested(Request),
+    /// A request of a signal that became one before.
+    Repeated,
     Done(Done),
     Restarted(Restart),
     Base,
@@ -115,6 +120,7 @@ impl State {
             }
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
             Body::Base(base) => self.base(offset, *base),
+            Body::Request(request) if signalled::is_repeat(&mut self.signalled, &request) => Event::Repeated,
             Body::Request(request) => {
                 let request = request.behind(&self.joins, &self.ended);
                 match request.kind {
@@ -191,7 +197,7 @@ impl State {
         self.joins.clear();
         (self.again, self.forgets) = (Vec::new(), false);
         self.catalog.clear();
-        self.routed = None;
+        (self.routed, self.signalled) = (None, None);
         // A sink may have been away since the restart before.
         let before = self.restarted.take().and_then(|restarted| restarted.old_ledger);
         let Restart { epoch, new, old_ledger, .. } = restart;
@@ -223,6 +229,7 @@ impl State {
         (self.again, self.forgets) = (base.again, base.forgets);
         self.catalog = base.catalog.into_iter().collect();
         self.restarted = base.restarted;
+        self.signalled = base.signalled;
         self.route(offset, base.tables);
         for relation in base.relations {
             self.relations_at.insert(relation.fingerprint, offset);
@@ -249,6 +256,7 @@ impl State {
             && self.joins == base.joins
             && (&self.again, self.forgets) == (&base.again, base.forgets)
             && self.restarted == base.restarted
+            && self.signalled == base.signalled
             // An open restart is told by its own entries: a start must see them.
             && self.asked.is_none()
             // What its writer had read back and left out nobody needs any more.
@@ -357,6 +365,7 @@ impl State {
             timeline,
             restarted: self.restarted.clone(),
             tables: Some(tables),
+            signalled: self.signalled.clone(),
         }
     }
 
@@ -456,6 +465,7 @@ mod tests {
                 old_ledger: None,
                 taken: vec![],
                 within: None,
+                signal: None,
             })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
@@ -512,8 +522,7 @@ mod tests {
         // nor one that a restart was asked for in front of
         let mut asked = full.clone();
         let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
-        let (sink, asked_by) = (String::new(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None };
+        let request = Request::new(id, kind, "", tables, "");
         asked.apply(4, Entry::new(None, Body::Request(request)));
         assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
@@ -524,8 +533,7 @@ mod tests {
 
     fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
         let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
-        let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
-        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None })
+        Body::Request(Request::new(Uuid::from_u128(1), kind, sink, tables, ""))
     }
 
     #[test]

@@ -196,11 +196,12 @@ impl Core {
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out, unfit } = *watched;
+                let Watched { current, retained, looks, published, rerouted, left_out, unfit, signals } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
                 self.note_left_out(left_out);
                 self.note_unfit(unfit);
+                self.note_signal_table(signals.as_ref());
                 if rerouted.is_some() {
                     self.rerouted = rerouted;
                     return Ok(());
