@@ -203,6 +203,9 @@ pub struct SourceStatus {
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the reader from moving: a transaction at the source, a lease, the last failure.
     pub waiting_for: Option<String>,
+    /// Who has paused the reading of existing rows; left out while nobody has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_paused: Option<String>,
     /// Left out where nobody reads any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signals: Option<SignalsStatus>,
@@ -263,6 +266,7 @@ impl Default for SourceStatus {
             halt: None,
             retry: None,
             waiting_for: None,
+            snapshot_paused: None,
             signals: None,
             tables: BTreeMap::new(),
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use lockstep::lsn::Lsn;
 use support::scene::{PATIENCE, Scene, halted, text, wait_text};
 use support::{Pipeline, Process, Status};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -271,14 +270,5 @@ fn waits(status: &Status, whats: &[&str]) -> bool {
 
 /// Asks on the admin socket.
 async fn post(scene: &Scene, body: &str) -> (u16, serde_json::Value) {
-    let mut stream = tokio::net::UnixStream::connect(scene.pipeline.dir.join("admin.sock")).await.unwrap();
-    let length = body.len();
-    let request = format!(
-        "POST /resync HTTP/1.1\r\nhost: lockstep\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+    support::admin::post(&scene.pipeline.dir.join("admin.sock"), "/resync", body).await
 }

@@ -162,3 +162,104 @@ async fn a_signal_counts_once_whenever_its_reader_dies() {
     assert!(again > 0, "no reader met a signal that the one before it had told of");
     process.terminate(PATIENCE).await.unwrap();
 }
+
+fn snapshot(scene: &Scene, arguments: &[&str]) -> (i32, String) {
+    let output = scene.pipeline.command(&[&["snapshot"], arguments].concat()).unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+/// Waits for the word of the status on who has paused the reading of rows.
+async fn paused(process: &mut Process, by: Option<&str>) {
+    let is = |s: &Status| match (s.0["source"]["snapshot_paused"].as_str(), by) {
+        (Some(found), Some(by)) => found.contains(by),
+        (found, by) => found.is_none() && by.is_none(),
+    };
+    process.wait_until("the pause", PATIENCE, is).await.unwrap();
+}
+
+/// Whether no rows of the table are read for a while.
+async fn rests(scene: &Scene, table: &str) -> bool {
+    // What was on its way to Kafka.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = scene.rows_read(table);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    scene.rows_read(table) == before
+}
+
+/// Reading pauses and goes on, through a kill too; what streams does not notice. What topics were to have once more is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reading_of_rows_pauses_until_somebody_resumes_it() {
+    let scene = scene("steered").await.configure(|p| {
+        let p = p.connector("public.alone", "").set("http", "admin = \"admin.sock\"");
+        p.set("source.snapshot", "rows_per_second = 1500\nchunk_rows = 50")
+    });
+    for table in ["items", "alone"] {
+        scene.sql(&format!("INSERT INTO {table} SELECT i, 'v' || i FROM generate_series(1, 1200) i")).await;
+    }
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    scene.orders().execute("UPDATE items SET v = 'other' WHERE id % 10 = 0").await.unwrap();
+    signal(&scene, "pause", "pause-snapshot", "").await;
+    paused(&mut process, Some("signal pause at")).await;
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_source_snapshot_paused 1"));
+    let output = scene.pipeline.command(&["resync", "public.items"]).unwrap();
+    assert!(output.status.success());
+    process.kill9().unwrap();
+    let mut process = scene.spawn(&[]);
+    let waits = |s: &Status| {
+        s.0["source"]["waiting_for"].as_str().is_some_and(|what| what.contains("lockstep snapshot resume"))
+    };
+    process.wait_until("what is waited for", PATIENCE, waits).await.unwrap();
+    scene.sql("INSERT INTO pairs VALUES ('1', 'streamed')").await;
+    wait_text(scene.orders(), "SELECT count(*) FROM pairs", "1", &mut process).await;
+    assert!(rests(&scene, "public.items").await && scene.rows_read("public.items") == 1200);
+    assert_eq!(text(scene.orders(), "SELECT phase FROM lockstep.progress").await, "reread", "it is not equal");
+    let (code, error) = snapshot(&scene, &["stop"]);
+    assert!(code == 2 && error.contains("sink orders takes no changes of rows of public.items"), "{error}");
+
+    let (status, answer) = post(&scene, "/snapshot/resume", "").await;
+    assert_eq!((status, answer["requests"].as_array().map(Vec::len)), (200, Some(1)), "{answer}");
+    scene.equal(&mut process).await;
+    paused(&mut process, None).await;
+
+    // In the middle of a load, and all that it has read so far changes meanwhile.
+    let read = scene.rows_read("public.items");
+    scene.pipeline.command(&["resync", "public.items"]).unwrap();
+    while scene.rows_read("public.items") < read + 150 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(post(&scene, "/snapshot/pause", "").await.0, 200);
+    paused(&mut process, Some("admin socket")).await;
+    scene.sql("UPDATE items SET n = 1; DELETE FROM items WHERE id % 7 = 0; UPDATE items SET id = id + 5000 WHERE id % 11 = 0").await;
+    assert!(rests(&scene, "public.items").await && scene.rows_read("public.items") < read + 1200);
+    signal(&scene, "resume", "resume-snapshot", r#"{"type": "incremental"}"#).await;
+    scene.equal(&mut process).await;
+
+    let again = r#"{"data-collections": ["public.alone"]}"#;
+    signal(&scene, "again", "execute-snapshot", again).await;
+    while scene.rows_read("public.alone") < 1350 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (code, said) = snapshot(&scene, &["stop", "public.alone"]);
+    assert!(code == 0 && said.contains("not read to the end: public.alone"), "{said}");
+    let streams = |s: &Status| s.0["source"]["state"] == "streaming";
+    process.wait_until("the load is over", PATIENCE, streams).await.unwrap();
+    assert!(rests(&scene, "public.alone").await);
+    process.terminate(PATIENCE).await.unwrap();
+    let mut process = scene.start().await;
+    assert!(rests(&scene, "public.alone").await);
+    let read = scene.rows_read("public.alone");
+    assert!(read < 2400, "{read}");
+    signal(&scene, "once more", "execute-snapshot", again).await;
+    let whole = |_: &Status| scene.rows_read("public.alone") == read + 1200;
+    process.wait_until("all of it", PATIENCE, whole).await.unwrap();
+    let (code, error) = snapshot(&scene, &["stop", "public.pairs"]);
+    assert!(code == 2 && error.contains("nothing of public.pairs is being read"), "{error}");
+}
+
+/// Asks on the admin socket.
+async fn post(scene: &Scene, path: &str, body: &str) -> (u16, serde_json::Value) {
+    let socket = scene.pipeline.dir.join("admin.sock");
+    support::admin::post(&socket, path, body).await
+}

@@ -26,6 +26,7 @@ pub mod signal_table;
 mod signals;
 pub mod snapshot;
 pub mod start;
+pub mod steering;
 pub mod trim;
 mod withheld;
 

@@ -15,7 +15,7 @@ use crate::error::Result;
 /// Longer data is not looked at: names of tables and conditions, of which each has limits of its own.
 const DATA_BYTES_MAX: usize = 64 * 1024;
 
-const TYPES: &str = "execute-snapshot or log";
+const TYPES: &str = "execute-snapshot, pause-snapshot, resume-snapshot, stop-snapshot or log";
 
 /// Where the three columns stand in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,10 @@ impl Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
     Execute(Execute),
+    Pause,
+    Resume,
+    /// Names of tables; none: all that are being read.
+    Stop(Vec<String>),
     /// A line in our log.
     Log(String),
     /// A mark that Debezium writes for itself into a table that both read.
@@ -76,6 +80,14 @@ struct ExecuteData {
     _surrogate_key: Option<String>,
 }
 
+/// Of the others, which Debezium has of all tables or of none.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct SteerData {
+    r#type: Option<String>,
+    data_collections: Option<Vec<String>>,
+}
+
 #[derive(Deserialize)]
 struct LogData {
     message: String,
@@ -92,6 +104,9 @@ impl Signal {
             "execute-snapshot" => {
                 execute(read(data, r#"{"data-collections": ["schema.table"]}"#)?).map(Signal::Execute)
             }
+            "pause-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Pause),
+            "resume-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Resume),
+            "stop-snapshot" => Ok(Signal::Stop(steer(data)?.unwrap_or_default())),
             "log" => Ok(Signal::Log(read::<LogData>(data, r#"{"message": "at {}"}"#)?.message)),
             "snapshot-window-open" | "snapshot-window-close" => Ok(Signal::Foreign),
             other => Err(refused(format!("{other:?} is no type of a signal"), format!("write {TYPES}"))),
@@ -108,6 +123,21 @@ fn check_type(kind: Option<&str>) -> Result<()> {
     match kind.map(str::to_ascii_lowercase).as_deref() {
         None | Some("incremental" | "blocking") => Ok(()),
         Some(other) => Err(refused(format!("{other:?} is no type of a snapshot"), "write incremental or blocking")),
+    }
+}
+
+/// Its data-collections, if it has some; no data at all will do.
+fn steer(data: &str) -> Result<Option<Vec<String>>> {
+    let data: SteerData = if data.trim().is_empty() { SteerData::default() } else { read(data, "{}")? };
+    check_type(data.r#type.as_deref())?;
+    Ok(data.data_collections)
+}
+
+/// One table can't wait while another one is read.
+fn of_all(tables: Option<Vec<String>>) -> Result<()> {
+    match tables {
+        None => Ok(()),
+        Some(_) => Err(refused("the reading of all existing rows pauses, or none", "leave data-collections out")),
     }
 }
 
@@ -144,6 +174,16 @@ mod tests {
         assert_eq!(Signal::parse("execute-snapshot", blocking).unwrap(), Signal::Execute(plain));
         assert_eq!(Signal::parse("log", r#"{"message": "at {}"}"#).unwrap(), Signal::Log("at {}".into()));
         assert_eq!(Signal::parse("snapshot-window-open", "").unwrap(), Signal::Foreign);
+    }
+
+    #[test]
+    fn what_is_being_read_is_steered() {
+        assert_eq!(Signal::parse("pause-snapshot", "").unwrap(), Signal::Pause);
+        assert_eq!(Signal::parse("resume-snapshot", r#"{"type": "incremental"}"#).unwrap(), Signal::Resume);
+        assert_eq!(Signal::parse("stop-snapshot", "{}").unwrap(), Signal::Stop(vec![]));
+        let one = r#"{"data-collections": ["public.a"], "type": "incremental"}"#;
+        assert_eq!(Signal::parse("stop-snapshot", one).unwrap(), Signal::Stop(vec!["public.a".into()]));
+        assert!(Signal::parse("pause-snapshot", one).unwrap_err().to_string().contains("leave data-collections out"));
     }
 
     #[test]

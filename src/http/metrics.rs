@@ -95,6 +95,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
     metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
+    metric("lockstep_source_snapshot_paused", Kind::Gauge, &[], None, "1 while somebody has paused the reading of existing rows."),
     metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
     metric("lockstep_source_signals_total", Kind::Counter, &["outcome"], COUNT, "Rows of the signal table that asked for something: taken, or refused, which /status says why."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
@@ -143,6 +144,7 @@ pub struct SourceMetrics {
     checkpoints: Counter,
     in_flight_bytes: Gauge,
     snapshot_held: Gauge,
+    snapshot_paused: Gauge,
     tables_withheld: Gauge,
     received_lsn: Gauge,
     confirmed_lsn: Gauge,
@@ -231,6 +233,7 @@ impl Metrics {
             checkpoints: self.counter("lockstep_source_checkpoints_total", vec![]),
             in_flight_bytes: self.gauge("lockstep_source_in_flight_bytes", vec![]),
             snapshot_held: self.gauge("lockstep_source_snapshot_held", vec![]),
+            snapshot_paused: self.gauge("lockstep_source_snapshot_paused", vec![]),
             tables_withheld: self.gauge("lockstep_source_tables_withheld", vec![]),
             received_lsn: self.gauge("lockstep_source_received_lsn", vec![]),
             confirmed_lsn: self.gauge("lockstep_source_confirmed_lsn", vec![]),
@@ -380,6 +383,10 @@ impl SourceMetrics {
 
     pub fn snapshot_held(&self, held: bool) {
         self.snapshot_held.set(if held { 1.0 } else { 0.0 });
+    }
+
+    pub fn snapshot_paused(&self, paused: bool) {
+        self.snapshot_paused.set(flag(paused));
     }
 
     /// An entry of any kind was appended.

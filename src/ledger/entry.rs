@@ -209,6 +209,9 @@ pub struct Base {
     /// The newest signal that became requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signalled: Option<Signalled>,
+    /// Who asked for a pause that nobody has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,6 +293,11 @@ pub enum RequestKind {
     Leave,
     /// The reader is to begin anew with a slot of its own, and every table is read again. Of no sink.
     Restart,
+    /// No existing rows are to be read until somebody resumes it. Of no sink, like the next two.
+    Pause,
+    Resume,
+    /// Topics are not to have the rows of these tables once more after all.
+    Stop,
 }
 
 /// The reader has begun anew: what stands before counts no more. The next checkpoint follows this entry as if it were one that

@@ -55,10 +55,15 @@ impl Core {
                 join.request.sink, join.offset
             )
         });
+        let paused = self.state.paused.clone();
+        let resumed = self.state.open_joins().next().and(paused.as_ref());
+        let resumed = resumed.map(|by| format!("lockstep snapshot resume: {by} paused the reading of existing rows"));
+        let unanswered = resumed.clone().or(unanswered);
         let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
         self.metrics.snapshot_held(self.held.is_some());
+        self.metrics.snapshot_paused(paused.is_some());
         self.metrics.tables_withheld(self.withheld.count());
-        let held = self.withheld.waiting_for().or_else(|| self.held.map(|held| held.to_string()));
+        let held = resumed.or_else(|| self.withheld.waiting_for()).or_else(|| self.held.map(|held| held.to_string()));
         let was_held = std::mem::replace(&mut self.told_held, held.is_some());
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
@@ -67,6 +72,7 @@ impl Core {
             } else if held.is_some() || was_held {
                 s.waiting_for = held;
             }
+            s.snapshot_paused = paused;
             s.position = Some(closed);
             s.lag_bytes = Some(lag);
             s.tables = tables;

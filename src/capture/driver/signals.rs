@@ -12,6 +12,7 @@ use super::{ChangeKind, Core, Transaction, streamed};
 use crate::capture::asks;
 use crate::capture::emit::Streamed;
 use crate::capture::signals::{Layout, Signal};
+use crate::capture::steering::{self, Steer};
 use crate::error::{Error, Halt, Result};
 use crate::ledger::entry::{Body, Request};
 use crate::lsn::{Lsn, Position};
@@ -100,15 +101,21 @@ impl Core {
 
     /// What a signal becomes; nothing is written yet.
     async fn requests(&mut self, at: Position, written: &Written, signal: &Signal) -> Result<Vec<Request>> {
+        let asked_by = format!("signal {} at {at}", shown(&written.id));
         match signal {
             Signal::Execute(execute) => {
-                let asked_by = format!("signal {} at {at}", shown(&written.id));
-                // In a transaction for its limits, which takes back whatever failed too.
                 self.session.batch_execute(LIMITS).await.map_err(|e| Error::retry("reading a signal", e))?;
                 let (session, config, state) = (&self.session, &self.config, &self.state);
                 let made = asks::of_signal(session, config, &self.order, state, execute, &asked_by).await;
+                // In a transaction for its limits, which takes back whatever failed too.
                 self.session.batch_execute("ROLLBACK").await.map_err(|e| Error::retry("reading a signal", e))?;
                 made
+            }
+            Signal::Pause => Ok(vec![steering::request(&Steer::Pause, &self.state, &asked_by)?]),
+            Signal::Resume => Ok(vec![steering::request(&Steer::Resume, &self.state, &asked_by)?]),
+            Signal::Stop(tables) => {
+                let stop = Steer::Stop(tables.clone());
+                Ok(vec![steering::request(&stop, &self.state, &asked_by)?])
             }
             Signal::Log(message) => {
                 let message = message.replace("{}", &at.to_string());
