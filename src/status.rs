@@ -334,6 +334,16 @@ impl SinkReporter {
     }
 }
 
+/// The configuration that this process runs by.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ConfigurationStatus {
+    /// When it was taken.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: Timestamp,
+    /// Why what the files say by now is not taken; `None` while it is.
+    pub refused: Option<String>,
+}
+
 /// One role's state without what only its kind has.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RoleState {
@@ -351,6 +361,8 @@ pub struct Board {
     pub source: Option<watch::Receiver<SourceStatus>>,
     /// By sink name.
     pub sinks: BTreeMap<String, watch::Receiver<SinkStatus>>,
+    /// `None` where nobody looks at the files.
+    pub configuration: Option<watch::Receiver<ConfigurationStatus>>,
 }
 
 impl Board {
@@ -359,12 +371,16 @@ impl Board {
         let source = self.source.as_ref().map(|watch| watch.borrow().clone());
         let sinks: BTreeMap<&String, SinkStatus> =
             self.sinks.iter().map(|(name, watch)| (name, watch.borrow().clone())).collect();
-        json!({
+        let mut status = json!({
             "pipeline": self.pipeline,
             "source": source,
             "sinks": sinks,
             "tables": tables(source.as_ref(), &sinks),
-        })
+        });
+        if let Some(configuration) = &self.configuration {
+            status["configuration"] = json!(*configuration.borrow());
+        }
+        status
     }
 
     /// Every copy that is running, by table; what the source reads before what sinks write.
@@ -481,6 +497,7 @@ pub mod tests {
             pipeline: "shop".to_owned(),
             source: Some(source.watch()),
             sinks: BTreeMap::from([("orders".to_owned(), sink.watch())]),
+            configuration: None,
         };
         (board, source, sink)
     }
@@ -568,6 +585,7 @@ pub mod tests {
             pipeline: "shop".to_owned(),
             source: None,
             sinks: BTreeMap::from([("orders".to_owned(), sink.watch())]),
+            configuration: None,
         };
         let status = board.status();
         assert_eq!(status["source"], Value::Null);

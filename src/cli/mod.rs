@@ -18,6 +18,7 @@ mod leave;
 mod ledger;
 mod log;
 mod progress;
+mod reload;
 mod restart;
 mod resync;
 mod run;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::{ConfigArgs, Failure};
 use crate::capture::asks::{self, Ask};
@@ -61,9 +62,10 @@ pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// The same for the admin socket.
-pub fn asking(config: Arc<Config>) -> Asking {
+/// The same for the admin socket, by the configuration that is in force when it is asked.
+pub fn asking(config: watch::Receiver<Arc<Config>>) -> Asking {
     Arc::new(move |wanted: Wanted| {
+        let config = config.borrow().clone();
         let Resync { table, sink, r#where: condition, .. } = match wanted {
             Wanted::Resync(resync) => resync,
             Wanted::Pause => return steered(&config, &Steer::Pause),

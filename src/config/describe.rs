@@ -22,6 +22,7 @@ pub fn describe(config: &Config) -> String {
     let mut out = String::new();
     pair(&mut out, "name", text(&config.name));
     pair(&mut out, "create", config.create.to_string());
+    pair(&mut out, "reload", config.reload.to_string());
     source(&mut out, config);
     kafka(&mut out, config);
     if let Some(each) = &config.registry {

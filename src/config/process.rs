@@ -38,6 +38,7 @@ const DAY: Duration = Duration::from_secs(86400);
 pub(super) struct Process {
     pub name: Option<String>,
     pub create: bool,
+    pub reload: bool,
     /// Folder of the connectors, if named.
     pub connectors: Option<Text>,
     pub source: Option<Source>,
@@ -67,6 +68,7 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     Process {
         name,
         create: top.boolean("create", true),
+        reload: top.boolean("reload", true),
         connectors: top.text("connectors"),
         source: top.section("source", |section| source(section, dir, &stem)),
         kafka,

@@ -120,6 +120,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_copy_rows_estimated", Kind::Gauge, COPY, COUNT, "Rows that the table has about, as estimated when its load began, and never fewer than are done."),
     metric("lockstep_copy_rows_per_second", Kind::Gauge, COPY, COUNT, "Rows of the copy a second, over the last seconds."),
     metric("lockstep_copy_seconds_left", Kind::Gauge, COPY, SECONDS, "Until the copy is complete, at that rate."),
+    metric("lockstep_configuration_refused", Kind::Gauge, &[], None, "1 while the files of the configuration say what can't be taken, and what was before is in force; /status says why."),
     metric("lockstep_build_info", Kind::Gauge, &["version"], None, "Always 1; the label names the version."),
     metric("lockstep_process_start_time_seconds", Kind::Gauge, &[], SECONDS, "When the process started, in seconds since 1970."),
     metric("lockstep_process_resident_memory_bytes", Kind::Gauge, &[], BYTES, "Memory in use (RSS). Linux only."),
@@ -224,6 +225,11 @@ impl Metrics {
         Metrics { recorder: Arc::new(recorder), started: SystemTime::now(), copies: Arc::default() }
     }
 
+    /// An empty set for roles that begin anew in the same process: what is no more leaves no value behind.
+    pub fn anew(&self) -> Metrics {
+        Metrics { started: self.started, ..Metrics::new() }
+    }
+
     pub fn source(&self) -> SourceMetrics {
         let outcome = |outcome| self.counter("lockstep_source_signals_total", vec![Label::new("outcome", outcome)]);
         SourceMetrics {
@@ -272,6 +278,8 @@ impl Metrics {
             self.take_sink(name, &watch.borrow().clone());
         }
         self.take_copies(&board.copies());
+        let refused = board.configuration.as_ref().is_some_and(|watch| watch.borrow().refused.is_some());
+        self.gauge("lockstep_configuration_refused", vec![]).set(flag(refused));
         self.gauge("lockstep_build_info", vec![Label::new("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.gauge("lockstep_process_start_time_seconds", vec![]).set(started.as_secs_f64());
@@ -517,7 +525,7 @@ mod tests {
 
     fn board(source: &SourceReporter, sink: &SinkReporter) -> Board {
         let sinks = BTreeMap::from([("orders".to_owned(), sink.watch())]);
-        Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks }
+        Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks, configuration: None }
     }
 
     /// A process in which everything has happened once.
@@ -621,7 +629,7 @@ mod tests {
         let (one, two) = (Metrics::new(), Metrics::new());
         one.source().transactions(5);
         two.source();
-        let none = Board { pipeline: "shop".to_owned(), source: None, sinks: BTreeMap::new() };
+        let none = Board { pipeline: "shop".to_owned(), source: None, sinks: BTreeMap::new(), configuration: None };
         assert!(one.render(&none).contains("lockstep_source_transactions_total 5"));
         assert!(two.render(&none).contains("lockstep_source_transactions_total 0"));
     }
