@@ -151,12 +151,21 @@ pub struct TableStatus {
     pub rows_per_second: Option<f64>,
     /// False: this copy is not the source's state whatever is applied, by what the connector says.
     pub equal: bool,
+    /// In words, what keeps its existing rows from being read.
+    pub waiting_for: Option<String>,
 }
 
 impl TableStatus {
     /// A table in `phase`, without row counts.
     pub fn new(phase: Phase) -> TableStatus {
-        TableStatus { phase, rows_done: None, rows_estimated: None, rows_per_second: None, equal: true }
+        TableStatus {
+            phase,
+            rows_done: None,
+            rows_estimated: None,
+            rows_per_second: None,
+            equal: true,
+            waiting_for: None,
+        }
     }
 }
 
@@ -450,6 +459,9 @@ fn table_keys(status: &TableStatus) -> Map<String, Value> {
         if let Some(value) = value {
             keys.insert(key.to_owned(), json!(value));
         }
+    }
+    if let Some(what) = &status.waiting_for {
+        keys.insert("waiting_for".to_owned(), json!(what));
     }
     if let Some(rate) = status.rows_per_second {
         keys.insert("rows_per_second".to_owned(), json!((rate * 10.0).round() / 10.0));

@@ -214,6 +214,11 @@ async fn a_table_that_can_not_be_read_waits_alone() {
     process.wait_until("the grant is named", PATIENCE, |s| waits(s, &[grant])).await.unwrap();
     let metrics = process.get("/metrics").await.unwrap();
     assert!(metrics.contains("lockstep_source_tables_withheld 1"), "{metrics}");
+    let tables = process.status().await.unwrap().0["tables"].clone();
+    let why = |table: &str| tables[table]["waiting_for"].as_str().unwrap_or_default().to_owned();
+    assert!(why("public.closed").contains("may not read table public.closed"), "{tables}");
+    assert_eq!(why("public.child"), "rows of public.closed, which its rows reference");
+    assert_eq!(why("public.open") + &why("public.busy"), "");
     assert_eq!(text(scene.orders(), "SELECT count(*) FROM child").await, "0");
     scene.sql(grant).await;
     scene.equal(&mut process).await;

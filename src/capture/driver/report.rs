@@ -45,7 +45,10 @@ impl Core {
                 .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             let rows_per_second = self.meters.rate(&table.name, rows_done, self.reported);
-            (table.name.clone(), TableStatus { rows_done, rows_estimated, rows_per_second, ..TableStatus::new(phase) })
+            let waiting_for = self.withheld.of(&table.name).filter(|_| self.loader.remembers(&table.name));
+            let status =
+                TableStatus { rows_done, rows_estimated, rows_per_second, waiting_for, ..TableStatus::new(phase) };
+            (table.name.clone(), status)
         });
         let tables = tables.collect();
         let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
