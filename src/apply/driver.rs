@@ -31,10 +31,9 @@ use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
 use crate::progress::Meters;
 use crate::relation::TableName;
-use crate::sink::lease::{Lease, watch_link};
-use crate::sink::postgres::PostgresSink;
+use crate::sink::lease::Lease;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing};
-use crate::sink::{Counts, Failure};
+use crate::sink::{Counts, Failure, Sink, for_engine, lacks};
 use crate::status::{self, Phase, SinkReporter, TableStatus};
 
 /// This process among the workers of its sinks: it takes over from itself at once.
@@ -76,9 +75,20 @@ pub async fn run(
     metrics: SinkMetrics,
     stop: CancellationToken,
 ) -> Result<()> {
+    let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
+    for_engine!(sink, S => apply::<S>(config, name, reporter, metrics, stop).await)
+}
+
+async fn apply<S: Sink>(
+    config: Arc<Config>,
+    name: String,
+    reporter: SinkReporter,
+    metrics: SinkMetrics,
+    stop: CancellationToken,
+) -> Result<()> {
     let started = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        worker = Worker::start(config, &name, &reporter, metrics, &stop) => worker?,
+        worker = Worker::<S>::start(config, &name, &reporter, metrics, &stop) => worker?,
     };
     let Some(mut worker) = started else { return Ok(()) };
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
@@ -87,7 +97,7 @@ pub async fn run(
     tokio::select! {
         outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(error, &name)),
         // The worker waits on a dead connection; only dropping it ends that.
-        error = watch_link(&sink, &config.name, owner, heard) => Err(error),
+        error = S::watch(&sink, &config.name, owner, heard) => Err(error),
     }
 }
 
@@ -102,7 +112,7 @@ fn for_sink(error: Error, sink: &str) -> Error {
     }
 }
 
-struct Worker {
+struct Worker<S: Sink> {
     /// With every table by its name.
     config: Arc<Config>,
     routes: Routes,
@@ -111,7 +121,7 @@ struct Worker {
     assembler: Assembler,
     tail: Tail,
     ahead: Ahead,
-    writer: Writer,
+    writer: Writer<S>,
     metrics: SinkMetrics,
     reporter: SinkReporter,
     /// The row as last written.
@@ -135,7 +145,7 @@ struct Worker {
     busy: Duration,
 }
 
-impl Worker {
+impl<S: Sink> Worker<S> {
     /// `None`: stopped while another worker owned the sink.
     async fn start(
         config: Arc<Config>,
@@ -143,9 +153,10 @@ impl Worker {
         reporter: &SinkReporter,
         metrics: SinkMetrics,
         stop: &CancellationToken,
-    ) -> Result<Option<Worker>> {
+    ) -> Result<Option<Worker<S>>> {
         let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
-        let mut database = PostgresSink::connect(&sink, &config.name, *WORKER).await?;
+        lacks::refuse::<S>(&sink, taken(&config, name).values())?;
+        let mut database = S::connect(&sink, &config.name, *WORKER).await?;
         let found = database.progress(config.create).await?;
         let first = match &found {
             Some(row) => row.standing.clone(),
@@ -170,6 +181,7 @@ impl Worker {
             tracing::warn!(sink = name, "{table}");
         }
         let tables = taken(routes.config(), name);
+        lacks::refuse::<S>(&sink, tables.values())?;
         let names: BTreeSet<TableName> = tables.keys().cloned().collect();
         let known = state.joined(name);
         let gone: BTreeSet<TableName> = known.difference(&names).cloned().collect();
@@ -201,11 +213,11 @@ impl Worker {
     async fn open(
         routes: Routes,
         sink: config::Sink,
-        mut database: PostgresSink,
+        mut database: S,
         tables: HashMap<TableName, config::SinkTable>,
         row: ProgressRow,
         (metrics, reporter, stop): (SinkMetrics, SinkReporter, &CancellationToken),
-    ) -> Result<Worker> {
+    ) -> Result<Worker<S>> {
         let config = routes.config().clone();
         let standing = &row.standing;
         let at = at(standing);
@@ -465,6 +477,8 @@ impl Worker {
                 }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
+                    // What is unique may be another thing by now.
+                    self.writer.forget_plans();
                     self.writer.strict = true;
                 }
                 Err(Failure::Reference(_)) if !self.writer.whole && !self.writer.loads.is_empty() => {

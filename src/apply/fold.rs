@@ -5,6 +5,7 @@ use super::net::{Folded, Net, NetEffect};
 use super::sparse::Sparse;
 use crate::change::{Key, Op};
 use crate::error::Result;
+use crate::relation::TableName;
 
 #[derive(Debug)]
 pub enum Fold {
@@ -15,6 +16,16 @@ pub enum Fold {
 }
 
 impl Fold {
+    /// Nothing folded yet. `wanted` are the relation's columns that the sink's `table` takes, `key` the key's in key order: empty where
+    /// rows have none. `sparse`: the table lacks rows.
+    pub fn new(table: TableName, wanted: Vec<usize>, key: Vec<usize>, sparse: bool) -> Fold {
+        let fold = match key.is_empty() {
+            true => Fold::Keyless(Bag::new(table, wanted)),
+            false => Fold::Keyed(Net::new(table, wanted, key)),
+        };
+        if sparse { Fold::Sparse(Sparse::new(fold)) } else { fold }
+    }
+
     /// The rows that a change speaks of, as far as they are told apart by a key.
     pub fn keys(&self, op: &Op) -> Result<Vec<Key>> {
         match self {

@@ -19,8 +19,8 @@ use crate::ledger::taken::Taken;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::lsn::Position;
 use crate::relation::TableName;
+use crate::sink::Sink;
 use crate::sink::lease::Lease;
-use crate::sink::postgres::PostgresSink;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing, TakeOver};
 use crate::status::{self, SinkReporter};
 
@@ -217,7 +217,7 @@ pub(super) async fn request(
 
 /// A restart is the one legal jump: a row from before it goes on there, with every table still to be loaded.
 pub(super) async fn go_on_after_restart(
-    database: &mut PostgresSink,
+    database: &mut impl Sink,
     row: ProgressRow,
     ledger: &Ledger,
 ) -> Result<ProgressRow> {
@@ -249,7 +249,7 @@ fn standing_after_restart(row: &ProgressRow, ledger: &Ledger) -> Option<Standing
 
 /// Waits while another worker that is alive owns the sink: a hot standby.
 pub(super) async fn take_over(
-    database: &mut PostgresSink,
+    database: &mut impl Sink,
     first: &Standing,
     mut lease: Lease,
     reporter: &SinkReporter,

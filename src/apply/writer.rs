@@ -22,26 +22,25 @@ use crate::ledger::state::State;
 use crate::record::{Header, Kind};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
-use crate::sink::postgres::PostgresSink;
-use crate::sink::sql::SinkTablePlan;
-use crate::sink::{Counts, Outcome, WantedTable, missing};
+use crate::sink::{Counts, Outcome, Sink, WantedTable, missing};
 use crate::value::RowBuf;
 
 /// How often the sink's tables are looked at again.
 const PLAN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One relation version at this sink.
-struct Version {
+struct Version<P> {
     table: TableName,
-    plan: SinkTablePlan,
+    wanted: WantedTable,
+    plan: P,
     /// Without constants: what ranges speak of.
     key: Vec<usize>,
     orders: Vec<KeyOrder>,
 }
 
 /// Changes of one table that are not written yet.
-struct Pending {
-    version: Arc<Version>,
+struct Pending<P> {
+    version: Arc<Version<P>>,
     fold: Fold,
 }
 
@@ -54,8 +53,8 @@ struct OpenChunk {
 }
 
 /// Writes for one sink over one connection.
-pub struct Writer {
-    pub sink: PostgresSink,
+pub struct Writer<S: Sink> {
+    pub sink: S,
     pub loads: Loads,
     pub counts: Counts,
     /// Rows of chunks written in the open transaction.
@@ -64,13 +63,13 @@ pub struct Writer {
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
     bytes_max: usize,
-    versions: HashMap<Fingerprint, Arc<Version>>,
+    versions: HashMap<Fingerprint, Arc<Version<S::Plan>>>,
     /// While parking, by the versions that the ledger has.
     rows: targets::Rows,
-    pending: Vec<Pending>,
+    pending: Vec<Pending<S::Plan>>,
     /// The delete half of a key change; its create half follows.
     moving: Option<(Fingerprint, RowBuf)>,
-    truncates: Vec<Arc<Version>>,
+    truncates: Vec<Arc<Version<S::Plan>>>,
     /// Of the interval that is being written.
     offset: i64,
     planned: Instant,
@@ -89,8 +88,8 @@ pub struct Writer {
     pub whole: bool,
 }
 
-impl Writer {
-    pub fn new(sink: PostgresSink, config: &config::Sink, tables: HashMap<TableName, config::SinkTable>) -> Writer {
+impl<S: Sink> Writer<S> {
+    pub fn new(sink: S, config: &config::Sink, tables: HashMap<TableName, config::SinkTable>) -> Writer<S> {
         Writer {
             sink,
             loads: Loads::none(&config.name),
@@ -241,7 +240,7 @@ impl Writer {
         }
     }
 
-    fn chunk_row(&mut self, version: &Version, content: Result<Content>) -> Outcome<()> {
+    fn chunk_row(&mut self, version: &Version<S::Plan>, content: Result<Content>) -> Outcome<()> {
         let open = self.open.as_mut().ok_or_else(|| outside(&version.table))?;
         open.seen += 1;
         if open.mine {
@@ -333,7 +332,7 @@ impl Writer {
     }
 
     /// The version at this sink; `None` for a table that the sink does not take.
-    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Outcome<Option<Arc<Version>>> {
+    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Outcome<Option<Arc<Version<S::Plan>>>> {
         if let Some(version) = self.versions.get(&fingerprint) {
             return Ok(Some(version.clone()));
         }
@@ -350,13 +349,13 @@ impl Writer {
         if target.evolve != Evolve::Off {
             self.follow(&relation, &wanted, &target, state).await?;
         }
-        let plan = self.sink.plan(&[wanted]).await?.remove(0);
+        let plan = self.sink.plan(std::slice::from_ref(&wanted)).await?.remove(0);
         if self.parking {
             self.rows = targets::Rows::of(state, &self.tables);
         }
         let key = relation.own_key();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
-        let version = Arc::new(Version { table: relation.name.clone(), plan, key, orders });
+        let version = Arc::new(Version { table: relation.name.clone(), wanted, plan, key, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))
     }
@@ -386,7 +385,7 @@ impl Writer {
     }
 
     /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
-    async fn change(&mut self, version: &Arc<Version>, op: Op) -> Outcome<()> {
+    async fn change(&mut self, version: &Arc<Version<S::Plan>>, op: Op) -> Outcome<()> {
         let Some(op) = self.admitted(version, op)? else { return Ok(()) };
         let mut op = op;
         loop {
@@ -407,7 +406,7 @@ impl Writer {
         Ok(())
     }
 
-    fn admitted(&mut self, version: &Version, op: Op) -> Result<Option<Op>> {
+    fn admitted(&mut self, version: &Version<S::Plan>, op: Op) -> Result<Option<Op>> {
         if !self.loads.is_loading(&version.table) {
             return Ok(Some(op));
         }
@@ -438,15 +437,15 @@ impl Writer {
     }
 
     /// Where the changes of this version are folded. Another version of the same table is written first.
-    async fn pending_of(&mut self, version: &Arc<Version>) -> Outcome<usize> {
-        let same = |pending: &Pending| Arc::ptr_eq(&pending.version, version);
+    async fn pending_of(&mut self, version: &Arc<Version<S::Plan>>) -> Outcome<usize> {
+        let same = |pending: &Pending<S::Plan>| Arc::ptr_eq(&pending.version, version);
         if let Some(index) = self.pending.iter().position(same) {
             return Ok(index);
         }
         if self.pending.iter().any(|pending| pending.version.table == version.table) {
             self.flush().await?;
         }
-        self.pending.push(Pending { version: version.clone(), fold: version.plan.fold() });
+        self.pending.push(Pending { version: version.clone(), fold: version.wanted.fold() });
         Ok(self.pending.len() - 1)
     }
 
@@ -490,9 +489,10 @@ impl Writer {
         self.flush().await?;
         let half = self.is_half_loaded().await?;
         let truncates = std::mem::take(&mut self.truncates);
-        let mut plans: Vec<&SinkTablePlan> = truncates.iter().map(|version| &version.plan).collect();
-        plans.sort_by_key(|plan| plan.rows_of());
-        plans.dedup_by_key(|plan| plan.rows_of());
+        let mut truncates: Vec<&Version<S::Plan>> = truncates.iter().map(|version| &**version).collect();
+        truncates.sort_by_key(|version| version.wanted.rows_of());
+        truncates.dedup_by_key(|version| version.wanted.rows_of());
+        let plans: Vec<&S::Plan> = truncates.iter().map(|version| &version.plan).collect();
         match half {
             true => self.sink.truncate_half_loaded(&plans).await?,
             false => self.sink.truncate(&plans).await?,

@@ -27,8 +27,7 @@ use crate::postgres::slot::{check_slot, slot_facts};
 use crate::registry::Registry;
 use crate::relation::{Format, Relation, TableName};
 use crate::session;
-use crate::sink::WantedTable;
-use crate::sink::postgres::PostgresSink;
+use crate::sink::{self, WantedTable, for_engine};
 
 /// What was found at one place.
 struct Part {
@@ -253,20 +252,23 @@ async fn check_registry(config: &Config, relations: &[Relation]) -> Option<Part>
 
 async fn check_sink(config: &Arc<Config>, sink: &Sink, relations: &[Relation], told: Option<&Told>) -> Part {
     let mut findings = Vec::new();
-    if let Err(error) = sink_findings(config, sink, relations, told, &mut findings).await {
+    let found = for_engine!(sink, S => sink_findings::<S>(config, sink, relations, told, &mut findings).await);
+    if let Err(error) = found {
         findings.push(error.into());
     }
-    Part { place: format!("sink {} {}", sink.name, session::place(&sink.database)), findings }
+    Part { place: format!("sink {} {}", sink.name, sink::place(&sink.engine)), findings }
 }
 
-async fn sink_findings(
+async fn sink_findings<S: sink::Sink>(
     config: &Arc<Config>,
     sink: &Sink,
     relations: &[Relation],
     told: Option<&Told>,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let database = PostgresSink::connect(sink, &config.name, Uuid::new_v4()).await?;
+    let targets = config.tables.iter().flat_map(|table| &table.sinks).filter(|target| target.sink == sink.name);
+    findings.extend(S::lacks(sink, &targets.collect::<Vec<_>>()).into_iter().map(Finding::Halt));
+    let database = S::connect(sink, &config.name, Uuid::new_v4()).await?;
     let row = database.found_progress().await;
     match (row, told) {
         (Ok(Some(row)), Some((id, state))) => {

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::kafka::topics::{self, Kind, Wanted};
 use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::ledger::topic::{APPEND_TIMEOUT, Appender, Reading};
-use crate::sink::postgres::PostgresSink;
+use crate::sink::{Sink, for_engine};
 
 /// Begin anew with a new slot after a loss, and read every table again while the sinks stay in use
 ///
@@ -60,8 +60,9 @@ pub fn run(args: &RestartArgs) -> Result<u8, Failure> {
 async fn old_ledger(config: &Config, now: Uuid, intact: bool) -> Result<Option<Uuid>, Failure> {
     let mut found: Option<(Uuid, &str)> = None;
     for sink in &config.sinks {
-        let progress =
-            async { PostgresSink::connect(sink, &config.name, Uuid::new_v4()).await?.found_progress().await };
+        let progress = async {
+            for_engine!(sink, S => <S as Sink>::connect(sink, &config.name, Uuid::new_v4()).await?.found_progress().await)
+        };
         let row = match progress.await {
             Ok(row) => row,
             // In a ledger that is the old one there is nothing to tell.

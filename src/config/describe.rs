@@ -13,8 +13,8 @@ use super::shape;
 use super::units::{show_duration, show_size};
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{
-    Compression, Config, Database, Registry, RegistryAuth, Route, Sink, SourceSnapshot, Table, TablePattern, TableWire,
-    Tls,
+    Compression, Config, Database, Engine, Registry, RegistryAuth, Route, Sink, SourceSnapshot, Table, TablePattern,
+    TableWire, Tls,
 };
 
 /// Every value as it is in force, without secrets.
@@ -205,7 +205,9 @@ fn database(out: &mut String, database: &Database) {
 
 fn sink(out: &mut String, sink: &Sink) {
     let _ = writeln!(out, "\n[sinks.{}]", sink.name);
-    database(out, &sink.database);
+    match &sink.engine {
+        Engine::Postgres(each) => database(out, each),
+    }
     pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));

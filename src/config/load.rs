@@ -402,20 +402,22 @@ pub(super) fn collides(a: &str, b: &str) -> bool {
     collision(a) == collision(b)
 }
 
-/// Whether two addresses are the same database, as far as text says.
-pub(super) fn same_database(a: &Database, b: &Database) -> bool {
-    (&a.host, a.port, &a.dbname) == (&b.host, b.port, &b.dbname)
+impl Database {
+    /// Whether two addresses are the same database, as far as text says.
+    pub(super) fn is_same(&self, other: &Database) -> bool {
+        (&self.host, self.port, &self.dbname) == (&other.host, other.port, &other.dbname)
+    }
 }
 
 fn same_sink_tables(routed: &[Routed], sinks: &[&Sink], report: &Report) {
-    let database = |name: &str| sinks.iter().find(|sink| sink.name == name).map(|sink| &sink.database);
+    let engine = |name: &str| sinks.iter().find(|sink| sink.name == name).map(|sink| &sink.engine);
     let mut seen: Vec<(&Table, &SinkTable, &At)> = Vec::new();
     for entry in routed {
         for (sink, at) in entry.table.sinks.iter().zip(&entry.sinks_at) {
             let same = |other: &SinkTable| {
                 other.table == sink.table
                     && (other.sink == sink.sink
-                        || database(&other.sink).zip(database(&sink.sink)).is_some_and(|(a, b)| same_database(a, b)))
+                        || engine(&other.sink).zip(engine(&sink.sink)).is_some_and(|(a, b)| a.is_same(b)))
             };
             let clash = seen.iter().filter(|(_, other, _)| same(other)).find_map(|(table, other, first)| {
                 let message = match other.sink == sink.sink {
@@ -448,7 +450,7 @@ fn loops(routed: &[Routed], source: Option<&Database>, sinks: &[&Sink], report: 
     for entry in routed {
         for (table, at) in entry.table.sinks.iter().zip(&entry.sinks_at) {
             let sink = sinks.iter().find(|sink| sink.name == table.sink);
-            if sink.is_some_and(|sink| same_database(&sink.database, source)) && read.contains(&table.table) {
+            if sink.is_some_and(|sink| sink.engine.is_source(source)) && read.contains(&table.table) {
                 let message =
                     format!("sink {:?} is the source's database and writes {}, which is read", table.sink, table.table);
                 let hint = format!("write another url for [sinks.{}] in {FILE}, or table = \"…\" here", table.sink);

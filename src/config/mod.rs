@@ -212,10 +212,39 @@ pub struct Http {
     pub admin: Option<PathBuf>,
 }
 
+/// What kind of database a sink is, and where.
+#[derive(Debug, Clone)]
+pub enum Engine {
+    Postgres(Database),
+}
+
+impl Engine {
+    /// As messages name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Engine::Postgres(_) => "Postgres",
+        }
+    }
+
+    /// Whether two are the same database, as far as text says.
+    fn is_same(&self, other: &Engine) -> bool {
+        match (self, other) {
+            (Engine::Postgres(a), Engine::Postgres(b)) => a.is_same(b),
+        }
+    }
+
+    /// Whether it is this database of a source.
+    fn is_source(&self, source: &Database) -> bool {
+        match self {
+            Engine::Postgres(database) => database.is_same(source),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Sink {
     pub name: String,
-    pub database: Database,
+    pub engine: Engine,
     /// Rows folded in memory before they are written into the open transaction.
     pub batch_rows_max: usize,
     pub batch_bytes_max: usize,

@@ -17,7 +17,9 @@ use super::registry::{self, Registry};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, RootCert};
 use super::wire::wire;
-use super::{Compression, Database, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire};
+use super::{
+    Compression, Database, Engine, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire,
+};
 use crate::relation::Format;
 use crate::relation::names::is_topic_char;
 
@@ -387,9 +389,14 @@ fn listen(section: &mut Section<'_>) -> Option<SocketAddr> {
     }
 }
 
+/// The scheme of its url says what kind of database a sink is.
+fn engine(section: &mut Section<'_>, dir: &Path) -> Option<Engine> {
+    database(section, dir).map(Engine::Postgres)
+}
+
 fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink>) {
     check_name(section, "a sink's name", &name);
-    let database = database(section, dir);
+    let engine = engine(section, dir);
     // An interval is folded in memory up to these, then written into the open transaction.
     let batch_rows_max = section.count("batch_rows_max", 10_000, 1..=1_000_000);
     let batch_bytes_max = section.size("batch_bytes_max", 8 * MIB, 64 * KIB..=GIB);
@@ -401,9 +408,9 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let words = [ForeignKeys::Always, ForeignKeys::AfterLoad].map(|when| (when.as_str(), when));
     let foreign_keys = section.choice("foreign_keys", &words).unwrap_or_default();
     let synchronous_commit = section.boolean("synchronous_commit", true);
-    let sink = database.map(|database| Sink {
+    let sink = engine.map(|engine| Sink {
         name: name.value.clone(),
-        database,
+        engine,
         batch_rows_max: usize::try_from(batch_rows_max).expect("usize has at least 32 bits"),
         batch_bytes_max,
         span_wait,

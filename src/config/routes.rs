@@ -14,11 +14,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::constants::{self, mixed, mixed_records};
-use super::load::{FILE, collides, event_topics, same_database};
+use super::load::{FILE, collides, event_topics};
 use super::names::outbox_topic;
 use super::pattern::{TablePattern, TableTemplate, Template};
 use super::process::{IDENTIFIER_BYTES_MAX, TOPIC_BYTES_MAX};
-use super::{Config, Database, SinkTable, Table};
+use super::{Config, Engine, SinkTable, Table};
 use crate::relation::TableName;
 use crate::relation::names::{legal_topic, topic_name};
 use crate::transform::Shape;
@@ -192,10 +192,10 @@ impl Config {
                 long.len()
             ));
         }
-        let database = self.database(&target.sink);
+        let engine = self.engine(&target.sink);
         let same = |other: &SinkTable| {
-            let both = self.database(&other.sink).zip(database);
-            other.table == *into && (other.sink == target.sink || both.is_some_and(|(a, b)| same_database(a, b)))
+            let both = self.engine(&other.sink).zip(engine);
+            other.table == *into && (other.sink == target.sink || both.is_some_and(|(a, b)| a.is_same(b)))
         };
         for other in &self.tables {
             let Some(theirs) = other.sinks.iter().find(|other| same(other)) else { continue };
@@ -208,7 +208,7 @@ impl Config {
         }
         // Every change would come back for ever.
         let source = &self.source.database;
-        let writes = |other: &SinkTable| self.database(&other.sink).is_some_and(|sink| same_database(sink, source));
+        let writes = |other: &SinkTable| self.engine(&other.sink).is_some_and(|sink| sink.is_source(source));
         let read = |name: &TableName| *name == table.name || self.table(name).is_some();
         if writes(target) && read(into) {
             return Some(format!("sink {:?} is the source's database and writes {into}, which is read", target.sink));
@@ -219,7 +219,7 @@ impl Config {
         })
     }
 
-    fn database(&self, sink: &str) -> Option<&Database> {
-        self.sinks.iter().find(|known| known.name == sink).map(|known| &known.database)
+    fn engine(&self, sink: &str) -> Option<&Engine> {
+        self.sinks.iter().find(|known| known.name == sink).map(|known| &known.engine)
     }
 }

@@ -155,9 +155,12 @@ fn everything_can_be_said_otherwise() {
     let config = config.config();
     insta::assert_snapshot!(describe(&config).replace(&dir, "DIR"));
     let password = |database: &Database| database.password.as_ref().map(|p| p.expose_secret().to_owned());
+    let of_sink = |sink: &Sink| match &sink.engine {
+        Engine::Postgres(database) => password(database),
+    };
     assert_eq!(password(&config.source.database).as_deref(), Some("hunter2"));
-    assert_eq!(password(&config.sinks[0].database).as_deref(), Some("hunter2"));
-    assert_eq!(password(&config.sinks[1].database).as_deref(), Some("$"));
+    assert_eq!(of_sink(&config.sinks[0]).as_deref(), Some("hunter2"));
+    assert_eq!(of_sink(&config.sinks[1]).as_deref(), Some("$"));
     assert_eq!(config.kafka.security.sasl.as_ref().unwrap().password.expose_secret(), "hunter2");
     assert_eq!(config.kafka.in_flight_bytes_max, 128 << 20, "follows the largest record");
     assert!(!format!("{config:?}{}", describe(&config)).contains("hunter2"));

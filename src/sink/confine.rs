@@ -66,11 +66,6 @@ impl WantedTable {
 }
 
 impl SinkTablePlan {
-    /// Which rows it is of: two plans with the same write the same rows.
-    pub fn rows_of(&self) -> (u32, Vec<Held>) {
-        (self.oid, self.held.clone())
-    }
-
     /// Which of the key's columns tell the table's own rows apart: those that ranges speak of.
     pub(super) fn own_key(&self) -> Vec<usize> {
         let is_own = |k: &usize| self.held.iter().all(|held| held.place != self.key[*k]);

@@ -8,19 +8,10 @@
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
 use super::composites;
 use super::stored::Stored;
-use super::{WantedColumn, WantedTable};
+use super::{Findings, WantedColumn, WantedTable};
 use crate::error::{Code, Halt};
 use crate::key::KeyOrder;
 use crate::relation::{Column, quote_identifier, type_names};
-
-/// What `preflight` found.
-#[derive(Debug, Default)]
-pub struct Findings {
-    /// Each must be mended before anything is written.
-    pub halts: Vec<Halt>,
-    /// Worth knowing: triggers that will fire.
-    pub notes: Vec<String>,
-}
 
 /// Judges one table. `role` is ours, for GRANTs.
 pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Findings {

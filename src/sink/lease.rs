@@ -14,10 +14,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::progress::{self, Owner};
+use super::progress::Owner;
 use crate::config;
-use crate::error::Error;
-use crate::session::{self, ServerError};
+use crate::error::{Error, Result};
+use crate::session::ServerError;
 
 /// Between two looks over the second connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -25,12 +25,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often in a lease the owner speaks: some of these may come late on a busy machine.
 pub const BEATS: u32 = 5;
 
-/// What `pg_stat_activity` says of a backend.
+/// What the server says of a backend (`pg_stat_activity` in Postgres).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activity {
     /// It waits for its client. False while it runs a statement, and where the server does not say.
     pub waits: bool,
-    /// When that began; microseconds since 1970.
+    /// When that began, in microseconds since 1970; or whatever else is another number after each statement.
     pub since_us: i64,
 }
 
@@ -84,9 +84,21 @@ impl Lease {
 /// When a connection last gave an answer; written by its owner.
 pub type Heard = Rc<Cell<Instant>>;
 
+/// A way to look at our own connection from beside it.
+// It lives on the thread of its role, as the sink does.
+#[allow(async_fn_in_trait)]
+pub trait Probe {
+    type Session;
+
+    async fn connect(&self) -> Result<Self::Session>;
+
+    /// What the owner's backend does; `None` when it is gone.
+    async fn activity(session: &Self::Session, owner: &Owner) -> Result<Option<Activity>>;
+}
+
 /// Watches the connection behind `owner`; resolves with the error once it is dead without anybody having said so. A server
 /// that runs a long statement is left alone.
-pub async fn watch_link(sink: &config::Sink, pipeline: &str, owner: Owner, heard: Heard) -> Error {
+pub async fn watch_link<P: Probe>(probe: &P, sink: &config::Sink, owner: Owner, heard: Heard) -> Error {
     // Two looks' worth of patience within the lease: a dead link is found before a standby takes the sink.
     let patience = sink.lease_timeout / 2;
     loop {
@@ -95,38 +107,36 @@ pub async fn watch_link(sink: &config::Sink, pipeline: &str, owner: Owner, heard
             tokio::time::sleep(patience - quiet).await;
             continue;
         }
-        if let Some(error) = look(sink, pipeline, &owner, &heard, patience).await {
-            return error;
+        if let Some(why) = look(probe, &owner, &heard, patience).await {
+            return Error::retry_plain(format!("the connection to sink {} is dead: {why}", sink.name));
         }
     }
 }
 
-/// Looks until the connection speaks again (`None`) or is known to be dead.
-async fn look(sink: &config::Sink, pipeline: &str, owner: &Owner, heard: &Heard, patience: Duration) -> Option<Error> {
+/// Looks until the connection speaks again (`None`) or is known to be dead, and why.
+async fn look<P: Probe>(probe: &P, owner: &Owner, heard: &Heard, patience: Duration) -> Option<String> {
     let before = heard.get();
-    let dead = |why: String| Some(Error::retry_plain(format!("the connection to sink {} is dead: {why}", sink.name)));
-    let name = format!("lockstep:{pipeline}:{}:watch", sink.name);
-    let session = match session::connect(&sink.database, &name).await {
+    let session = match probe.connect().await {
         Ok(session) => session,
         // The server answers, so the way to it is open; what it refuses is nothing to end a transaction for.
         Err(error) if is_refusal(&error) => {
             tokio::time::sleep(LOOK_INTERVAL).await;
             return None;
         }
-        Err(error) if heard.get() == before => return dead(error.chain()),
+        Err(error) if heard.get() == before => return Some(error.chain()),
         Err(_) => return None,
     };
     let mut lease = Lease::new(patience);
     while heard.get() == before {
-        match tokio::time::timeout(patience, progress::activity(&session, owner)).await {
+        match tokio::time::timeout(patience, P::activity(&session, owner)).await {
             Ok(Ok(Some(activity))) => {
                 if lease.is_over(owner, activity, Instant::now()) {
-                    return dead("the server waits for us, and we for it".to_owned());
+                    return Some("the server waits for us, and we for it".to_owned());
                 }
             }
-            Ok(Ok(None)) if heard.get() == before => return dead("the server has ended it".to_owned()),
-            Ok(Err(error)) if heard.get() == before => return dead(error.chain()),
-            Err(_) if heard.get() == before => return dead("the server does not answer".to_owned()),
+            Ok(Ok(None)) if heard.get() == before => return Some("the server has ended it".to_owned()),
+            Ok(Err(error)) if heard.get() == before => return Some(error.chain()),
+            Err(_) if heard.get() == before => return Some("the server does not answer".to_owned()),
             _ => return None,
         }
         tokio::time::sleep(LOOK_INTERVAL.min(patience / 4)).await;

@@ -1,37 +1,15 @@
-//! Sinks: databases that Lockstep writes. This file is the contract; [`postgres::PostgresSink`] is the one engine there is.
+//! Sinks: databases that Lockstep writes. [`Sink`] is the contract. Here is what its calls speak of, whatever the engine: what is
+//! wanted of a table, rows that were counted, why a call came to nothing.
 //!
-//! What a sink promises its driver:
-//! - **One transaction.** Between [`begin`](postgres::PostgresSink::begin) and [`commit`](postgres::PostgresSink::commit)
-//!   everything written is one transaction of the sink's database, together with the move of the progress row. It becomes
-//!   visible whole or not at all.
-//! - **Compare-and-set.** `begin` moves the progress row from exactly what the driver read. A row that says something else is
-//!   [`Failure::OwnershipLost`]: another worker owns the sink, nothing was written.
-//! - **Nothing is remembered across connections.** A new connection starts with
-//!   [`take_over`](postgres::PostgresSink::take_over), which waits for a predecessor's open transaction and reads the row as
-//!   it then is. That is also how an unknown outcome of a commit is found out.
-//! - **Rows are counted.** A statement that reaches fewer rows than it names is `SINK_DIVERGED`; nothing is repaired on the
-//!   quiet. Only a delete may come late, where an ON DELETE action of the sink could have taken the row. A new row that is there
-//!   already is overwritten, since what it then holds is the source's; where new rows go by COPY that shows, and is warned of and
-//!   counted ([`Counts::overwritten`]).
-//! - **Absent columns are never written**, and no row is made with one.
-//! - **A value is stored exactly or refused.** Values are cast to the column's type without its modifier, so that the
-//!   assignment checks length and scale; what the type would round or cut is found by
-//!   [`preflight`](postgres::PostgresSink::preflight) beforehand.
-//! - **No value in an error.** Messages name table, column and constraint.
-//!
-//! A plan is made from the sink's catalog as it then is. A column that its owner narrows later may round values without an
-//! error, so the driver plans again every some seconds; [`plan`](postgres::PostgresSink::plan) halts on what no longer fits.
-//!
-//! What the driver promises: one owner per sink, calls one after the other, each awaited to its end. Dropping a call half way
-//! leaves the transaction open; then the sink is to be dropped too. After any failure the transaction is over or is ended by
-//! [`rollback`](postgres::PostgresSink::rollback); `commit` after a failure is a bug and panics.
-//!
-//! A table without a key is written by whole rows (`keyless`): n equal rows are n rows.
+//! | engine | where |
+//! |---|---|
+//! | Postgres | [`postgres`] and the files beside this one that it names |
 
 pub mod catalog;
 pub mod circles;
 pub mod composites;
 pub mod confine;
+mod contract;
 mod direct;
 mod encode;
 pub mod evolve;
@@ -39,6 +17,7 @@ pub mod fit;
 pub mod foreign_keys;
 mod keyless;
 pub mod labels;
+pub mod lacks;
 pub mod lease;
 pub mod park;
 pub mod postgres;
@@ -50,9 +29,42 @@ pub mod stored;
 mod uniques;
 mod write;
 
-use crate::config::{self, OnMissing, Truncate};
+pub use contract::Sink;
+
+use crate::apply::fold::Fold;
+use crate::config::{self, Engine, OnMissing, Truncate};
 use crate::error::{Code, Error, Halt};
 use crate::relation::{Column, Composite, Relation, TableName};
+use crate::session;
+
+/// Runs the same for whatever engine a sink is of, under the name `S`: the one place that knows which there are.
+macro_rules! for_engine {
+    ($sink:expr, $S:ident => $run:expr) => {
+        match $sink.engine {
+            $crate::config::Engine::Postgres(_) => {
+                type $S = $crate::sink::postgres::PostgresSink;
+                $run
+            }
+        }
+    };
+}
+pub(crate) use for_engine;
+
+/// Names a sink's database in messages. Never holds a secret.
+pub fn place(engine: &Engine) -> String {
+    match engine {
+        Engine::Postgres(database) => session::place(database),
+    }
+}
+
+/// What `preflight` found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Each must be mended before anything is written.
+    pub halts: Vec<Halt>,
+    /// Worth knowing: triggers that will fire.
+    pub notes: Vec<String>,
+}
 
 /// Why a call on a sink came to nothing. Whatever it is, nothing of the open transaction stays, except where the outcome is
 /// unknown.
@@ -72,7 +84,7 @@ pub enum Failure {
     /// among what is still to come.
     #[error(transparent)]
     Reference(Box<Halt>),
-    /// The same of a unique or exclusion constraint. Worth a try with [`park`](postgres::PostgresSink::park) first.
+    /// The same of a unique or exclusion constraint. Worth a try with [`park`](Sink::park) first.
     #[error(transparent)]
     Unique(Box<Halt>),
     /// A table needs columns or attributes before the transaction begins: see [`circles`].
@@ -201,6 +213,19 @@ impl WantedTable {
         let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
         let skips_missing = target.on_missing == OnMissing::Skip;
         Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held })
+    }
+
+    /// Nothing folded yet, for this table.
+    pub fn fold(&self) -> Fold {
+        let relation = |place: usize| self.columns[place].index;
+        let all = (0..self.columns.len()).map(relation).collect();
+        let key = self.key().into_iter().map(relation).collect();
+        Fold::new(self.table.clone(), all, key, self.skips_missing)
+    }
+
+    /// Which rows it is of: two with the same write the same rows.
+    pub fn rows_of(&self) -> (&TableName, &[confine::Held]) {
+        (&self.table, &self.held)
     }
 
     /// Rows are told apart by all they hold.

@@ -1,7 +1,9 @@
-//! A Postgres sink: one connection, one transaction at a time. The contract is in [`super`].
+//! A Postgres sink: one connection, one transaction at a time. The contract is [`super::Sink`].
 //!
 //! Here: the session, the progress row's moves, begin and end of a transaction, statements prepared once. Writing rows is in
 //! `write` and `range`.
+
+mod contract;
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -13,15 +15,15 @@ use uuid::Uuid;
 
 use super::catalog;
 use super::evolve;
-use super::fit::{self, Findings};
+use super::fit;
 use super::labels;
-use super::lease::{BEATS, Heard};
+use super::lease::{Activity, BEATS, Heard, Probe};
 use super::park::Parking;
-use super::progress::{self, Cas, ProgressRow, RowName, Standing, TakeOver};
+use super::progress::{self, Cas, Owner, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::sql::SinkTablePlan;
-use super::{Ahead, Failure, Outcome, WantedTable};
-use crate::config::{self, Database, Evolve};
+use super::{Ahead, Failure, Findings, Outcome, WantedTable};
+use crate::config::{self, Database, Engine, Evolve};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
 use crate::session::{self, Session};
@@ -96,7 +98,8 @@ impl PostgresSink {
     /// Connects. `worker` names this process and stays the same over its reconnects: with it a worker takes over from
     /// itself at once.
     pub async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
-        let client = session::connect(&sink.database, &application_name(pipeline, &sink.name)).await?;
+        let Engine::Postgres(database) = &sink.engine;
+        let client = session::connect(database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
         if !sink.synchronous_commit {
@@ -105,9 +108,9 @@ impl PostgresSink {
         }
         Ok(PostgresSink {
             client,
-            database: sink.database.clone(),
+            database: database.clone(),
             lock_timeout,
-            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: sink.database.user.clone() },
+            name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: database.user.clone() },
             worker,
             transaction: Transaction::None,
             written: false,
@@ -294,13 +297,8 @@ impl PostgresSink {
     }
 
     /// Ends the connection of a worker that [`TakeOver::Standby`] named, once its lease is over.
-    pub async fn evict(&self, owner: &progress::Owner) -> Result<bool> {
+    pub async fn evict(&self, owner: &Owner) -> Result<bool> {
         progress::evict(&self.client, &self.name, owner).await
-    }
-
-    /// When the server last answered, for [`watch_link`](super::lease::watch_link).
-    pub fn heard(&self) -> Heard {
-        self.heard.clone()
     }
 
     /// The server answered just now.
@@ -327,17 +325,6 @@ impl PostgresSink {
         }
         self.hear();
         Ok(())
-    }
-
-    /// Drives `work`, which needs no sink, and keeps the lease meanwhile.
-    pub async fn meanwhile<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                outcome = &mut work => return outcome,
-                () = tokio::time::sleep(self.beat_interval()) => self.keep_lease().await?,
-            }
-        }
     }
 
     /// Opens a transaction and moves the progress row from `from`, as this worker last read or wrote it, to `to`.
@@ -481,6 +468,25 @@ impl PostgresSink {
         }
         self.stages_filled.remove(&plan.stage);
         Ok(())
+    }
+}
+
+/// The way to look at our own connection from beside it.
+struct Watch<'a> {
+    sink: &'a config::Sink,
+    pipeline: &'a str,
+}
+
+impl Probe for Watch<'_> {
+    type Session = Session;
+
+    async fn connect(&self) -> Result<Session> {
+        let Engine::Postgres(database) = &self.sink.engine;
+        session::connect(database, &format!("lockstep:{}:{}:watch", self.pipeline, self.sink.name)).await
+    }
+
+    async fn activity(session: &Session, owner: &Owner) -> Result<Option<Activity>> {
+        progress::activity(session, owner).await
     }
 }
 

@@ -112,7 +112,7 @@ impl ProgressRow {
     }
 }
 
-/// The answer to [`take_over`](super::postgres::PostgresSink::take_over).
+/// The answer to [`take_over`](super::Sink::take_over).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TakeOver {
     /// The row, owned by this worker from now on.

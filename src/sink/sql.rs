@@ -7,7 +7,9 @@
 //! Rows are found by the key index's own equality operator: with search_path pinned to pg_catalog, `=` on a type of an
 //! extension would silently be another one.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
+use std::rc::Rc;
 
 use super::WantedTable;
 #[cfg(doc)]
@@ -17,10 +19,8 @@ use super::confine::Held;
 use super::direct;
 use super::fit;
 use super::labels;
-use crate::apply::bag::Bag;
+use super::uniques::Uniques;
 use crate::apply::fold::Fold;
-use crate::apply::net::Net;
-use crate::apply::sparse::Sparse;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
 use crate::relation::{TableName, quote_identifier};
@@ -70,6 +70,8 @@ pub struct SinkTablePlan {
     pub(super) skips_missing: bool,
     /// Quoted, with its schema.
     pub(super) stage: String,
+    /// What else is unique, once that was asked for; as old as the rest of the plan.
+    pub(super) uniques: OnceCell<Rc<Uniques>>,
 }
 
 #[derive(Clone, Debug)]
@@ -172,6 +174,7 @@ impl SinkTablePlan {
             keyless,
             held: wanted.held.clone(),
             encoding: facts.encoding.clone(),
+            uniques: OnceCell::new(),
         }
     }
 
@@ -179,11 +182,8 @@ impl SinkTablePlan {
     pub fn fold(&self) -> Fold {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
-        let fold = match self.keyless {
-            true => Fold::Keyless(Bag::new(self.table.clone(), wanted)),
-            false => Fold::Keyed(Net::new(self.table.clone(), wanted, self.key.iter().map(|&k| relation(k)).collect())),
-        };
-        if self.skips_missing { Fold::Sparse(Sparse::new(fold)) } else { fold }
+        let key = if self.keyless { Vec::new() } else { self.key.iter().map(|&k| relation(k)).collect() };
+        Fold::new(self.table.clone(), wanted, key, self.skips_missing)
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
@@ -465,6 +465,7 @@ mod tests {
             generated_always: vec![],
             truncate: Truncate::Truncate,
             stage: "pg_temp.\"st\"".into(),
+            uniques: OnceCell::new(),
         }
     }
 

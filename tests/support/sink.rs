@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::change::Op;
-use lockstep::config::{self, Database, Host, SinkTable, Tls};
+use lockstep::config::{self, Database, Engine, Host, SinkTable, Tls};
 use lockstep::error::{Error, Halt};
 use lockstep::key::KeyRange;
 use lockstep::lsn::{Lsn, Position};
@@ -48,7 +48,7 @@ impl World {
     pub fn sink_config(&self) -> config::Sink {
         config::Sink {
             name: "orders".into(),
-            database: database("lockstep", &self.name),
+            engine: Engine::Postgres(database("lockstep", &self.name)),
             batch_rows_max: 10_000,
             batch_bytes_max: 16 << 20,
             span_wait: Duration::from_secs(1),

@@ -8,9 +8,10 @@ use super::Worker;
 use crate::config::ForeignKeys;
 use crate::error::{Error, Result};
 use crate::relation::TableName;
+use crate::sink::Sink;
 use crate::sink::foreign_keys::Sources;
 
-impl Worker {
+impl<S: Sink> Worker<S> {
     /// Before the first row is written: those between our tables, of which one is to get its first rows.
     pub(super) async fn set_foreign_keys_aside(&mut self) -> Result<()> {
         let (first, all) = self.writer.first_copies();
@@ -75,7 +76,7 @@ impl Worker {
     }
 }
 
-impl crate::apply::writer::Writer {
+impl<S: Sink> crate::apply::writer::Writer<S> {
     /// The sink's tables that are to get their first rows, and all of them.
     fn first_copies(&self) -> (Vec<TableName>, Vec<TableName>) {
         let is_first = |source: &TableName| self.loads.is_loading(source) && !self.loads.is_reread(source);

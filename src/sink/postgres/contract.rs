@@ -1,0 +1,176 @@
+//! The contract of a sink, as the files beside this one keep it.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::PostgresSink;
+use crate::apply::net::NetEffect;
+use crate::config::{self, Evolve};
+use crate::error::{Error, Halt, Result};
+use crate::key::KeyRange;
+use crate::relation::TableName;
+use crate::sink::circles::Circles;
+use crate::sink::foreign_keys::{Found, SetAside, Sources};
+use crate::sink::lease::{self, Heard};
+use crate::sink::park::Unread;
+use crate::sink::progress::{Owner, ProgressRow, Standing, TakeOver};
+use crate::sink::sql::SinkTablePlan;
+use crate::sink::{Ahead, Counts, Findings, Outcome, Sink, WantedTable};
+use crate::value::RowBuf;
+
+impl Sink for PostgresSink {
+    type Plan = SinkTablePlan;
+
+    async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
+        PostgresSink::connect(sink, pipeline, worker).await
+    }
+
+    async fn progress(&self, create: bool) -> Result<Option<ProgressRow>> {
+        PostgresSink::progress(self, create).await
+    }
+
+    async fn found_progress(&self) -> Result<Option<ProgressRow>> {
+        PostgresSink::found_progress(self).await
+    }
+
+    async fn take_over(&mut self, first: &Standing) -> Result<TakeOver> {
+        PostgresSink::take_over(self, first).await
+    }
+
+    async fn evict(&self, owner: &Owner) -> Result<bool> {
+        PostgresSink::evict(self, owner).await
+    }
+
+    fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    fn hear(&mut self) {
+        PostgresSink::hear(self);
+    }
+
+    fn beat_interval(&self) -> Duration {
+        PostgresSink::beat_interval(self)
+    }
+
+    async fn keep_lease(&mut self) -> Result<()> {
+        PostgresSink::keep_lease(self).await
+    }
+
+    async fn watch(sink: &config::Sink, pipeline: &str, owner: Owner, heard: Heard) -> Error {
+        lease::watch_link(&super::Watch { sink, pipeline }, sink, owner, heard).await
+    }
+
+    fn lacks(_sink: &config::Sink, _tables: &[&config::SinkTable]) -> Vec<Halt> {
+        Vec::new()
+    }
+
+    async fn preflight(&self, wanted: &[WantedTable]) -> Result<Findings> {
+        PostgresSink::preflight(self, wanted).await
+    }
+
+    async fn plan(&self, wanted: &[WantedTable]) -> Result<Vec<SinkTablePlan>> {
+        PostgresSink::plan(self, wanted).await
+    }
+
+    async fn check_left(&self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()> {
+        PostgresSink::check_left(self, wanted, before).await
+    }
+
+    async fn steps(&self, wanted: &WantedTable, evolve: Evolve) -> Result<Vec<String>> {
+        PostgresSink::steps(self, wanted, evolve).await
+    }
+
+    async fn evolve(
+        &mut self,
+        wanted: &WantedTable,
+        earlier: &[WantedTable],
+        evolve: Evolve,
+        half: bool,
+    ) -> Outcome<bool> {
+        PostgresSink::evolve(self, wanted, earlier, evolve, half).await
+    }
+
+    async fn go_ahead(&mut self, ahead: &Ahead) -> Outcome<()> {
+        PostgresSink::go_ahead(self, ahead).await
+    }
+
+    async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
+        PostgresSink::begin(self, from, to).await
+    }
+
+    async fn move_on(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {
+        PostgresSink::move_on(self, from, to).await
+    }
+
+    async fn apply(&mut self, batch: &[(&SinkTablePlan, NetEffect)]) -> Outcome<Counts> {
+        PostgresSink::apply(self, batch).await
+    }
+
+    async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        PostgresSink::truncate(self, plans).await
+    }
+
+    async fn replace_range(
+        &mut self,
+        plan: &SinkTablePlan,
+        range: &KeyRange,
+        rows: &[RowBuf],
+        blank: &[TableName],
+    ) -> Outcome<Counts> {
+        PostgresSink::replace_range(self, plan, range, rows, blank).await
+    }
+
+    async fn commit(&mut self) -> Outcome<()> {
+        PostgresSink::commit(self).await
+    }
+
+    async fn rollback(&mut self) -> Result<()> {
+        PostgresSink::rollback(self).await
+    }
+
+    fn park(&mut self, unread: Unread) {
+        PostgresSink::park(self, unread);
+    }
+
+    async fn circles(&self, tables: &[TableName]) -> Outcome<Circles> {
+        PostgresSink::circles(self, tables).await
+    }
+
+    async fn truncate_half_loaded(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
+        PostgresSink::truncate_half_loaded(self, plans).await
+    }
+
+    async fn foreign_keys(&self, first: &[TableName], all: &[TableName]) -> Result<Vec<Found>> {
+        PostgresSink::foreign_keys(self, first, all).await
+    }
+
+    fn foreign_key_findings(&self, found: &[Found]) -> Vec<Halt> {
+        PostgresSink::foreign_key_findings(self, found)
+    }
+
+    async fn prepare_foreign_keys(&self, create: bool) -> Result<()> {
+        PostgresSink::prepare_foreign_keys(self, create).await
+    }
+
+    async fn set_aside(&mut self, found: &[Found]) -> Outcome<()> {
+        PostgresSink::set_aside(self, found).await
+    }
+
+    async fn foreign_keys_aside(&self) -> Result<Vec<SetAside>> {
+        PostgresSink::foreign_keys_aside(self).await
+    }
+
+    async fn put_back(&mut self, aside: &[SetAside], sources: &Sources) -> Outcome<()> {
+        PostgresSink::put_back(self, aside, sources).await
+    }
+
+    async fn validate_foreign_keys(&mut self, sources: &Sources) -> Outcome<()> {
+        PostgresSink::validate_foreign_keys(self, sources).await
+    }
+
+    async fn forget_foreign_keys(&mut self) -> Outcome<()> {
+        PostgresSink::forget_foreign_keys(self).await
+    }
+}
