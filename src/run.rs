@@ -247,8 +247,19 @@ pub async fn supervise(
     limits: Limits,
     shutdown: CancellationToken,
 ) -> Exit {
+    supervise_as(board(pipeline, &roles), roles, metrics, listener, limits, shutdown).await
+}
+
+/// The same with the board that the roles are on.
+pub async fn supervise_as(
+    board: Board,
+    roles: Vec<Role>,
+    metrics: Metrics,
+    listener: Option<TcpListener>,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> Exit {
     assert!(!roles.is_empty(), "a process without a role");
-    let board = board(pipeline, &roles);
     let mut supervisor = Supervisor::start(roles, limits);
     let http_token = CancellationToken::new();
     if let Some(listener) = listener {
@@ -281,7 +292,7 @@ fn has_work(sink: &SinkStatus) -> bool {
 
 /// What the roles will say of themselves.
 pub fn board(pipeline: &str, roles: &[Role]) -> Board {
-    let mut board = Board { pipeline: pipeline.to_owned(), source: None, sinks: BTreeMap::new() };
+    let mut board = Board { pipeline: pipeline.to_owned(), source: None, sinks: BTreeMap::new(), configuration: None };
     for role in roles {
         match (&role.name, &role.desk) {
             (RoleName::Sink(name), Desk::Sink(reporter, _)) => {

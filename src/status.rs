@@ -151,12 +151,21 @@ pub struct TableStatus {
     pub rows_per_second: Option<f64>,
     /// False: this copy is not the source's state whatever is applied, by what the connector says.
     pub equal: bool,
+    /// In words, what keeps its existing rows from being read.
+    pub waiting_for: Option<String>,
 }
 
 impl TableStatus {
     /// A table in `phase`, without row counts.
     pub fn new(phase: Phase) -> TableStatus {
-        TableStatus { phase, rows_done: None, rows_estimated: None, rows_per_second: None, equal: true }
+        TableStatus {
+            phase,
+            rows_done: None,
+            rows_estimated: None,
+            rows_per_second: None,
+            equal: true,
+            waiting_for: None,
+        }
     }
 }
 
@@ -203,8 +212,36 @@ pub struct SourceStatus {
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the reader from moving: a transaction at the source, a lease, the last failure.
     pub waiting_for: Option<String>,
+    /// Who has paused the reading of existing rows; left out while nobody has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_paused: Option<String>,
+    /// Left out where nobody reads any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signals: Option<SignalsStatus>,
     #[serde(skip)]
     pub tables: BTreeMap<TableName, TableStatus>,
+}
+
+/// What became of the rows of `source.signal_table` since this process started.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct SignalsStatus {
+    pub taken: u64,
+    pub refused: u64,
+    /// The last one, and why.
+    pub last_refused: Option<RefusedSignal>,
+    /// In words, why none are read; `None` while they are.
+    pub unread: Option<String>,
+}
+
+/// A signal that can't be done as it was written; its id and type are what somebody wrote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RefusedSignal {
+    pub id: String,
+    pub r#type: String,
+    /// Of its commit.
+    pub position: Lsn,
+    pub message: String,
+    pub hint: String,
 }
 
 /// One sink.
@@ -238,6 +275,8 @@ impl Default for SourceStatus {
             halt: None,
             retry: None,
             waiting_for: None,
+            snapshot_paused: None,
+            signals: None,
             tables: BTreeMap::new(),
         }
     }
@@ -304,6 +343,16 @@ impl SinkReporter {
     }
 }
 
+/// The configuration that this process runs by.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ConfigurationStatus {
+    /// When it was taken.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: Timestamp,
+    /// Why what the files say by now is not taken; `None` while it is.
+    pub refused: Option<String>,
+}
+
 /// One role's state without what only its kind has.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RoleState {
@@ -321,6 +370,8 @@ pub struct Board {
     pub source: Option<watch::Receiver<SourceStatus>>,
     /// By sink name.
     pub sinks: BTreeMap<String, watch::Receiver<SinkStatus>>,
+    /// `None` where nobody looks at the files.
+    pub configuration: Option<watch::Receiver<ConfigurationStatus>>,
 }
 
 impl Board {
@@ -329,12 +380,16 @@ impl Board {
         let source = self.source.as_ref().map(|watch| watch.borrow().clone());
         let sinks: BTreeMap<&String, SinkStatus> =
             self.sinks.iter().map(|(name, watch)| (name, watch.borrow().clone())).collect();
-        json!({
+        let mut status = json!({
             "pipeline": self.pipeline,
             "source": source,
             "sinks": sinks,
             "tables": tables(source.as_ref(), &sinks),
-        })
+        });
+        if let Some(configuration) = &self.configuration {
+            status["configuration"] = json!(*configuration.borrow());
+        }
+        status
     }
 
     /// Every copy that is running, by table; what the source reads before what sinks write.
@@ -405,6 +460,9 @@ fn table_keys(status: &TableStatus) -> Map<String, Value> {
             keys.insert(key.to_owned(), json!(value));
         }
     }
+    if let Some(what) = &status.waiting_for {
+        keys.insert("waiting_for".to_owned(), json!(what));
+    }
     if let Some(rate) = status.rows_per_second {
         keys.insert("rows_per_second".to_owned(), json!((rate * 10.0).round() / 10.0));
     }
@@ -451,6 +509,7 @@ pub mod tests {
             pipeline: "shop".to_owned(),
             source: Some(source.watch()),
             sinks: BTreeMap::from([("orders".to_owned(), sink.watch())]),
+            configuration: None,
         };
         (board, source, sink)
     }
@@ -538,6 +597,7 @@ pub mod tests {
             pipeline: "shop".to_owned(),
             source: None,
             sinks: BTreeMap::from([("orders".to_owned(), sink.watch())]),
+            configuration: None,
         };
         let status = board.status();
         assert_eq!(status["source"], Value::Null);

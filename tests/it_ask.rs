@@ -10,7 +10,6 @@ use std::time::Duration;
 use lockstep::lsn::Lsn;
 use support::scene::{PATIENCE, Scene, halted, text, wait_text};
 use support::{Pipeline, Process, Status};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
@@ -215,6 +214,11 @@ async fn a_table_that_can_not_be_read_waits_alone() {
     process.wait_until("the grant is named", PATIENCE, |s| waits(s, &[grant])).await.unwrap();
     let metrics = process.get("/metrics").await.unwrap();
     assert!(metrics.contains("lockstep_source_tables_withheld 1"), "{metrics}");
+    let tables = process.status().await.unwrap().0["tables"].clone();
+    let why = |table: &str| tables[table]["waiting_for"].as_str().unwrap_or_default().to_owned();
+    assert!(why("public.closed").contains("may not read table public.closed"), "{tables}");
+    assert_eq!(why("public.child"), "rows of public.closed, which its rows reference");
+    assert_eq!(why("public.open") + &why("public.busy"), "");
     assert_eq!(text(scene.orders(), "SELECT count(*) FROM child").await, "0");
     scene.sql(grant).await;
     scene.equal(&mut process).await;
@@ -271,14 +275,5 @@ fn waits(status: &Status, whats: &[&str]) -> bool {
 
 /// Asks on the admin socket.
 async fn post(scene: &Scene, body: &str) -> (u16, serde_json::Value) {
-    let mut stream = tokio::net::UnixStream::connect(scene.pipeline.dir.join("admin.sock")).await.unwrap();
-    let length = body.len();
-    let request = format!(
-        "POST /resync HTTP/1.1\r\nhost: lockstep\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+    support::admin::post(&scene.pipeline.dir.join("admin.sock"), "/resync", body).await
 }

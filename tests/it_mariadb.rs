@@ -301,7 +301,7 @@ async fn what_a_table_can_not_hold_is_refused_and_the_hint_mends_it() {
             "(k VARCHAR(20) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci PRIMARY KEY)",
             "does not tell keys apart",
         ),
-        ("swapped", "k:uuid!", "(k UUID PRIMARY KEY)", "does not tell keys apart"),
+        ("swapped", "k:uuid!", "(k UUID PRIMARY KEY)", "not known to hold"),
         ("narrow", "id:int8!", "(id INT PRIMARY KEY)", "not known to hold"),
         ("latin", "id:int4! t:text", &*format!("({key}, t TEXT CHARACTER SET latin1)"), "not known to hold"),
         ("zone", "id:int4! t:timestamptz", &*format!("({key}, t DATETIME(3))"), "not known to hold"),
@@ -537,7 +537,7 @@ CREATE TABLE things (id bigint PRIMARY KEY, i2 smallint, b bool, n numeric(12,3)
     ts timestamp, tz timestamptz, u uuid, y bytea, vc varchar(10), tx text, js jsonb, e mood, ia int[], iv interval, r int4range, big text);
 ALTER TABLE things ALTER big SET STORAGE EXTERNAL;
 CREATE FUNCTION fill(a int, z int) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO things SELECT i, i - 200, i % 2 = 0, i / 7.0, -i / 3.0::numeric(30,10), i / 3.0, i * 1e15 / 7, date '2024-02-29' + i, time '23:59:59.999999' - i * interval '1 s',
+    INSERT INTO things SELECT i, i - 200, i % 2 = 0, i / 7.0, round(-i / 3.0, 10), i / 3.0, i * 1e15 / 7, date '2024-02-29' + i, time '23:59:59.999999' - i * interval '1 s',
     timestamp '0001-01-01 00:00:00' + i * interval '20 years 1 us', timestamptz '1999-12-31 23:59:59.5+00' + i * interval '1 day',
     md5(i::text)::uuid, decode(md5(i::text), 'hex'), 'v' || i, E'it''s \\\\ \"é😀\" ' || i || E'\\n\\t ', jsonb_build_object('i', i, 'a', '[1, null]'::jsonb),
     'so-so', ARRAY[i, NULL], i * interval '1 mon -1 day', int4range(i, i + 5), repeat(md5(i::text), 200) FROM generate_series(a, z) i $$;
@@ -547,15 +547,37 @@ INSERT INTO words VALUES ('a', 1), ('A', 2), ('a ', 3), ('', 4), ('ä', 5);
 
 const THINGS_THERE: [&str; 2] = [
     "CREATE TABLE things (id BIGINT PRIMARY KEY, i2 SMALLINT, b BOOLEAN, n DECIMAL(12,3), nn DECIMAL(40,10), f4 FLOAT, f8 DOUBLE, d DATE, t TIME(6),
-     ts DATETIME(6), tz TIMESTAMP(6) NULL, u UUID, y VARBINARY(100), vc VARCHAR(10) CHARACTER SET utf8mb4, tx TEXT CHARACTER SET utf8mb4, js JSON,
+     ts DATETIME(6), tz TIMESTAMP(6) NULL, u BINARY(16), y VARBINARY(100), vc VARCHAR(10) CHARACTER SET utf8mb4, tx TEXT CHARACTER SET utf8mb4, js JSON,
      e VARCHAR(20) CHARACTER SET utf8mb4, ia TEXT CHARACTER SET utf8mb4, iv TEXT CHARACTER SET utf8mb4, r TEXT CHARACTER SET utf8mb4,
      big LONGTEXT CHARACTER SET utf8mb4, own INT DEFAULT 7) ENGINE = InnoDB",
     "CREATE TABLE words (k VARCHAR(50) CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin PRIMARY KEY, v INT) ENGINE = InnoDB",
 ];
 
-const THINGS_AT_SOURCE: &str = "SELECT string_agg(concat_ws('|', id, i2, coalesce(b::int::text, '~'), n, round(nn, 10), f4::float8, f8, d, t, to_char(ts, 'YYYY-MM-DD HH24:MI:SS.US'),
-    to_char(tz AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), u, encode(y, 'hex'), vc, encode(convert_to(tx, 'UTF8'), 'hex'), js, e, ia, iv, r, md5(big)), E'\\n' ORDER BY id) FROM things";
-const THINGS_AT_SINK: &str = "SELECT id, i2, IFNULL(b, '~'), n, nn, f4 * 1e0, f8, d, TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM t)), ts, tz, u, LOWER(HEX(y)), vc, LOWER(HEX(tx)), js, e, ia, iv, r, MD5(big) FROM things ORDER BY id";
+/// Each column as the sink prints it.
+const THINGS_AT_SOURCE: [&str; 21] = [
+    "id",
+    "i2",
+    "b::int",
+    "n",
+    "round(nn, 10)",
+    "f4::float8",
+    "f8",
+    "d",
+    "t",
+    "to_char(ts, 'YYYY-MM-DD HH24:MI:SS.US')",
+    "to_char(tz AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+    "replace(u::text, '-', '')",
+    "encode(y, 'hex')",
+    "vc",
+    "encode(convert_to(tx, 'UTF8'), 'hex')",
+    "js",
+    "e",
+    "ia",
+    "iv",
+    "r",
+    "md5(big)",
+];
+const THINGS_AT_SINK: &str = "SELECT id, i2, b, n, nn, f4 * 1e0, f8, d, TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM t)), ts, tz, LOWER(HEX(u)), LOWER(HEX(y)), vc, LOWER(HEX(tx)), js, e, ia, iv, r, MD5(big) FROM things ORDER BY id";
 
 /// Numbers compare as numbers: the two print them differently.
 fn comparable(text: &str) -> Vec<Vec<String>> {
@@ -575,10 +597,13 @@ async fn a_pipeline_from_postgres_keeps_a_mariadb_equal() {
     let checked = line.pipeline.command(&["check"]).unwrap();
     assert!(checked.status.success(), "{checked:?}");
     let mut process = line.pipeline.spawn(&[]).unwrap();
+    let cells = THINGS_AT_SOURCE.map(|cell| format!("({cell})::text")).join(", ");
+    let things =
+        format!("SELECT string_agg(array_to_string(ARRAY[{cells}], '|', '~'), E'\\n' ORDER BY id) FROM things");
     let equal = async |process: &mut Process| {
         line.caught_up(process).await;
         let source = line.source.connect().await.unwrap();
-        let there: String = source.query_one(THINGS_AT_SOURCE, &[]).await.unwrap().get(0);
+        let there: String = source.query_one(&things, &[]).await.unwrap().get(0);
         let here = line.maria.rows(THINGS_AT_SINK).await;
         let (there, here) = (comparable(&there), comparable(&here));
         assert_eq!(there.len(), here.len());
@@ -592,7 +617,7 @@ async fn a_pipeline_from_postgres_keeps_a_mariadb_equal() {
     // New rows, whole and partial updates (big is not sent), deletes, moved and swapped keys.
     line.sql("SELECT fill(300, 400); UPDATE things SET i2 = i2 + 1, tx = 'new' WHERE id % 3 = 0; DELETE FROM things WHERE id % 7 = 0").await;
     line.sql("UPDATE things SET id = id + 10000 WHERE id % 5 = 0; UPDATE words SET k = 'b' WHERE k = 'a'; UPDATE words SET k = 'a' WHERE k = 'a '; UPDATE words SET k = 'a ' WHERE k = 'b'").await;
-    line.sql("INSERT INTO things (id) VALUES (-1), (0); UPDATE things SET f8 = '-0', n = 0, tx = '' WHERE id = 0")
+    line.sql("INSERT INTO things (id) VALUES (-1), (0); UPDATE things SET f8 = '-1e-300', n = 0, tx = '' WHERE id = 0")
         .await;
     equal(&mut process).await;
     line.sql("TRUNCATE words; INSERT INTO words VALUES ('new', 1)").await;
@@ -633,7 +658,7 @@ async fn effects_come_exactly_once_whatever_happens_to_the_worker() {
     let load = Events::start(line.source.server.port, &line.source.name, Duration::from_millis(3));
     let streaming = |s: &support::Status| s.sink_state("orders") == "streaming";
     let mut worker = line.pipeline.spawn(&["sink:orders"]).unwrap();
-    for pause in [30, 150, 10] {
+    for pause in [150, 10] {
         worker.wait_until("the worker works", PATIENCE, streaming).await.unwrap();
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let parts = "SELECT COUNT(*) FROM (SELECT tx FROM events GROUP BY tx HAVING COUNT(*) <> 3) p";

@@ -200,16 +200,7 @@ async fn a_restart_that_dies_between_two_steps_goes_on() {
         let intent = SourceEntry { intent: Some(slot.clone()), made: None };
         for step in 1..=steps {
             let body = match step {
-                1 => Body::Request(Request {
-                    id: Uuid::new_v4(),
-                    kind: RequestKind::Restart,
-                    sink: String::new(),
-                    tables: vec![],
-                    asked_by: "test".into(),
-                    old_ledger: None,
-                    taken: vec![],
-                    within: None,
-                }),
+                1 => Body::Request(Request::new(Uuid::new_v4(), RequestKind::Restart, "", vec![], "test")),
                 2 => Body::Source(intent.clone()),
                 3 => {
                     scene.sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;

@@ -64,6 +64,7 @@ fn source(database: Database) -> Source {
         receive_bytes: 32 << 10,
         receive_nap: Duration::from_millis(2),
         sender_timeout: Duration::from_secs(10),
+        signal_table: None,
         snapshot: lockstep::config::SourceSnapshot {
             connections: 1,
             chunk_rows: 1000,

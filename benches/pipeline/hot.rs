@@ -46,7 +46,7 @@ async fn change(source: &Database, changes: i64) -> Result<lockstep::lsn::Lsn> {
     write!(
         sql,
         "UPDATE public.events SET version = version + 1, changed_at = clock_timestamp(), amount = amount + 1 \
-         WHERE id IN (SELECT id FROM (SELECT DISTINCT floor(random() * {KEYS})::bigint AS id FROM generate_series(1, 2 * $1)) AS d \
+         WHERE id IN (SELECT id FROM (SELECT DISTINCT floor(random() * {KEYS})::bigint AS id FROM generate_series(1, 2 * $1::bigint)) AS d \
          ORDER BY random() LIMIT $1)"
     )?;
     let statement = client.prepare(&sql).await?;

@@ -46,6 +46,9 @@ struct Args {
     /// Seconds in which sinks must be level again after a fault. More than a minute is for machines that do other things too.
     #[arg(long, default_value_t = 60)]
     level: u64,
+    /// Up to so many faults before sinks must be level again.
+    #[arg(long, default_value_t = 2)]
+    faults: u32,
 }
 
 #[tokio::main]
@@ -86,7 +89,7 @@ async fn played(args: Args) -> Result<bool> {
             let (rows, kills) = (args.rows, args.kills);
             torture::load::run(&torture::load::Options { lockstep, rows, kills, seed }).await?
         }
-        false => torture::run(&torture::Options { lockstep, time, seed, kinds, level_time }).await?,
+        false => torture::run(&torture::Options { lockstep, time, seed, kinds, faults_max: args.faults, level_time }).await?,
     };
     println!("{}", report.json());
     println!("{report}");

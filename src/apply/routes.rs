@@ -102,8 +102,7 @@ mod tests {
 
     fn state(offset: i64, routed: &[&str], joined: &[&str]) -> State {
         let tables = joined.iter().map(|name| table(name)).collect();
-        let (id, kind, sink, asked_by) = (Uuid::nil(), RequestKind::Join, "orders".to_owned(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None };
+        let request = Request::new(Uuid::nil(), RequestKind::Join, "orders", tables, "");
         let joins = vec![Join { offset: 0, request, loaded: Loaded::default(), done: true }];
         let tables = routed.iter().map(|name| table(name)).collect();
         State { joins, routed: Some(Routed { offset, tables }), ..State::default() }

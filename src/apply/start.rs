@@ -208,6 +208,7 @@ pub(super) async fn request(
             _ => tables.iter().filter_map(|table| Some(Taken::of(table, targets.get(table)?))).collect(),
         },
         within: None,
+        signal: None,
     };
     let offset = appender.append_and_wait(Body::Request(request), APPEND_TIMEOUT).await?;
     appender.close(Duration::from_secs(1));

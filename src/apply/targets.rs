@@ -120,12 +120,8 @@ mod tests {
 
     fn loads(of: &[&str]) -> Loads {
         let tables = of.iter().map(|table| name(table)).collect();
-        let (kind, sink, asked_by) = (RequestKind::Join, "x".to_owned(), String::new());
         let mut loads = Loads::none("x");
-        loads.joined(
-            1,
-            &Request { id: Uuid::nil(), kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None },
-        );
+        loads.joined(1, &Request::new(Uuid::nil(), RequestKind::Join, "x", tables, ""));
         loads
     }
 

@@ -7,6 +7,7 @@
 //!
 //! Deliberately not here: what a request means behind others (`ledger::within`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use uuid::Uuid;
 
 use super::answerable::TOPICS;
 use super::shape::relation_shape;
+use super::signals::Execute;
 use crate::config::{Config, Snapshot, Table};
 use crate::error::{Code, Error, Result};
 use crate::key::condition::{Bounds, NoRange};
@@ -22,7 +24,7 @@ use crate::ledger::state::State;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
 use crate::ledger::within::Within;
 use crate::postgres::row_key::row_key_of;
-use crate::postgres::{borders, catalog};
+use crate::postgres::{borders, catalog, named};
 use crate::relation::TableName;
 use crate::session::{self, Session};
 
@@ -66,10 +68,11 @@ pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Error {
 async fn requests(config: &Config, state: &State, ask: &Ask) -> Result<Vec<Request>> {
     let (tables, requests) = whole(config, ask)?;
     let (Some(condition), [table]) = (&ask.condition, &tables[..]) else { return Ok(requests) };
-    let within = within(config, state, table, condition).await?;
-    let narrowed =
-        |request: Request| Request { kind: RequestKind::ResyncRange, within: Some(within.clone()), ..request };
-    Ok(requests.into_iter().map(narrowed).collect())
+    let session = session::connect(&config.source.database, &format!("lockstep:{}:ask", config.name)).await?;
+    let within = within(&session, state, table, condition).await;
+    session.close().await;
+    let within = within?;
+    Ok(requests.into_iter().map(|request| narrowed(request, &within)).collect())
 }
 
 fn whole<'a>(config: &'a Config, ask: &Ask) -> Result<(Vec<&'a Table>, Vec<Request>)> {
@@ -87,23 +90,12 @@ fn whole<'a>(config: &'a Config, ask: &Ask) -> Result<(Vec<&'a Table>, Vec<Reque
     if ask.condition.is_some() && ask.table.is_none() {
         return Err(refused("a condition speaks of one table's key", "name the table, or leave the condition out"));
     }
-    let id = Uuid::new_v4;
-    let wanted = sinks.into_iter().filter(|name| ask.sink.as_deref().is_none_or(|only| only == *name));
-    let requests = wanted.map(|sink| {
-        // What is never read is read for a person who says so by name.
-        let meant = tables.iter().filter(|table| ask.table.is_some() || table.snapshot == Snapshot::Initial);
-        let taken = meant.filter(|table| table.sinks.iter().any(|target| target.sink == sink));
-        let tables = taken.map(|table| TableName::clone(&table.name)).collect();
-        Request::new(id(), RequestKind::Resync, sink, tables, &ask.asked_by)
-    });
-    let mut requests: Vec<Request> = requests.filter(|request| !request.tables.is_empty()).collect();
-    // An outbox's rows are events, and who was told of them is told again of nothing.
-    let is_alone = |table: &&&Table| table.sinks.is_empty() && table.wire.modes.outbox.is_none();
-    let alone = tables.iter().filter(|_| ask.table.is_some() && ask.sink.is_none()).filter(is_alone);
-    let alone: Vec<TableName> = alone.map(|table| table.name.clone()).collect();
-    if !alone.is_empty() {
-        requests.push(Request::new(id(), RequestKind::Load, TOPICS, alone, &ask.asked_by));
-    }
+    // What is never read is read for a person who says so by name, and so is what no sink takes.
+    let is_named = ask.table.is_some();
+    let meant = tables.iter().copied().filter(|table| is_named || is_read(table));
+    let meant: Vec<&Table> =
+        meant.filter(|table| !table.sinks.is_empty() || (is_named && ask.sink.is_none())).collect();
+    let requests = each_once(config, &meant, ask.sink.as_deref(), &ask.asked_by);
     match requests.is_empty() {
         true => {
             Err(refused("no sink that was asked for takes this table", "name a sink that takes it, or another table"))
@@ -112,17 +104,102 @@ fn whole<'a>(config: &'a Config, ask: &Ask) -> Result<(Vec<&'a Table>, Vec<Reque
     }
 }
 
+/// A request for each sink that takes some of the tables, and one for the topics of those that none takes.
+fn each_once(config: &Config, tables: &[&Table], only: Option<&str>, asked_by: &str) -> Vec<Request> {
+    let wanted =
+        config.sinks.iter().map(|sink| sink.name.as_str()).filter(|name| only.is_none_or(|only| only == *name));
+    let of_sink = |sink: &str| {
+        let taken = tables.iter().filter(|table| table.sinks.iter().any(|target| target.sink == sink));
+        let tables = taken.map(|table| table.name.clone()).collect();
+        Request::new(Uuid::new_v4(), RequestKind::Resync, sink, tables, asked_by)
+    };
+    // An outbox's rows are events, and who was told of them is told again of nothing.
+    let alone = tables.iter().filter(|table| table.sinks.is_empty() && table.wire.modes.outbox.is_none());
+    let alone = alone.map(|table| table.name.clone()).collect();
+    let topics = Request::new(Uuid::new_v4(), RequestKind::Load, TOPICS, alone, asked_by);
+    wanted.map(of_sink).chain([topics]).filter(|request| !request.tables.is_empty()).collect()
+}
+
+/// Its existing rows are read without anybody asking for them.
+fn is_read(table: &Table) -> bool {
+    table.snapshot == Snapshot::Initial
+}
+
+/// The requests that a signal of the source asks for: all that can be done of it, or none. `session` is the reader's own, `there`
+/// are the tables that the source has.
+pub async fn of_signal(
+    session: &Session,
+    config: &Config,
+    there: &[TableName],
+    state: &State,
+    asked: &Execute,
+    asked_by: &str,
+) -> Result<Vec<Request>> {
+    let known: Vec<&Table> = config.tables.iter().filter(|table| there.contains(&table.name)).collect();
+    let mut tables: Vec<&Table> = Vec::new();
+    for name in &asked.tables {
+        for table in meant(session, &known, name).await? {
+            if !tables.iter().any(|known| known.name == table.name) {
+                tables.push(table);
+            }
+        }
+    }
+    let mut conditions: BTreeMap<&TableName, &str> = BTreeMap::new();
+    for condition in &asked.conditions {
+        for table in meant(session, &known, &condition.table).await? {
+            if !tables.iter().any(|known| known.name == table.name) {
+                let what =
+                    format!("additional-conditions speak of {}, which is not among its data-collections", table.name);
+                return Err(refused(what, "name it there too"));
+            }
+            if conditions.insert(&table.name, &condition.filter).is_some() {
+                let what = format!("additional-conditions speak of {} twice", table.name);
+                return Err(refused(what, "write one condition for each table"));
+            }
+        }
+    }
+    let whole: Vec<&Table> = tables.iter().copied().filter(|table| !conditions.contains_key(&table.name)).collect();
+    let mut requests = each_once(config, &whole, None, asked_by);
+    for table in tables.iter().filter(|table| conditions.contains_key(&table.name)) {
+        let within = within(session, state, table, conditions[&table.name]).await?;
+        requests
+            .extend(each_once(config, &[table], None, asked_by).into_iter().map(|request| narrowed(request, &within)));
+    }
+    match requests.is_empty() {
+        true => Err(refused("nobody is to have rows of these tables again", "name a table that is no outbox")),
+        false => Ok(requests),
+    }
+}
+
+/// What a name means: the table of that name, or those whose whole names it matches as a regular expression.
+async fn meant<'c>(session: &Session, known: &[&'c Table], name: &str) -> Result<Vec<&'c Table>> {
+    if let Some(table) = known.iter().find(|table| table.name.to_string() == *name) {
+        return Ok(vec![table]);
+    }
+    let names: Vec<String> = known.iter().map(|table| table.name.to_string()).collect();
+    let found = named::matching(&**session, &names, name).await?;
+    let found =
+        found.map_err(|why| refused(format!("{name:?} is no regular expression: {why}"), "write schema.table"))?;
+    let tables = known.iter().copied().filter(|table| found.contains(&table.name.to_string()) && is_read(table));
+    let tables: Vec<&Table> = tables.collect();
+    match tables.is_empty() {
+        true => Err(refused(format!("no connector has {name}"), format!("one of {}", names.join(", ")))),
+        false => Ok(tables),
+    }
+}
+
+fn narrowed(request: Request, within: &Within) -> Request {
+    Request { kind: RequestKind::ResyncRange, within: Some(within.clone()), ..request }
+}
+
 /// The range of the table's key that a condition means.
-async fn within(config: &Config, state: &State, table: &Table, condition: &str) -> Result<Within> {
+async fn within(session: &Session, state: &State, table: &Table, condition: &str) -> Result<Within> {
     let name = &table.name;
     let all = format!("ask for all of {name}");
     let Some(known) = state.newest_of(name) else {
         return Err(refused(format!("nothing of table {name} was read yet"), all));
     };
-    let session = session::connect(&config.source.database, &format!("lockstep:{}:ask", config.name)).await?;
-    let found = range(&session, table, condition).await;
-    session.close().await;
-    let (oid, key, range) = found?;
+    let (oid, key, range) = range(session, table, condition).await?;
     if (oid, &key) != (known.oid, &known.row_key()) {
         return Err(refused(format!("the key of table {name} is another one than when it was read last"), all));
     }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::capture::shape::Shaped;
 use crate::capture::snapshot::{ChunkRead, RangeKey, Read, Visibility};
-use crate::capture::{lanes, partitions, routing};
+use crate::capture::{lanes, partitions, routing, signal_table};
 use crate::config::{Config, LeftOut};
 use crate::error::{Error, Halt, Result};
 use crate::key::KeyOrder;
@@ -74,6 +74,8 @@ pub struct Watched {
     pub left_out: Vec<LeftOut>,
     /// What is wrong with partitions that came while everything runs.
     pub unfit: Vec<Halt>,
+    /// Why no signals are read, if so.
+    pub signals: Option<Halt>,
 }
 
 impl Visibility for PgSnapshot {
@@ -207,9 +209,10 @@ impl Watcher {
             }
         };
         let unfit = partitions::unfit(session, &config, &looks).await?;
+        let signals = signal_table::publish(session, &config).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
-        let watched = Watched { current, retained, looks, published, rerouted, left_out, unfit };
+        let watched = Watched { current, retained, looks, published, rerouted, left_out, unfit, signals };
         Ok(Answer::Watched(Box::new(watched)))
     }
 
@@ -266,7 +269,8 @@ async fn rerouted(
 /// Judges the publication, as far as its tables are there.
 async fn published(session: &Session, config: &Config, looks: &[(TableName, Option<Look>)]) -> Result<Result<()>> {
     let name = &config.source.publication;
-    let tables: Vec<TableName> = looks.iter().map(|(name, _)| name.clone()).collect();
+    let mut tables: Vec<TableName> = looks.iter().map(|(name, _)| name.clone()).collect();
+    tables.extend(config.source.signal_table.clone());
     let there: Vec<TableName> = looks.iter().filter(|(_, look)| look.is_some()).map(|(name, _)| name.clone()).collect();
     match publication::check_published(&**session, name, &tables, &config.filtered(), &there).await {
         Err(error @ Error::Retry(_)) => Err(error),

@@ -9,6 +9,7 @@ mod ledger;
 mod loads;
 mod report;
 mod shapes;
+mod signals;
 mod sinks;
 mod tables;
 
@@ -58,6 +59,7 @@ use crate::relation::{Fingerprint, Relation, TableName};
 use crate::session::Session;
 use crate::status::SourceReporter;
 use crate::value::Row;
+use signals::Signals;
 use sinks::Sinks;
 
 /// How long a stop may take to bring what was read into the ledger.
@@ -148,6 +150,9 @@ struct Core {
     whole: HashMap<u32, StreamedRelation>,
     /// Relations that the stream named and nobody routes: partitions of a routed root, tables on their way out.
     unrouted: HashSet<u32>,
+    signals: Signals,
+    /// In words, why none are read; the log says so.
+    signals_unread: Option<String>,
     looks: Looks,
     /// Of tables whose filter in the publication is the connector's.
     marks: HashMap<TableName, String>,
@@ -213,6 +218,7 @@ type Looked = Vec<(TableName, Option<Look>)>;
 #[derive(Clone, Copy)]
 struct Transaction {
     take: bool,
+    commit: Lsn,
     xid: u32,
     commit_time_us: i64,
     /// It has rows of ours.
@@ -255,6 +261,7 @@ impl Reader {
             estimates,
             looks,
             marks,
+            signals,
         } = started;
         let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
@@ -293,6 +300,8 @@ impl Reader {
             told: HashSet::new(),
             whole: HashMap::new(),
             unrouted: HashSet::new(),
+            signals: Signals::default(),
+            signals_unread: None,
             looks: known,
             marks,
             gone: HashSet::new(),
@@ -332,6 +341,7 @@ impl Reader {
         };
         let mut reader = Reader { stream, core };
         reader.core.note_left_out(left_out);
+        reader.core.note_signal_table(signals.as_ref());
         Ok((reader, looks))
     }
 
@@ -469,7 +479,7 @@ impl Core {
         match pgoutput::decode(data, &mut self.scratch)? {
             Message::Begin { final_lsn, commit_time_us, xid } => {
                 let take = self.machine.begin(final_lsn) == Admit::Take;
-                self.transaction = Some(Transaction { take, xid, commit_time_us, has_rows: false });
+                self.transaction = Some(Transaction { take, commit: final_lsn, xid, commit_time_us, has_rows: false });
                 self.origin = None;
             }
             Message::Commit { end_lsn, commit_time_us, .. } => {
@@ -556,6 +566,7 @@ impl Core {
         let event = self.event(start, Some(transaction));
         let mut version = match self.streamed.get(&oid) {
             Some(version) => version.clone(),
+            None if self.signals.is_of(oid) => return self.signal(transaction, data, kind).await,
             None if self.unrouted.contains(&oid) => return Ok(()),
             None => return Err(out_of_place()),
         };
@@ -616,6 +627,9 @@ impl Core {
 
     /// The stream names a table's shape: the version of every row of it from here on.
     async fn relation(&mut self, body: RelationBody) -> Result<()> {
+        if self.is_signal_table(&body) {
+            return Ok(());
+        }
         let config = self.config.clone();
         let Some(table) = self.table_of(&body).await?.and_then(|name| config.tables.iter().find(|t| t.name == name))
         else {

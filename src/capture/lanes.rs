@@ -17,7 +17,7 @@ use super::snapshot::{ChunkRead, Read};
 use super::withheld;
 use crate::config::{Config, Table};
 use crate::error::{Code, Error, Result};
-use crate::postgres::catalog;
+use crate::postgres::catalog::{self, TableFacts};
 use crate::postgres::chunk::{self, ChunkRequest, Extent, Plan};
 use crate::relation::{Relation, TableName};
 use crate::session::{self, Session};
@@ -32,7 +32,14 @@ pub(super) async fn run(
     mut asked: mpsc::UnboundedReceiver<Read>,
 ) {
     let count = config.source.snapshot.connections;
-    let lane = |number| Lane { number, config: config.clone(), outbox: outbox.clone(), session: None, version: 0 };
+    let lane = |number| Lane {
+        number,
+        config: config.clone(),
+        outbox: outbox.clone(),
+        session: None,
+        version: 0,
+        known: None,
+    };
     let mut idle: Vec<Lane> = (0..count).map(lane).collect();
     let (mut busy, mut waiting) = (FuturesUnordered::new(), VecDeque::new());
     loop {
@@ -66,12 +73,15 @@ struct Lane {
     outbox: mpsc::UnboundedSender<Answer>,
     session: Option<Session>,
     version: i32,
+    /// The table of the last chunk as its transaction had it. What became of it since shows within the next one's, which fails
+    /// then, and the one after that looks again: a chunk's own transaction is what counts.
+    known: Option<TableFacts>,
 }
 
 impl Lane {
     async fn answer(mut self, read: Read) -> Lane {
         if let Err(error) = self.read(&read).await {
-            self.session = None;
+            (self.session, self.known) = (None, None);
             let is_withheld = withheld::is_withheld(&error);
             tokio::time::sleep(if is_withheld { withheld::PAUSE } else { RETRY_PAUSE }).await;
             self.tell(match error {
@@ -102,10 +112,17 @@ impl Lane {
         let config = self.config.clone();
         let table = routed(&config, &read.table)?;
         let outbox = self.outbox.clone();
+        let known = self.known.take().filter(|facts| facts.name == read.table);
         let session = self.session().await?;
-        let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
-        let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
-        withheld::check_rights(session, &facts).await?;
+        let facts = match known {
+            Some(facts) => facts,
+            None => {
+                let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
+                let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
+                withheld::check_rights(session, &facts).await?;
+                facts
+            }
+        };
         let relation = catalog::build_relation(&facts, relation_shape(table))?;
         if read.key.as_ref().is_some_and(|key| *key != range_key(&relation)) {
             self.tell(Answer::Rekeyed(read.nonce, read.table.clone()));
@@ -147,6 +164,7 @@ impl Lane {
             partial: table.wire.modes.snapshot_where.is_some(),
             took: found.took,
         };
+        self.known = Some(found.facts);
         self.tell(Answer::Chunk(Box::new((chunk, shaped))));
         let version = self.version;
         chunk::mark(&**self.session().await?, &read.nonce.to_string(), version).await

@@ -1,6 +1,6 @@
 //! Turns a Postgres into a log: streams changes, writes records, cuts checkpoints, answers requests with chunks.
 //!
-//! [`machine`], [`snapshot`], [`pace`], `ahead`, [`forgets`] and `requests` decide and are pure; [`start`], [`driver`] and the readers of
+//! [`machine`], [`snapshot`], [`pace`], `ahead`, [`forgets`], `signals` and `requests` decide and are pure; [`start`], [`driver`] and the readers of
 //! chunks do the IO. Knows nothing about sinks but their names.
 
 pub mod machine;
@@ -22,8 +22,11 @@ pub mod requests;
 pub mod routing;
 pub mod schemas;
 pub mod shape;
+pub mod signal_table;
+mod signals;
 pub mod snapshot;
 pub mod start;
+pub mod steering;
 pub mod trim;
 mod withheld;
 

@@ -212,11 +212,21 @@ pub struct Loader<V> {
     remembered_bytes: usize,
     /// A snapshot that was taken before any read that is still to be asked for, which therefore shows all that it shows.
     known: Option<V>,
+    /// Nothing is read, and nothing that was enters the stream.
+    paused: bool,
 }
 
 impl<V: Visibility + Clone> Loader<V> {
     pub fn new(connections: usize, size: ChunkSize) -> Loader<V> {
-        Loader { connections, size, running: None, remembered: Vec::new(), remembered_bytes: 0, known: None }
+        Loader {
+            connections,
+            size,
+            running: None,
+            remembered: Vec::new(),
+            remembered_bytes: 0,
+            known: None,
+            paused: false,
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -321,7 +331,7 @@ impl<V: Visibility + Clone> Loader<V> {
         if let Op::Rekey { old, new } = &op {
             running.read_again(table, key, old, new)?;
         }
-        if self.is_shown(xid) {
+        if self.paused || self.is_shown(xid) {
             // Where the stream lags far behind, most of it is.
             return Ok(());
         }
@@ -344,14 +354,28 @@ impl<V: Visibility + Clone> Loader<V> {
         known && self.running.as_ref().is_none_or(|running| running.pieces.show(xid))
     }
 
+    /// Somebody wants nothing to be read for a while, or is done with that. However long it lasts nothing of the stream is to be
+    /// remembered for it: what was read and is not in the stream yet is read again, behind a fence that is asked for once
+    /// remembering has begun again.
+    pub fn pause(&mut self, paused: bool) {
+        if self.paused != paused {
+            self.paused = paused;
+            self.drop_read();
+        }
+    }
+
     /// Too much to remember: read again what was not emitted, smaller, behind a new fence.
     fn forget(&mut self) {
+        if self.running.as_ref().is_some_and(|running| running.fenced) {
+            self.size.halve();
+        }
+        self.drop_read();
+    }
+
+    fn drop_read(&mut self) {
         self.remembered.clear();
         self.remembered_bytes = 0;
         if let Some(running) = &mut self.running {
-            if running.fenced {
-                self.size.halve();
-            }
             running.pieces.forget();
             running.fenced = false;
             running.fence = None;
@@ -377,6 +401,9 @@ impl<V: Visibility + Clone> Loader<V> {
             self.remembered.clear();
             self.remembered_bytes = 0;
             return Some(Action::Done(running.job.requests));
+        }
+        if self.paused {
+            return None;
         }
         if !running.fenced {
             let is_new = running.fence.is_none();

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::capture::departures::Departures;
-use crate::capture::{routing, shape};
+use crate::capture::{routing, shape, signal_table};
 use crate::config::{Config, LeftOut, Table};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::consumer::Tail;
@@ -75,6 +75,8 @@ pub struct Started {
     pub looks: Vec<(TableName, Option<Look>)>,
     /// The marks of tables whose filter is the connector's.
     pub marks: HashMap<TableName, String>,
+    /// Why no signals are read, if so.
+    pub signals: Option<Halt>,
 }
 
 /// Starts a reader, or says why it can't be.
@@ -134,7 +136,8 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     filters.ensure(&*session, &config.source.publication, config.create).await?;
     if !published.is_empty() {
         let (publication, filtered) = (&config.source.publication, config.filtered());
-        let checked = publication::check_published(&*session, publication, &names, &filtered, &published).await;
+        let ours: Vec<TableName> = names.iter().chain(&config.source.signal_table).cloned().collect();
+        let checked = publication::check_published(&*session, publication, &ours, &filtered, &published).await;
         checked.map_err(|error| routing::with_left_out(error, &resolved.left_out))?;
     }
     let routing::Resolved { config, left_out, .. } = routing::publish(&session, resolved).await?;
@@ -152,6 +155,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     };
     let ensured = publish(config, &session, &mut filters).await;
     ensured.map_err(|error| routing::with_left_out(error, &left_out))?;
+    let signals = signal_table::publish(&session, config).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
     check_routes(config, &session).await?;
@@ -208,6 +212,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         estimates,
         looks,
         marks: filters.marks,
+        signals,
     })
 }
 
@@ -426,7 +431,8 @@ async fn intend(
 
 /// Makes the publication what it must be.
 async fn publish(config: &Config, session: &Session, filters: &mut Filters) -> Result<()> {
-    let names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+    let mut names: Vec<TableName> = config.tables.iter().map(|table| table.name.clone()).collect();
+    names.extend(signal_table::published(session, config).await?);
     let (name, filtered) = (&config.source.publication, config.filtered());
     publication::ensure_publication(&**session, name, &names, &filtered, config.create).await?;
     filters.ensure(&**session, name, config.create).await

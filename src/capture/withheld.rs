@@ -81,6 +81,24 @@ impl Withheld {
         self.why.len()
     }
 
+    /// In words, why rows of this table can't be read now.
+    pub fn of(&self, table: &TableName) -> Option<String> {
+        if let Some(why) = self.why.get(table) {
+            return Some(why.clone());
+        }
+        let mut above: Vec<&TableName> = self.parents.get(table).into_iter().flatten().collect();
+        let mut met = BTreeSet::new();
+        while let Some(parent) = above.pop() {
+            if self.why.contains_key(parent) {
+                return Some(format!("rows of {parent}, which its rows reference"));
+            }
+            if met.insert(parent) {
+                above.extend(self.parents.get(parent).into_iter().flatten());
+            }
+        }
+        None
+    }
+
     /// In words, what a person or time must do.
     pub fn waiting_for(&self) -> Option<String> {
         let all: Vec<&str> = self.why.values().map(String::as_str).collect();
@@ -109,6 +127,9 @@ mod tests {
         assert_eq!(held(&mut withheld, "d"), ["c", "d"]);
         let why = "role x may not read table s.a (GRANT SELECT ON s.a TO x)";
         assert_eq!((withheld.count(), withheld.waiting_for()), (2, Some(format!("{why}; {why}"))));
+        assert_eq!(withheld.of(&name("a")).as_deref(), Some(why));
+        assert_eq!(withheld.of(&name("b")).as_deref(), Some("rows of s.a, which its rows reference"));
+        assert!(withheld.of(&name("c")).is_some_and(|why| why.starts_with("rows of s.")));
         withheld.free(&name("d"));
         withheld.free(&name("a"));
         assert_eq!(withheld.waiting_for(), None);

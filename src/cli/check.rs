@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::start::check_progress;
-use crate::capture::{routing, schemas, shape, start};
+use crate::capture::{routing, schemas, shape, signal_table, start};
 use crate::codec;
 use crate::config::{Config, ForeignKeys, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -22,7 +22,7 @@ use crate::ledger::state::State;
 use crate::postgres::catalog::{SourceFacts, source_facts, table_facts};
 use crate::postgres::chunk::check_condition;
 use crate::postgres::preflight;
-use crate::postgres::publication::publication_facts;
+use crate::postgres::publication::{publication_facts, unrouted};
 use crate::postgres::slot::{check_slot, slot_facts};
 use crate::registry::Registry;
 use crate::relation::{Format, Relation, TableName};
@@ -59,6 +59,23 @@ pub fn run(dir: &Path) -> Result<u8, Failure> {
     let parts = super::block_on(check(&Arc::new(config)));
     super::print(&report(&parts))?;
     Ok(exit_code(&parts))
+}
+
+/// Where something was found, and what `run` would halt with there; `None`: it could not be found out.
+pub(super) type Found = (String, Option<String>);
+
+/// What stands in the way of a configuration.
+pub(super) async fn found(config: &Arc<Config>) -> Vec<Found> {
+    let of_part = |part: Part| {
+        let place = part.place;
+        let text = |finding| match finding {
+            Finding::Halt(halt) => Some(Some(halt.to_string())),
+            Finding::Unknown(_) => Some(None),
+            Finding::Warning(_) => None,
+        };
+        part.findings.into_iter().filter_map(text).map(move |text| (place.clone(), text)).collect::<Vec<_>>()
+    };
+    check(config).await.into_iter().flat_map(of_part).collect()
 }
 
 async fn check(config: &Arc<Config>) -> Vec<Part> {
@@ -131,6 +148,8 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
     if too_old {
         return Ok(Vec::new());
     }
+    let ours: Vec<TableName> = names.iter().chain(&source.signal_table).cloned().collect();
+    findings.extend(publication.as_ref().and_then(|facts| unrouted(facts, &ours)).map(Finding::Halt));
     if source.failover {
         findings.extend(standby_warning(&source_facts(&*session).await?, &source.slot).map(Finding::Warning));
     }
@@ -167,11 +186,16 @@ async fn source_findings(config: &Config, findings: &mut Vec<Finding>) -> Result
             Err(error) => findings.push(error.into()),
         }
     }
+    findings.extend(signal_table::unfit(&session, config).await?.map(|halt| Finding::Warning(warned(&halt))));
     let facts: Vec<_> = facts.into_iter().flatten().collect();
     let version = source_facts(&*session).await?.version;
     findings.extend(shape::findings(&session, version, config, &facts).await?.into_iter().map(Finding::Halt));
     session.close().await;
     Ok(relations)
+}
+
+fn warned(halt: &Halt) -> String {
+    format!("{} (help: {})", halt.message, halt.hint)
 }
 
 /// A slot that standbys take over promises nothing if we may read what no standby has yet: after a fail-over sinks would hold

@@ -132,6 +132,7 @@ fn line(body: &Body, event: &Event) -> String {
     };
     match event {
         Event::Superseded(epoch) => format!("{text}  superseded (epoch {epoch})"),
+        Event::Repeated => format!("{text}  repeated: its signal stands in the ledger before"),
         _ => text,
     }
 }

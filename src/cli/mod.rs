@@ -18,9 +18,11 @@ mod leave;
 mod ledger;
 mod log;
 mod progress;
+mod reload;
 mod restart;
 mod resync;
 mod run;
+mod snapshot;
 mod status;
 
 use std::io::Write;
@@ -61,6 +63,7 @@ enum Verb {
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
     Resync(resync::ResyncArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Restart(restart::RestartArgs),
     Leave(leave::LeaveArgs),
     Explain(explain::ExplainArgs),
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
         Verb::Resync(args) => resync::run(&args),
+        Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Restart(args) => restart::run(&args),
         Verb::Leave(args) => leave::run(&args),
         Verb::Explain(args) => explain::run(&args),

@@ -7,11 +7,13 @@
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::{ConfigArgs, Failure};
 use crate::capture::asks::{self, Ask};
+use crate::capture::steering::{self, Steer};
 use crate::config::Config;
-use crate::http::admin::{Asked, Asking, Resync};
+use crate::http::admin::{Asked, Asking, Resync, Wanted};
 use crate::ledger::entry::Request;
 
 /// Read a sink's copy of a table, or of all its tables, again while everything flows
@@ -60,17 +62,30 @@ pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// The same for the admin socket.
-pub fn asking(config: Arc<Config>) -> Asking {
-    Arc::new(move |wanted: Resync| {
-        let Resync { table, sink, r#where: condition, .. } = wanted;
-        let ask = Ask { table, sink, condition, asked_by: "admin socket".to_owned() };
-        let asked = |(ledger_entry, request): (i64, Request)| Asked {
-            id: request.id.to_string(),
-            sink: request.sink,
-            tables: request.tables.iter().map(ToString::to_string).collect(),
-            ledger_entry,
+/// The same for the admin socket, by the configuration that is in force when it is asked.
+pub fn asking(config: watch::Receiver<Arc<Config>>) -> Asking {
+    Arc::new(move |wanted: Wanted| {
+        let config = config.borrow().clone();
+        let Resync { table, sink, r#where: condition, .. } = match wanted {
+            Wanted::Resync(resync) => resync,
+            Wanted::Pause => return steered(&config, &Steer::Pause),
+            Wanted::Resume => return steered(&config, &Steer::Resume),
+            Wanted::Stop(tables) => return steered(&config, &Steer::Stop(tables)),
         };
+        let ask = Ask { table, sink, condition, asked_by: "admin socket".to_owned() };
         Ok(super::block_on(asks::ask(&config, &ask))?.into_iter().map(asked).collect())
     })
+}
+
+fn steered(config: &Arc<Config>, steer: &Steer) -> crate::error::Result<Vec<Asked>> {
+    Ok(vec![asked(super::block_on(steering::steer(config, steer, "admin socket"))?)])
+}
+
+fn asked((ledger_entry, request): (i64, Request)) -> Asked {
+    Asked {
+        id: request.id.to_string(),
+        sink: request.sink,
+        tables: request.tables.iter().map(ToString::to_string).collect(),
+        ledger_entry,
+    }
 }

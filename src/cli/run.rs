@@ -1,19 +1,24 @@
 //! `lockstep run`: the configuration to roles, signals to a stop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::log::{self, LogFormat};
 use super::progress::{self, Progress};
+use super::reload::{Reload, Taken};
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
 use crate::http;
 use crate::http::metrics::Metrics;
-use crate::run::{Exit, Limits, Role, RoleName, board, supervise};
+use crate::run::{Exit, Limits, Role, RoleName, board, supervise_as};
+use crate::status::Board;
 use crate::{apply, capture};
 
 /// Run the pipeline, or some of its roles, until SIGTERM or SIGINT
@@ -23,6 +28,10 @@ use crate::{apply, capture};
 /// needs a person halts its role with a named code and a command to type, while the other roles go on.
 ///
 /// Roles may be spread over processes and machines. Two processes with one role are one at work and one hot standby.
+///
+/// What is edited in the configuration is taken while it runs, unless it says reload = false: once it is read without a finding
+/// and `check` finds nothing new in its way, the roles stop in order and begin anew by it; until then what was before is in
+/// force, and /status says why. SIGHUP looks at once.
 ///
 /// SIGTERM or SIGINT stops in order, within 10 s: the source stops reading, what was read is written and confirmed, sinks
 /// apply what is there. A second signal ends at once; nothing is lost by that either, the next start resumes from the ledger.
@@ -48,11 +57,12 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     log::init(args.log_format)?;
     log::end_on_panic();
     let for_people = args.log_format.unwrap_or_else(log::detected) == LogFormat::Text;
-    super::block_on(serve(Arc::new(config), &names, for_people)).map(Exit::code)
+    let files = (args.config.config.clone(), args.role.clone());
+    super::block_on(serve(files, Taken { config: Arc::new(config), names }, for_people)).map(Exit::code)
 }
 
 /// The roles of this process, distinct, the source first.
-fn selected(config: &Config, asked: &[RoleName]) -> Result<Vec<RoleName>, Failure> {
+pub(super) fn selected(config: &Config, asked: &[RoleName]) -> Result<Vec<RoleName>, Failure> {
     let sinks = config.sinks.iter().map(|sink| RoleName::Sink(sink.name.clone()));
     let all: Vec<RoleName> = std::iter::once(RoleName::Source).chain(sinks).collect();
     if let Some(unknown) = asked.iter().find(|name| !all.contains(name)) {
@@ -65,52 +75,89 @@ fn selected(config: &Config, asked: &[RoleName]) -> Result<Vec<RoleName>, Failur
     Ok(all.into_iter().filter(|name| asked.is_empty() || asked.contains(name)).collect())
 }
 
-async fn serve(config: Arc<Config>, names: &[RoleName], for_people: bool) -> Result<Exit, Failure> {
+/// The roles run by one configuration after another, for as long as somebody edits it.
+async fn serve((dir, asked): (PathBuf, Vec<RoleName>), mut taken: Taken, for_people: bool) -> Result<Exit, Failure> {
     let mut signals = Signals::new()?;
-    let listener = match config.http.listen {
+    let listener = match taken.config.http.listen {
         Some(listen) => Some(http::bind(listen).await?),
         None => None,
     };
-    let admin = config.http.admin.as_deref().map(http::admin::bind).transpose()?;
-    let metrics = Metrics::new();
-    let roles: Vec<Role> = names.iter().map(|name| role(name, &config, &metrics)).collect();
     let listening =
         listener.as_ref().and_then(|listener| listener.local_addr().ok()).map(|address| address.to_string());
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        pipeline = config.name,
-        roles = ?names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        http = listening.as_deref().unwrap_or("off"),
-        "started"
-    );
-    let mut progress = Progress::new(board(&config.name, &roles), for_people);
-    let shutdown = CancellationToken::new();
-    let supervised = supervise(&config.name, roles, metrics, listener, Limits::default(), shutdown.clone());
-    tokio::pin!(supervised);
-    let asking = super::resync::asking(config.clone());
+    // Kept for as long as the process lives: who asks between two configurations waits for the next one's answer.
+    let listener = listener.map(TcpListener::into_std).transpose().map_err(no_listener)?;
+    let admin = taken.config.http.admin.as_deref().map(http::admin::bind).transpose()?;
+    let mut metrics = Metrics::new();
+    let mut reload = Reload::new(dir, asked, &taken.config)?;
+    let stop = CancellationToken::new();
+    let (in_force, shown) = watch::channel(taken.config.clone());
+    let asking = super::resync::asking(shown);
     let served = async {
         match admin {
-            Some(admin) => admin.serve(asking, shutdown.clone()).await,
-            None => shutdown.cancelled().await,
+            Some(admin) => admin.serve(asking, stop.clone()).await,
+            None => stop.cancelled().await,
         }
         std::future::pending::<()>().await;
     };
     tokio::pin!(served);
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pipeline = taken.config.name,
+        roles = ?taken.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        http = listening.as_deref().unwrap_or("off"),
+        "started"
+    );
     loop {
-        tokio::select! {
-            exit = &mut supervised => return Ok(exit),
-            () = &mut served => {}
-            () = tokio::time::sleep(progress::LOOK_INTERVAL) => progress.look(),
-            name = signals.next() => {
-                if shutdown.is_cancelled() {
-                    warn!(signal = name, "asked to stop a second time: ending at once");
-                    return Ok(Exit::Failed);
+        let Taken { config, names } = &taken;
+        let roles: Vec<Role> = names.iter().map(|name| role(name, config, &metrics)).collect();
+        let board = Board { configuration: Some(reload.watch()), ..board(&config.name, &roles) };
+        let mut progress = Progress::new(board.clone(), for_people);
+        let listener = listener.as_ref().map(std::net::TcpListener::try_clone).transpose().map_err(no_listener)?;
+        let listener = listener.map(TcpListener::from_std).transpose().map_err(no_listener)?;
+        let end = CancellationToken::new();
+        let supervised = supervise_as(board, roles, metrics.clone(), listener, Limits::default(), end.clone());
+        tokio::pin!(supervised);
+        let mut next = None;
+        let exit = {
+            let edited = reload.next();
+            tokio::pin!(edited);
+            loop {
+                tokio::select! {
+                    exit = &mut supervised => break exit,
+                    () = &mut served => {}
+                    changed = &mut edited, if next.is_none() => {
+                        next = Some(changed);
+                        end.cancel();
+                    }
+                    () = tokio::time::sleep(progress::LOOK_INTERVAL) => progress.look(),
+                    name = signals.next() => {
+                        if stop.is_cancelled() {
+                            warn!(signal = name, "asked to stop a second time: ending at once");
+                            return Ok(Exit::Failed);
+                        }
+                        info!(signal = name, "asked to stop");
+                        stop.cancel();
+                        end.cancel();
+                    }
                 }
-                info!(signal = name, "asked to stop");
-                shutdown.cancel();
+            }
+        };
+        match next {
+            Some(changed) if exit == Exit::Drained && !stop.is_cancelled() => taken = changed,
+            _ => {
+                // Its file goes with it.
+                stop.cancel();
+                return Ok(exit);
             }
         }
+        info!("the edited configuration is in force");
+        in_force.send_replace(taken.config.clone());
+        metrics = metrics.anew();
     }
+}
+
+fn no_listener(error: std::io::Error) -> Failure {
+    Failure::Other(format!("can't listen on: {error}"))
 }
 
 /// Where the engines are plugged in.

@@ -80,6 +80,9 @@ fn table(status: &Value) -> String {
     }
     let mut out = format!("pipeline {}\n\n{}", scalar(&status["pipeline"]), columns(&rows));
     out.push_str(&tables(&status["tables"]));
+    if let Some(why) = status["configuration"]["refused"].as_str() {
+        let _ = write!(out, "\nthe edited configuration is not taken:\n{why}\n");
+    }
     for (name, role) in &roles {
         let halt = &role["halt"];
         if halt.is_object() {

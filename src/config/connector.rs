@@ -175,6 +175,13 @@ fn named(section: &Section<'_>, key: &str, text: Text) -> Option<Named> {
     checked(section, key, text, "public.products", parsed)
 }
 
+/// A table by its own name, of a key that takes no pattern.
+pub(super) fn one_table(section: &mut Section<'_>, key: &'static str, example: &str) -> Option<TableName> {
+    let text = section.text(key)?;
+    let parsed = parse_table(&text.value).map(|name| (name.clone(), Some(name.schema)));
+    checked(section, key, text, example, parsed)
+}
+
 /// The table at a sink.
 fn target(section: &Section<'_>, text: Text) -> Option<(TableTemplate, At)> {
     let at = text.at.clone();

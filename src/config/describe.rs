@@ -24,6 +24,7 @@ pub fn describe(config: &Config) -> String {
     let mut out = String::new();
     pair(&mut out, "name", text(&config.name));
     pair(&mut out, "create", config.create.to_string());
+    pair(&mut out, "reload", config.reload.to_string());
     source(&mut out, config);
     kafka(&mut out, config);
     if let Some(each) = &config.registry {
@@ -57,6 +58,9 @@ fn source(out: &mut String, config: &Config) {
     pair(out, "receive_bytes", text(&show_size(source.receive_bytes)));
     pair(out, "receive_nap", text(&show_duration(source.receive_nap)));
     pair(out, "sender_timeout", text(&show_duration(source.sender_timeout)));
+    if let Some(table) = &source.signal_table {
+        pair(out, "signal_table", text(&table.quoted()));
+    }
     out.push_str("\n[source.snapshot]\n");
     snapshot(out, &source.snapshot);
 }

@@ -76,10 +76,11 @@ fn read_file(path: &Path, report: &Report) -> Option<Rc<File>> {
 struct Connectors {
     list: Vec<Connector>,
     complete: bool,
+    folder: PathBuf,
 }
 
 fn read_connectors(dir: &Path, process: Option<&Process>, env: &Env<'_>, report: &Report) -> Connectors {
-    let unread = || Connectors { list: Vec::new(), complete: false };
+    let unread = || Connectors { list: Vec::new(), complete: false, folder: PathBuf::new() };
     let named = process.and_then(|process| process.connectors.as_ref());
     let Some(folder) = connectors_folder(dir, named) else {
         match (named, process) {
@@ -111,7 +112,7 @@ fn read_connectors(dir: &Path, process: Option<&Process>, env: &Env<'_>, report:
         read(&file, env, report, |top| connector(top, &wire))
     };
     let list: Vec<Connector> = paths.iter().filter_map(read_one).collect();
-    Connectors { complete: list.len() == paths.len(), list }
+    Connectors { complete: list.len() == paths.len(), list, folder }
 }
 
 fn no_connector(folder: &Path, report: &Report) {
@@ -132,6 +133,18 @@ fn connectors_folder(dir: &Path, named: Option<&Text>) -> Option<PathBuf> {
         None => vec![dir.join(CONNECTORS), beside],
     };
     candidates.into_iter().find(|path| path.is_dir())
+}
+
+/// The content of every file that a configuration was read from: equal for as long as nobody edits one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files(BTreeMap<PathBuf, Option<Vec<u8>>>);
+
+impl Files {
+    /// `connectors` is the folder of connectors.
+    pub fn read(dir: &Path, connectors: &Path) -> Files {
+        let paths = toml_files(connectors).unwrap_or_default().into_iter().chain([dir.join(FILE)]);
+        Files(paths.map(|path| (path.clone(), std::fs::read(path).ok())).collect())
+    }
 }
 
 /// In order of name. Hidden files are left out: editors and mounts keep their own there.
@@ -158,8 +171,8 @@ struct Routed {
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
-    let Process { name, create, connectors: _, source, kafka, registry, http, wire, sinks } = process;
-    let Connectors { list, complete } = connectors;
+    let Process { name, create, reload, connectors: _, source, kafka, registry, http, wire, sinks } = process;
+    let Connectors { list, complete, folder } = connectors;
     unused_sinks(&sinks, &list, complete, report);
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
     unknown_sinks(&names, &list, report);
@@ -177,6 +190,11 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         routes.extend(by_pattern);
     }
     let mut routed = without_twins(routed, report);
+    let signals = source.as_ref().and_then(|source| source.signal_table.as_ref());
+    for entry in routed.iter().filter(|entry| Some(&entry.table.name) == signals) {
+        let message = format!("table {} is source.signal_table: its rows are signals and no data", entry.table.name);
+        report.add(&entry.at, message, format!("delete this connector, or name another signal_table in {FILE}"));
+    }
     if let Some(kafka) = &kafka {
         let events = event_topics(&wire);
         topics(&routed, &kafka.ledger, &events, report);
@@ -198,6 +216,8 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     Some(Config {
         name: name?,
         create,
+        reload,
+        connectors: folder,
         source: source?,
         kafka: kafka?,
         registry,

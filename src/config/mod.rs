@@ -35,7 +35,7 @@ mod wire;
 
 pub use describe::describe;
 pub use findings::{Finding, Findings, Place};
-pub use load::{FILE, load};
+pub use load::{FILE, Files, load};
 pub use pattern::TablePattern;
 pub use records::Records;
 pub use registry::{Endpoint, Registry, RegistryAuth};
@@ -60,6 +60,10 @@ pub struct Config {
     pub name: String,
     /// May `run` create what is missing: publication, slot, topics, the `lockstep` schema in sinks.
     pub create: bool,
+    /// Whether a running process takes what is edited in these files.
+    pub reload: bool,
+    /// The folder that the connectors were read from.
+    pub connectors: PathBuf,
     pub source: Source,
     pub kafka: Kafka,
     /// `None`: no table is written in Avro.
@@ -100,6 +104,8 @@ pub struct Source {
     pub receive_nap: Duration,
     /// `wal_sender_timeout` that our own connection sets.
     pub sender_timeout: Duration,
+    /// Where people of the source write what they ask for; its rows are no data. `None`: nowhere.
+    pub signal_table: Option<TableName>,
     pub snapshot: SourceSnapshot,
 }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::connector::one_table;
 use super::files::{self, Password};
 use super::findings::{At, Report};
 use super::names;
@@ -40,6 +41,7 @@ const DAY: Duration = Duration::from_secs(86400);
 pub(super) struct Process {
     pub name: Option<String>,
     pub create: bool,
+    pub reload: bool,
     /// Folder of the connectors, if named.
     pub connectors: Option<Text>,
     pub source: Option<Source>,
@@ -69,6 +71,7 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     Process {
         name,
         create: top.boolean("create", true),
+        reload: top.boolean("reload", true),
         connectors: top.text("connectors"),
         source: top.section("source", |section| source(section, dir, &stem)),
         kafka,
@@ -112,6 +115,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
     let receive_nap = section.duration("receive_nap", 2 * MS, Duration::ZERO..=SECOND);
     // Status goes out at a third of it; below a second a busy machine would look dead, above ten minutes a dead one alive.
     let sender_timeout = section.duration("sender_timeout", 10 * SECOND, SECOND..=10 * MINUTE);
+    let signal_table = one_table(section, "signal_table", "public.lockstep_signal");
     let snapshot = section.section("snapshot", snapshot);
     Some(Source {
         database: database?,
@@ -121,6 +125,7 @@ fn source(section: &mut Section<'_>, dir: &Path, stem: &str) -> Option<Source> {
         receive_bytes,
         receive_nap,
         sender_timeout,
+        signal_table,
         snapshot,
     })
 }

@@ -111,8 +111,10 @@ impl Config {
         !own && self.routes_of(name).next().is_some()
     }
 
+    /// Connectors whose patterns mean the table. None means that of signals, which is no data.
     pub fn routes_of(&self, name: &TableName) -> impl Iterator<Item = &Route> {
-        self.routes.iter().filter(|route| route.matches(name))
+        let is_data = self.source.signal_table.as_ref() != Some(name);
+        self.routes.iter().filter(move |route| is_data && route.matches(name))
     }
 
     /// This configuration with the tables among these that patterns match, and those that are left out.

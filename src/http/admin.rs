@@ -5,6 +5,8 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
+//! | `POST /snapshot/pause`, `/snapshot/resume` | none | the same |
+//! | `POST /snapshot/stop` | none, or `{"tables": ["s.t"]}` | the same |
 //! | `POST /resync` | `{"table": "s.t", "sink": "orders", "where": "id = 5"}`, the last two optional; or `{"all": true}` | 200 with the requests and their ledger entries |
 //!
 //! What can't be done as it was asked is 400, what could not be reached is 503, each with a code, a message and a hint. A request
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, State as With};
 use axum::http::StatusCode;
@@ -46,6 +49,25 @@ pub struct Resync {
     pub r#where: Option<String>,
 }
 
+/// Tables that are to be read no further.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stop {
+    #[serde(default)]
+    tables: Vec<String>,
+}
+
+/// What one request of a program is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    Resync(Resync),
+    /// Of the reading of existing rows.
+    Pause,
+    Resume,
+    /// Names of tables; none: all that are being read.
+    Stop(Vec<String>),
+}
+
 /// A request that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Asked {
@@ -57,7 +79,7 @@ pub struct Asked {
 }
 
 /// Writes requests; it may block.
-pub type Asking = Arc<dyn Fn(Resync) -> Result<Vec<Asked>> + Send + Sync>;
+pub type Asking = Arc<dyn Fn(Wanted) -> Result<Vec<Asked>> + Send + Sync>;
 
 /// The socket; its file goes with it.
 pub struct Admin {
@@ -113,6 +135,9 @@ impl Admin {
     pub async fn serve(self, asking: Asking, token: CancellationToken) {
         let router = Router::new()
             .route("/resync", post(resync))
+            .route("/snapshot/pause", post(pause))
+            .route("/snapshot/resume", post(resume))
+            .route("/snapshot/stop", post(stop))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(axum::middleware::map_response(harden))
             .with_state(asking);
@@ -133,14 +158,40 @@ impl Admin {
 }
 
 async fn resync(With(asking): With<Asking>, body: Result<axum::Json<Resync>, JsonRejection>) -> Response {
-    let asked = match body {
+    let wanted = match body {
         Ok(axum::Json(Resync { table: None, all: false, .. })) => Err(refused("no table is named".to_owned())),
         Ok(axum::Json(Resync { table: Some(_), all: true, .. })) => Err(refused("a table and all of them".to_owned())),
-        Ok(axum::Json(wanted)) => {
+        Ok(axum::Json(resync)) => Ok(Wanted::Resync(resync)),
+        Err(rejection) => Err(refused(rejection.body_text())),
+    };
+    answer(asking, wanted).await
+}
+
+async fn pause(With(asking): With<Asking>) -> Response {
+    answer(asking, Ok(Wanted::Pause)).await
+}
+
+async fn resume(With(asking): With<Asking>) -> Response {
+    answer(asking, Ok(Wanted::Resume)).await
+}
+
+async fn stop(With(asking): With<Asking>, body: Bytes) -> Response {
+    let tables = match body.is_empty() {
+        true => Ok(Vec::new()),
+        false => serde_json::from_slice(&body).map(|Stop { tables }| tables),
+    };
+    let hint = "POST /snapshot/stop with nothing, or with {\"tables\": [\"schema.table\"]}";
+    let tables = tables.map_err(|e| Error::halt(Code::RequestRefused, format!("the body can't be read: {e}"), hint));
+    answer(asking, tables.map(Wanted::Stop)).await
+}
+
+async fn answer(asking: Asking, wanted: Result<Wanted>) -> Response {
+    let asked = match wanted {
+        Ok(wanted) => {
             let joined = tokio::task::spawn_blocking(move || asking(wanted)).await;
             joined.unwrap_or_else(|e| Err(Error::retry("asking", e)))
         }
-        Err(rejection) => Err(refused(rejection.body_text())),
+        Err(error) => Err(error),
     };
     match asked {
         Ok(requests) => axum::Json(json!({"requests": requests})).into_response(),

@@ -95,7 +95,9 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_source_ledger_round_trip_seconds", Kind::Histogram, &[], SECONDS, "From a checkpoint's append to having read it back."),
     metric("lockstep_source_tables_withheld", Kind::Gauge, &[], None, "Tables whose existing rows are wanted and can't be read: a right is missing, or somebody has a lock; /status says which."),
     metric("lockstep_source_snapshot_held", Kind::Gauge, &[], None, "1 while existing rows wait: for their rate, or for a stream that is far behind; /status says which."),
+    metric("lockstep_source_snapshot_paused", Kind::Gauge, &[], None, "1 while somebody has paused the reading of existing rows."),
     metric("lockstep_source_snapshot_rows_total", Kind::Counter, &["table"], COUNT, "Existing rows read from the source's tables, as often as they were."),
+    metric("lockstep_source_signals_total", Kind::Counter, &["outcome"], COUNT, "Rows of the signal table that asked for something: taken, or refused, which /status says why."),
     metric("lockstep_source_retries_total", Kind::Counter, &[], COUNT, "Times the reader failed and was started again."),
     metric("lockstep_source_standby", Kind::Gauge, &[], None, "1 while another process has the slot."),
     metric("lockstep_source_halted", Kind::Gauge, &[], None, "1 while halted by a named error; /status has the code and what to type."),
@@ -118,6 +120,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_copy_rows_estimated", Kind::Gauge, COPY, COUNT, "Rows that the table has about, as estimated when its load began, and never fewer than are done."),
     metric("lockstep_copy_rows_per_second", Kind::Gauge, COPY, COUNT, "Rows of the copy a second, over the last seconds."),
     metric("lockstep_copy_seconds_left", Kind::Gauge, COPY, SECONDS, "Until the copy is complete, at that rate."),
+    metric("lockstep_configuration_refused", Kind::Gauge, &[], None, "1 while the files of the configuration say what can't be taken, and what was before is in force; /status says why."),
     metric("lockstep_build_info", Kind::Gauge, &["version"], None, "Always 1; the label names the version."),
     metric("lockstep_process_start_time_seconds", Kind::Gauge, &[], SECONDS, "When the process started, in seconds since 1970."),
     metric("lockstep_process_resident_memory_bytes", Kind::Gauge, &[], BYTES, "Memory in use (RSS). Linux only."),
@@ -142,11 +145,14 @@ pub struct SourceMetrics {
     checkpoints: Counter,
     in_flight_bytes: Gauge,
     snapshot_held: Gauge,
+    snapshot_paused: Gauge,
     tables_withheld: Gauge,
     received_lsn: Gauge,
     confirmed_lsn: Gauge,
     ledger_appends: Counter,
     ledger_round_trip: Histogram,
+    signals_taken: Counter,
+    signals_refused: Counter,
     retries: Counter,
 }
 
@@ -219,7 +225,13 @@ impl Metrics {
         Metrics { recorder: Arc::new(recorder), started: SystemTime::now(), copies: Arc::default() }
     }
 
+    /// An empty set for roles that begin anew in the same process: what is no more leaves no value behind.
+    pub fn anew(&self) -> Metrics {
+        Metrics { started: self.started, ..Metrics::new() }
+    }
+
     pub fn source(&self) -> SourceMetrics {
+        let outcome = |outcome| self.counter("lockstep_source_signals_total", vec![Label::new("outcome", outcome)]);
         SourceMetrics {
             metrics: self.clone(),
             bytes: self.counter("lockstep_source_bytes_total", vec![]),
@@ -227,11 +239,14 @@ impl Metrics {
             checkpoints: self.counter("lockstep_source_checkpoints_total", vec![]),
             in_flight_bytes: self.gauge("lockstep_source_in_flight_bytes", vec![]),
             snapshot_held: self.gauge("lockstep_source_snapshot_held", vec![]),
+            snapshot_paused: self.gauge("lockstep_source_snapshot_paused", vec![]),
             tables_withheld: self.gauge("lockstep_source_tables_withheld", vec![]),
             received_lsn: self.gauge("lockstep_source_received_lsn", vec![]),
             confirmed_lsn: self.gauge("lockstep_source_confirmed_lsn", vec![]),
             ledger_appends: self.counter("lockstep_source_ledger_appends_total", vec![]),
             ledger_round_trip: self.histogram("lockstep_source_ledger_round_trip_seconds", vec![]),
+            signals_taken: outcome("taken"),
+            signals_refused: outcome("refused"),
             retries: self.counter("lockstep_source_retries_total", vec![]),
         }
     }
@@ -263,6 +278,8 @@ impl Metrics {
             self.take_sink(name, &watch.borrow().clone());
         }
         self.take_copies(&board.copies());
+        let refused = board.configuration.as_ref().is_some_and(|watch| watch.borrow().refused.is_some());
+        self.gauge("lockstep_configuration_refused", vec![]).set(flag(refused));
         self.gauge("lockstep_build_info", vec![Label::new("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.gauge("lockstep_process_start_time_seconds", vec![]).set(started.as_secs_f64());
@@ -367,8 +384,17 @@ impl SourceMetrics {
         self.tables_withheld.set(count as f64);
     }
 
+    /// A signal was met.
+    pub fn signal(&self, is_taken: bool) {
+        if is_taken { &self.signals_taken } else { &self.signals_refused }.increment(1);
+    }
+
     pub fn snapshot_held(&self, held: bool) {
         self.snapshot_held.set(if held { 1.0 } else { 0.0 });
+    }
+
+    pub fn snapshot_paused(&self, paused: bool) {
+        self.snapshot_paused.set(flag(paused));
     }
 
     /// An entry of any kind was appended.
@@ -499,7 +525,7 @@ mod tests {
 
     fn board(source: &SourceReporter, sink: &SinkReporter) -> Board {
         let sinks = BTreeMap::from([("orders".to_owned(), sink.watch())]);
-        Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks }
+        Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks, configuration: None }
     }
 
     /// A process in which everything has happened once.
@@ -603,7 +629,7 @@ mod tests {
         let (one, two) = (Metrics::new(), Metrics::new());
         one.source().transactions(5);
         two.source();
-        let none = Board { pipeline: "shop".to_owned(), source: None, sinks: BTreeMap::new() };
+        let none = Board { pipeline: "shop".to_owned(), source: None, sinks: BTreeMap::new(), configuration: None };
         assert!(one.render(&none).contains("lockstep_source_transactions_total 5"));
         assert!(two.render(&none).contains("lockstep_source_transactions_total 0"));
     }

@@ -34,6 +34,9 @@ pub fn render(status: &Value, roles: &[RoleState]) -> String {
          <h1>lockstep · {pipeline}</h1>"
     );
     roles_table(&mut html, status, roles);
+    if let Some(why) = status["configuration"]["refused"].as_str() {
+        let _ = write!(html, "<h2 class=\"bad\">the edited configuration is not taken</h2><pre>{}</pre>", escape(why));
+    }
     halts(&mut html, status);
     tables_table(&mut html, status);
     html.push_str(

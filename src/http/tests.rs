@@ -27,7 +27,7 @@ async fn server() -> Server {
     source.moving(State::Streaming);
     sink.moving(State::Streaming);
     let sinks = BTreeMap::from([("orders".to_owned(), sink.watch())]);
-    let board = Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks };
+    let board = Board { pipeline: "shop".to_owned(), source: Some(source.watch()), sinks, configuration: None };
     let (pulse, last) = watch::channel(Some(Instant::now()));
     let pulses = vec![Pulse { role: "source".to_owned(), last }];
     let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
 use crate::ledger::loaded::Loaded;
+use crate::ledger::signalled::Signalled;
 use crate::ledger::taken::Taken;
 use crate::ledger::within::Within;
 use crate::look::Look;
@@ -205,6 +206,12 @@ pub struct Base {
     /// The tables that the writer has; `None`: an older writer, which does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<Vec<TableName>>,
+    /// The newest signal that became requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signalled: Option<Signalled>,
+    /// Who asked for a pause that nobody has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,6 +257,9 @@ pub struct Request {
     /// Only these ranges of the one table's key; `None`: all of the tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<Within>,
+    /// The signal at the source that asked for it: its commit, and which of that transaction's signals it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Position>,
 }
 
 impl Request {
@@ -262,7 +272,7 @@ impl Request {
         asked_by: impl Into<String>,
     ) -> Request {
         let (sink, asked_by) = (sink.into(), asked_by.into());
-        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new(), within: None }
+        Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: Vec::new(), within: None, signal: None }
     }
 }
 
@@ -283,6 +293,11 @@ pub enum RequestKind {
     Leave,
     /// The reader is to begin anew with a slot of its own, and every table is read again. Of no sink.
     Restart,
+    /// No existing rows are to be read until somebody resumes it. Of no sink, like the next two.
+    Pause,
+    Resume,
+    /// Topics are not to have the rows of these tables once more after all.
+    Stop,
 }
 
 /// The reader has begun anew: what stands before counts no more. The next checkpoint follows this entry as if it were one that
@@ -469,6 +484,7 @@ mod tests {
             old_ledger: None,
             taken: vec![],
             within: None,
+            signal: None,
         });
         Entry::new(Some(7), body)
     }

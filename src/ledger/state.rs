@@ -12,6 +12,7 @@ use crate::ledger::entry::{
     SourceIdentity, TopicIdentity,
 };
 use crate::ledger::loaded::{Loaded, Relations};
+use crate::ledger::signalled::{self, Signalled};
 use crate::look::Look;
 use crate::lsn::Position;
 use crate::record::Epoch;
@@ -58,6 +59,10 @@ pub struct State {
     pub ended: BTreeSet<uuid::Uuid>,
     /// The tables that the reader has, as the newest valid base says that says so.
     pub routed: Option<Routed>,
+    /// The newest signal of the source that became requests: those up to it count no second time.
+    pub signalled: Option<Signalled>,
+    /// Existing rows are not read until somebody resumes it; who asked for that.
+    pub paused: Option<String>,
 }
 
 /// The tables of a reader.
@@ -78,6 +83,8 @@ pub enum Event {
     Superseded(Epoch),
     Relation(Fingerprint),
     Requested(Request),
+    /// A request of a signal that became one before.
+    Repeated,
     Done(Done),
     Restarted(Restart),
     Base,
@@ -115,6 +122,7 @@ impl State {
             }
             Body::Checkpoint(checkpoint) => self.checkpoint(offset, checkpoint),
             Body::Base(base) => self.base(offset, *base),
+            Body::Request(request) if signalled::is_repeat(&mut self.signalled, &request) => Event::Repeated,
             Body::Request(request) => {
                 let request = request.behind(&self.joins, &self.ended);
                 match request.kind {
@@ -124,6 +132,9 @@ impl State {
                         self.joins.push(join);
                     }
                     RequestKind::Leave => self.leave(&request),
+                    RequestKind::Pause => drop(self.paused.get_or_insert_with(|| request.asked_by.clone())),
+                    RequestKind::Resume => self.paused = None,
+                    RequestKind::Stop => self.stop(&request),
                     RequestKind::Restart => {
                         // What an earlier one made ready may be gone by now, which may be why it was asked for again.
                         (self.asked, self.next, self.intent) = (Some(request.clone()), None, None);
@@ -178,6 +189,26 @@ impl State {
         self.joins.retain(|join| !join.request.tables.is_empty());
     }
 
+    /// Somebody has these tables, and is not to get their rows once more. A first load goes on.
+    fn stop(&mut self, stop: &Request) {
+        let again: BTreeSet<TableName> =
+            stop.tables.iter().filter(|table| self.is_had(&stop.sink, table)).cloned().collect();
+        let ended = &self.ended;
+        let is_open = |join: &&mut Join| !join.done || ended.contains(&join.request.id);
+        for join in self.joins.iter_mut().filter(|join| join.request.sink == stop.sink).filter(is_open) {
+            join.request.tables.retain(|table| !again.contains(table));
+            join.loaded.retain(|table| join.request.tables.contains(table));
+        }
+        self.joins.retain(|join| !join.request.tables.is_empty());
+    }
+
+    /// Whether the sink was given all of the table before.
+    pub fn is_had(&self, sink: &str, table: &TableName) -> bool {
+        let is_over = |join: &&Join| join.done && !self.ended.contains(&join.request.id);
+        let mut given = self.joins.iter().filter(is_over);
+        given.any(|join| join.request.sink == sink && join.request.within.is_none() && join.request.reads(table))
+    }
+
     fn restart(&mut self, offset: i64, restart: Restart) -> Event {
         if self.claim != Some(restart.epoch) {
             return Event::Superseded(restart.epoch);
@@ -191,7 +222,7 @@ impl State {
         self.joins.clear();
         (self.again, self.forgets) = (Vec::new(), false);
         self.catalog.clear();
-        self.routed = None;
+        (self.routed, self.signalled) = (None, None);
         // A sink may have been away since the restart before.
         let before = self.restarted.take().and_then(|restarted| restarted.old_ledger);
         let Restart { epoch, new, old_ledger, .. } = restart;
@@ -223,6 +254,7 @@ impl State {
         (self.again, self.forgets) = (base.again, base.forgets);
         self.catalog = base.catalog.into_iter().collect();
         self.restarted = base.restarted;
+        (self.signalled, self.paused) = (base.signalled, base.paused);
         self.route(offset, base.tables);
         for relation in base.relations {
             self.relations_at.insert(relation.fingerprint, offset);
@@ -249,6 +281,7 @@ impl State {
             && self.joins == base.joins
             && (&self.again, self.forgets) == (&base.again, base.forgets)
             && self.restarted == base.restarted
+            && (&self.signalled, &self.paused) == (&base.signalled, &base.paused)
             // An open restart is told by its own entries: a start must see them.
             && self.asked.is_none()
             // What its writer had read back and left out nobody needs any more.
@@ -357,6 +390,8 @@ impl State {
             timeline,
             restarted: self.restarted.clone(),
             tables: Some(tables),
+            signalled: self.signalled.clone(),
+            paused: self.paused.clone(),
         }
     }
 
@@ -456,6 +491,7 @@ mod tests {
                 old_ledger: None,
                 taken: vec![],
                 within: None,
+                signal: None,
             })
         };
         let chunk = |request: Option<u128>, sinks: Option<&str>| Chunk {
@@ -512,8 +548,7 @@ mod tests {
         // nor one that a restart was asked for in front of
         let mut asked = full.clone();
         let (id, kind, tables) = (Uuid::from_u128(9), RequestKind::Restart, vec![]);
-        let (sink, asked_by) = (String::new(), String::new());
-        let request = Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None };
+        let request = Request::new(id, kind, "", tables, "");
         asked.apply(4, Entry::new(None, Body::Request(request)));
         assert_eq!((asked.apply(5, base.clone()), asked.base), (Event::Base, None));
         // a zombie's base changes nothing
@@ -524,8 +559,39 @@ mod tests {
 
     fn request(kind: RequestKind, sink: &str, tables: &[&str]) -> Body {
         let tables = tables.iter().map(|name| TableName::new("public", *name)).collect();
-        let (id, sink, asked_by) = (Uuid::from_u128(1), sink.to_owned(), String::new());
-        Body::Request(Request { id, kind, sink, tables, asked_by, old_ledger: None, taken: vec![], within: None })
+        Body::Request(Request::new(Uuid::from_u128(1), kind, sink, tables, ""))
+    }
+
+    #[test]
+    fn a_pause_lasts_until_somebody_ends_it_and_stands_in_bases() {
+        let (pause, resume) = (|| request(RequestKind::Pause, "", &[]), request(RequestKind::Resume, "", &[]));
+        let Body::Request(first) = pause() else { unreachable!("just made") };
+        let first = Body::Request(Request { asked_by: "first".into(), ..first });
+        let (state, _) = fold(&[claim(5), first, pause()]);
+        assert_eq!(state.paused.as_deref(), Some("first"));
+        let base = state.as_base(Epoch { offset: 0, nonce: 5 }, BTreeMap::new(), BTreeMap::new(), vec![]);
+        let mut begun = State::default();
+        begun.apply(7, Entry::new(None, Body::Base(Box::new(base.clone()))));
+        assert_eq!(begun.paused.as_deref(), Some("first"));
+        let mut behind = state.clone();
+        behind.apply(8, Entry::new(None, resume));
+        assert_eq!(behind.paused, None);
+        behind.apply(9, Entry::new(None, Body::Base(Box::new(base))));
+        assert_eq!(behind.base, None, "a start there would not know");
+    }
+
+    #[test]
+    fn what_topics_have_may_be_left_as_it_is_and_a_first_load_may_not() {
+        let load = |number, tables: &[&str]| {
+            let Body::Request(load) = asked(number, RequestKind::Load, tables) else { unreachable!("just made") };
+            Body::Request(Request { sink: String::new(), ..load })
+        };
+        let stop = request(RequestKind::Stop, "", &["a", "b"]);
+        let (state, _) = fold(&[claim(5), load(1, &["a", "c"]), done(1), load(2, &["a", "b"]), load(3, &["a"]), stop]);
+        let of =
+            |join: &Join| (join.request.id.as_u128(), join.request.tables.iter().map(|t| t.table.clone()).collect());
+        let kept: Vec<(u128, Vec<String>)> = state.joins.iter().map(of).collect();
+        assert_eq!(kept, [(1, vec!["a".into(), "c".into()]), (2, vec!["b".into()])]);
     }
 
     #[test]

@@ -115,16 +115,9 @@ mod tests {
     }
 
     fn asked(state: &mut State, offset: i64, kind: RequestKind, tables: &[&str], taken: Vec<Taken>) {
-        let request = Request {
-            id: Uuid::from_u128(offset.unsigned_abs().into()),
-            kind,
-            sink: "orders".into(),
-            tables: tables.iter().map(|name| table(name)).collect(),
-            asked_by: String::new(),
-            old_ledger: None,
-            taken,
-            within: None,
-        };
+        let (id, tables) =
+            (Uuid::from_u128(offset.unsigned_abs().into()), tables.iter().map(|name| table(name)).collect());
+        let request = Request { taken, ..Request::new(id, kind, "orders", tables, "") };
         state.apply(offset, Entry::new(None, Body::Request(request)));
     }
 

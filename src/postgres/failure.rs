@@ -27,6 +27,14 @@ pub fn is_lock_timeout(error: &Error) -> bool {
     cause.and_then(|cause| cause.code()) == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
+/// Whether the server refused a statement and goes on: other statements of the session are none the worse for it.
+pub fn is_refused(error: &Error) -> bool {
+    let Error::Retry(retry) = error else { return false };
+    let cause = retry.source.as_ref().and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
+    // Class 57P: the server, or the session, ends.
+    cause.and_then(|cause| cause.code()).is_some_and(|state| !state.code().starts_with("57P"))
+}
+
 /// Of a SQLSTATE: character_not_in_repertoire or untranslatable_character.
 pub fn is_not_utf8(state: &str) -> bool {
     matches!(state, "22021" | "22P05")

@@ -4,6 +4,7 @@
 //! tables are never meant by a pattern.
 
 use tokio_postgres::GenericClient;
+use tokio_postgres::error::SqlState;
 
 use super::failure::{failed, unreadable};
 use crate::error::Result;
@@ -56,4 +57,26 @@ pub async fn named_tables(
         })
         .collect::<Result<_, tokio_postgres::Error>>()
         .map_err(|e| unreadable("pg_class", e))
+}
+
+/// Those of the names that a regular expression of the server's matches as a whole; the inner error is why it is none.
+pub async fn matching(
+    client: &(impl GenericClient + Sync),
+    names: &[String],
+    expression: &str,
+) -> Result<std::result::Result<Vec<String>, String>> {
+    const SQL: &str =
+        "SELECT n FROM pg_catalog.unnest($1::pg_catalog.text[]) AS w (n) WHERE n ~ ('^(?:' || $2 || ')$')";
+    match client.query(SQL, &[&names, &expression]).await {
+        Ok(rows) => {
+            let read = |row: &tokio_postgres::Row| row.try_get(0);
+            rows.iter().map(read).collect::<Result<_, _>>().map(Ok).map_err(|e| unreadable("a name", e))
+        }
+        Err(error) => match error.as_db_error() {
+            Some(refusal) if *refusal.code() == SqlState::INVALID_REGULAR_EXPRESSION => {
+                Ok(Err(refusal.message().to_owned()))
+            }
+            _ => Err(failed("comparing names with a regular expression", error)),
+        },
+    }
 }

@@ -14,7 +14,7 @@ use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;
 
 use super::failure::{failed, unreadable};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::relation::{TableName, quote_identifier};
 
 /// What to do about something that is missing and not ours to make.
@@ -297,6 +297,18 @@ pub fn check_publication(facts: &PublicationFacts, tables: &[TableName], filtere
     }
     Err(error
         .fact("changes of a table that was filtered or left out meanwhile are lost: lockstep resync TABLE afterwards"))
+}
+
+/// What is published and none of `tables`: somebody must take it out, as a start would say.
+pub fn unrouted(facts: &PublicationFacts, tables: &[TableName]) -> Option<Halt> {
+    let table = facts.tables.iter().find(|table| !tables.contains(&table.name))?;
+    let (name, table) = (quote_identifier(&facts.name), &table.name);
+    Some(Halt {
+        code: Code::PublicationChanged,
+        message: format!("publication {:?} has table {table}, which no connector names", facts.name),
+        facts: vec!["while it runs a reader that has the table halts as soon as it is taken out".to_owned()],
+        hint: format!("ALTER PUBLICATION {name} DROP TABLE ONLY {}", table.quoted()),
+    })
 }
 
 fn list_differences(facts: &PublicationFacts, tables: &[TableName], filtered: &[TableName], differs: &mut Vec<String>) {

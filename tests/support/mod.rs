@@ -21,6 +21,7 @@
 //! Included as `mod support;` by tests and through `#[path]` by the demo and the benchmarks, each of which uses only a part.
 #![allow(dead_code, unused_imports)]
 
+pub mod admin;
 pub mod avro;
 pub mod compare;
 pub mod latency;

@@ -188,6 +188,10 @@ impl Pipeline {
         let mut sections: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut add = |section: &str, line: String| sections.entry(section.to_owned()).or_default().push(line);
         add("", format!("name = \"{}\"", self.name));
+        // What a test edits is for the next start unless it says otherwise.
+        if !self.settings.get("").is_some_and(|lines| lines.iter().any(|line| line.starts_with("reload"))) {
+            add("", "reload = false".to_owned());
+        }
         add("source", format!("url = \"{}\"", self.source_url));
         add("kafka", format!("brokers = \"{}\"", self.kafka));
         let port = if self.several { format!("${{{HTTP_PORT_ENV}}}") } else { self.http_port.to_string() };

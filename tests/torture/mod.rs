@@ -66,6 +66,8 @@ pub struct Options {
     pub seed: u64,
     /// The deck.
     pub kinds: Vec<Kind>,
+    /// Before sinks must be level again there are so many at most: two mostly alone, more always together.
+    pub faults_max: u32,
     /// … within this, a minute where the machine has nothing else to do.
     pub level_time: Duration,
 }
@@ -127,7 +129,8 @@ async fn rounds(
             decks += 1;
         }
         let mut names = Vec::new();
-        for _ in 0..if random.random_ratio(1, 3) { 2 } else { 1 } {
+        let more = random.random_ratio(1, 3) || options.faults_max > 2;
+        for _ in 0..if more { random.random_range(2..=options.faults_max.max(2)) } else { 1 } {
             let Some(kind) = deck.pop() else { break };
             names.push(kind.name());
             let (random, extras, alters) = (&mut random, &mut extras, &mut alters);

@@ -28,6 +28,9 @@ impl Core {
         if matches!(&event, Event::Requested(request) if request.kind == RequestKind::Restart) {
             return Err(Error::retry_plain(format!("a restart was asked for (ledger entry {})", record.offset)));
         }
+        if let Event::Requested(request) = &event {
+            self.steer(request);
+        }
         self.entries_since_base += 1;
         if event == Event::Base {
             // Ours, for it is valid. Something may have landed in front of it; then it is not named, and the next one is due

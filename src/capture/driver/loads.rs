@@ -81,7 +81,29 @@ impl Core {
         if let Some(job) = job {
             self.start_job(job)?;
         }
+        self.loader.pause(self.state.paused.is_some());
         Ok(())
+    }
+
+    /// Somebody wants existing rows not to be read, or to be read again.
+    pub(super) fn steer(&mut self, request: &Request) {
+        match request.kind {
+            RequestKind::Pause | RequestKind::Resume => {
+                let paused = self.state.paused.is_some();
+                tracing::info!(asked_by = request.asked_by, paused, "the reading of existing rows");
+                self.loader.pause(paused);
+            }
+            RequestKind::Stop => {
+                for table in &request.tables {
+                    let is_asked = self.state.open_joins().any(|join| join.request.reads(table));
+                    if !is_asked && self.loader.remembers(table) {
+                        tracing::info!(%table, asked_by = request.asked_by, "existing rows are not read to their end");
+                        self.loader.let_go(table);
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Starts loads, asks for chunks, tells requests that they are done.
@@ -95,7 +117,7 @@ impl Core {
                 tracing::info!(request = %id, "existing rows loaded");
             }
         }
-        if self.loader.is_idle() && self.done.is_empty() {
+        if self.loader.is_idle() && self.done.is_empty() && self.state.paused.is_none() {
             self.withheld.free_all();
             self.start_load()?;
         }
@@ -196,11 +218,12 @@ impl Core {
             }
             Answer::Halted(error) => return Err(error),
             Answer::Watched(watched) => {
-                let Watched { current, retained, looks, published, rerouted, left_out, unfit } = *watched;
+                let Watched { current, retained, looks, published, rerouted, left_out, unfit, signals } = *watched;
                 self.source_end = current;
                 self.reporter.update(|s| s.slot_retained_bytes = retained);
                 self.note_left_out(left_out);
                 self.note_unfit(unfit);
+                self.note_signal_table(signals.as_ref());
                 if rerouted.is_some() {
                     self.rerouted = rerouted;
                     return Ok(());

@@ -45,7 +45,10 @@ impl Core {
                 .flatten();
             let rows_estimated = self.estimates.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
             let rows_per_second = self.meters.rate(&table.name, rows_done, self.reported);
-            (table.name.clone(), TableStatus { rows_done, rows_estimated, rows_per_second, ..TableStatus::new(phase) })
+            let waiting_for = self.withheld.of(&table.name).filter(|_| self.loader.remembers(&table.name));
+            let status =
+                TableStatus { rows_done, rows_estimated, rows_per_second, waiting_for, ..TableStatus::new(phase) };
+            (table.name.clone(), status)
         });
         let tables = tables.collect();
         let mut unanswered = self.state.open_joins().filter(|join| !self.answers(&join.request));
@@ -55,10 +58,15 @@ impl Core {
                 join.request.sink, join.offset
             )
         });
+        let paused = self.state.paused.clone();
+        let resumed = self.state.open_joins().next().and(paused.as_ref());
+        let resumed = resumed.map(|by| format!("lockstep snapshot resume: {by} paused the reading of existing rows"));
+        let unanswered = resumed.clone().or(unanswered);
         let unanswered = unanswered.or_else(|| self.left_out.first().map(ToString::to_string));
         self.metrics.snapshot_held(self.held.is_some());
+        self.metrics.snapshot_paused(paused.is_some());
         self.metrics.tables_withheld(self.withheld.count());
-        let held = self.withheld.waiting_for().or_else(|| self.held.map(|held| held.to_string()));
+        let held = resumed.or_else(|| self.withheld.waiting_for()).or_else(|| self.held.map(|held| held.to_string()));
         let was_held = std::mem::replace(&mut self.told_held, held.is_some());
         self.reporter.update(|s| {
             s.state = if busy { status::State::Snapshot } else { status::State::Streaming };
@@ -67,6 +75,7 @@ impl Core {
             } else if held.is_some() || was_held {
                 s.waiting_for = held;
             }
+            s.snapshot_paused = paused;
             s.position = Some(closed);
             s.lag_bytes = Some(lag);
             s.tables = tables;

@@ -658,3 +658,26 @@ fn so_many_keys_that_are_to_be_read_again_that_the_table_is() {
     assert!(!loader.is_torn(&table()));
     assert_eq!(read(&mut loader).range, KeyRange::ALL);
 }
+
+#[test]
+fn a_pause_remembers_nothing_and_ends_behind_a_fence() {
+    let mut loader = loader();
+    let held = read(&mut loader);
+    loader.chunk(chunk(&held, 10, &[row(&["1", "old"])]));
+    loader.pause(true);
+    assert_eq!(
+        (mark(&mut loader, held.nonce), loader.next_action(Uuid::new_v4(), true)),
+        (None, None),
+        "nothing enters"
+    );
+    for xid in 20..2000 {
+        remember(&mut loader, xid, Op::Update(row(&["1", "meanwhile"])));
+    }
+    assert_eq!(loader.remembered.len(), 0);
+    loader.pause(false);
+    let name = Uuid::new_v4();
+    assert_eq!(loader.next_action(name, true), Some(Action::Fence(name)), "none that began before is still to be seen");
+    remember(&mut loader, 2000, Op::Update(row(&["1", "new"])));
+    loader.fenced(name);
+    assert_eq!(sorted(answer(&mut loader, 2000, &[row(&["1", "meanwhile"])], None)), ["1,new"]);
+}

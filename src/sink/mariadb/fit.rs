@@ -11,7 +11,7 @@
 //! | date, time, timestamp | DATE, TIME, DATETIME with as many digits of a second; infinities, BC and years from 10000 on are refused when they come |
 //! | timestamptz | DATETIME or TIMESTAMP: the time in UTC |
 //! | bytea | BLOBs, VARBINARY |
-//! | uuid | UUID, BINARY(16) or a text |
+//! | uuid | BINARY(16), CHAR(36) or a text; the type UUID refuses some, and sorts by other bytes first |
 //! | every other type, and each of these | a text in utf8mb4 or binary: what Postgres prints |
 //!
 //! Keys must be told apart and ordered as at the source, so a text in a key needs a collation by bytes that does not pad:
@@ -193,7 +193,6 @@ fn kind(from: &Stored, sink: &ColumnFacts) -> Option<Kind> {
             Some(Kind::Bytes { bytes: sink.bytes? })
         }
         ("uuid", "binary") if sink.bytes == Some(16) => Some(Kind::Uuid),
-        ("uuid", "uuid") => Some(Kind::Text { chars: None, bytes: 36 }),
         // Its length is the same in all.
         ("uuid", "char") if sink.chars >= Some(36) => Some(Kind::Text { chars: None, bytes: 36 }),
         _ => None,
@@ -245,7 +244,7 @@ fn digits(typmod: i32) -> Option<(i32, i32)> {
 
 /// Whether keys are equal and ordered here as they are at the source.
 fn tells_apart(order: KeyOrder, kind: Kind, sink: &ColumnFacts) -> bool {
-    let by_bytes = sink.charset.is_empty() && sink.data_type != "binary" && sink.data_type != "uuid";
+    let by_bytes = sink.charset.is_empty() && sink.data_type != "binary";
     match (order, kind) {
         (KeyOrder::Integer, Kind::Integer) | (KeyOrder::Micros, Kind::Date | Kind::Moment) => true,
         (KeyOrder::Numeric, Kind::Decimal { .. }) => true,
@@ -328,7 +327,7 @@ fn declaration(column: &Column) -> String {
         "time" if !is_key => format!("TIME({})", fraction()),
         "timestamp" | "timestamptz" => format!("DATETIME({})", fraction()),
         "bytea" => (if is_key { "VARBINARY(255)" } else { "LONGBLOB" }).to_owned(),
-        "uuid" => (if is_key { "BINARY(16)" } else { "UUID" }).to_owned(),
+        "uuid" => "BINARY(16)".to_owned(),
         "varchar" | "bpchar" if (5..=16_000).contains(&from.typmod) => {
             let length = from.typmod - 4;
             let collation = if is_key { KEY_COLLATION } else { "CHARACTER SET utf8mb4" };
@@ -398,6 +397,8 @@ mod tests {
             (from("varchar", 24), varchar(20, "utf8mb4_bin"), true),
             (from("varchar", 25), varchar(20, "utf8mb4_bin"), false),
             (from("interval", -1), varchar(64, "utf8mb4_bin"), true),
+            (from("uuid", -1), ColumnFacts { bytes: Some(16), ..sink("binary") }, true),
+            (from("uuid", -1), sink("uuid"), false),
             (Stored { arrays: 1, ..from("int4", -1) }, sink("int"), false),
         ] {
             assert_eq!(kind(&source, &at_sink).is_some(), holds, "{} {}", source.name, at_sink.column_type);
@@ -416,7 +417,6 @@ mod tests {
             assert_eq!(tells_apart(KeyOrder::Text, text, &varchar(20, collation)), apart, "{collation}");
         }
         assert!(tells_apart(KeyOrder::Text, text, &ColumnFacts { bytes: Some(80), ..sink("varbinary") }));
-        assert!(!tells_apart(KeyOrder::Bytes, text, &sink("uuid")), "it sorts by other bytes first");
         assert!(!tells_apart(KeyOrder::Text, Kind::Integer, &sink("int")), "a domain's order is its text's");
         assert!(!tells_apart(KeyOrder::Text, Kind::Float, &sink("double")));
     }

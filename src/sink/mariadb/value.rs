@@ -179,7 +179,8 @@ fn decimal(text: &[u8], whole: usize, scale: usize, out: &mut Vec<u8>) -> Result
     Ok(())
 }
 
-/// As a literal with an exponent: without one it would be a decimal, which knows no negative zero.
+/// As a literal with an exponent: without one it would be a decimal, and have no more digits than that. A negative zero becomes zero
+/// in the column, whatever the literal.
 fn float(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     let legal = |b: &u8| b.is_ascii_digit() || matches!(b, b'-' | b'+' | b'.' | b'e');
     let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<f64>().ok());

@@ -1,0 +1,105 @@
+//! A configuration that is edited while the process runs.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::compare::TablePair;
+use support::scene::{PATIENCE, Scene, text, wait_text};
+use support::{Process, Status};
+
+const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
+
+fn refused(status: &Status, what: &str) -> bool {
+    status.0["configuration"]["refused"].as_str().is_some_and(|why| why.contains(what))
+}
+
+async fn taken(process: &mut Process) {
+    let is = |s: &Status| s.0["configuration"].is_object() && s.0["configuration"]["refused"].is_null();
+    process.wait_until("the edit is taken", PATIENCE, is).await.unwrap();
+}
+
+/// A table is added, a file is broken and mended, a sink is added; the other table's stream goes on meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_edited_is_taken_while_it_runs() {
+    let schema = "CREATE TABLE public.first (id int PRIMARY KEY, v text); CREATE TABLE public.second (id int PRIMARY KEY, v text)";
+    let scene = Scene::bare(LOCKSTEP, "reload", schema, 2).await;
+    let inventory = scene.sinks[1].1.url();
+    let scene = scene.configure(|p| p.without_sink("inventory").table("public.first").set("", "reload = true"));
+    let mut scene = Scene { tables: vec![TablePair::same("public.first", &["id"])], ..scene };
+    let late = scene.sinks.pop().unwrap();
+    scene
+        .sql("INSERT INTO first SELECT -i, 'old' FROM generate_series(1, 500) i; INSERT INTO second VALUES (1, 'a')")
+        .await;
+    let mut process = scene.start().await;
+    let pid = process.pid();
+
+    let (stop, database, sink) = (Arc::new(AtomicBool::new(false)), scene.source.url(), scene.orders().url());
+    let stopped = stop.clone();
+    // The longest time that the newest row took to arrive.
+    let longest = tokio::spawn(async move {
+        let (source, connection) = tokio_postgres::connect(&database, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let (sink, connection) = tokio_postgres::connect(&sink, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let (mut written, mut longest) = (0, Duration::ZERO);
+        while !stopped.load(Ordering::Relaxed) {
+            written += 1;
+            source.execute("INSERT INTO first VALUES ($1, 'new')", &[&written]).await.unwrap();
+            let since = Instant::now();
+            while sink.query_one("SELECT coalesce(max(id), 0) FROM first", &[]).await.unwrap().get::<_, i32>(0)
+                < written
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            longest = longest.max(since.elapsed());
+        }
+        longest
+    });
+
+    // Half an edit.
+    let path = scene.pipeline.dir.join("connectors/second.toml");
+    std::fs::write(&path, "table = \"public.second\"\n[sinks.order").unwrap();
+    process.wait_until("it is named", PATIENCE, |s| refused(s, "second.toml:2")).await.unwrap();
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_configuration_refused 1"));
+    // A table that is not there yet.
+    std::fs::write(&path, "table = \"public.third\"\n[sinks.orders]").unwrap();
+    process.wait_until("it is not there", PATIENCE, |s| refused(s, "TABLE_MISSING")).await.unwrap();
+    let status = scene.pipeline.command(&["status"]).unwrap();
+    assert!(String::from_utf8_lossy(&status.stdout).contains("the edited configuration is not taken"), "{status:?}");
+    std::fs::remove_file(&path).unwrap();
+    let mut scene = scene.configure(|p| p.table("public.second"));
+    scene.tables.push(TablePair::same("public.second", &["id"]));
+    scene.pipeline.write().unwrap();
+    wait_text(scene.orders(), "SELECT count(*) FROM second", "1", &mut process).await;
+    taken(&mut process).await;
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_configuration_refused 0"));
+
+    let read = scene.rows_read("public.second");
+    let both = |p: support::Pipeline| p.table("public.first").table("public.second");
+    let mut scene = scene.configure(|p| both(p.sink_url("inventory", inventory)));
+    scene.sinks.push(late);
+    scene.pipeline.write().unwrap();
+    let second = |s: &Status| s.sink_state("inventory") == "streaming";
+    process.wait_until("the second sink streams", PATIENCE, second).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let longest = longest.await.unwrap();
+    scene.equal(&mut process).await;
+    assert_eq!(scene.rows_read("public.second") - read, 1, "once, for the new sink");
+    assert_eq!(text(scene.orders(), "SELECT count(*) FROM first WHERE v = 'old'").await, "500");
+    assert!(longest < Duration::from_secs(10), "a row took {longest:?} to arrive");
+
+    // Nothing that a running process can't change.
+    let scene = scene.configure(|p| p.set("http", "admin = \"other.sock\""));
+    scene.pipeline.write().unwrap();
+    process
+        .wait_until("it is refused", PATIENCE, |s| refused(s, "http.admin is taken at a start alone"))
+        .await
+        .unwrap();
+    assert_eq!(process.pid(), pid);
+    process.ensure_running().unwrap();
+    assert_eq!(scene.log().matches("\"started\"").count(), 1);
+    process.terminate(PATIENCE).await.unwrap();
+}
