@@ -60,27 +60,30 @@ struct Debt {
 }
 
 impl Parking {
-    /// The row was written, or deleted: it owes no more what it carries.
+    /// The row was written, or deleted: it owes no more what it carries. Who owed under a key that another row has come to is gone,
+    /// by a TRUNCATE or by a foreign key's action.
     pub fn written(&mut self, row: &NewRow<'_>) {
         let Some(table) = self.owing.get_mut(&row.plan.facts.name) else { return };
-        let image = Image::of(row.key.iter().map(Held::as_ref));
-        let Some(mut debt) = table.rows.remove(&image) else { return };
-        if row.verb == Verb::Delete {
+        let debt = table.rows.remove(&Image::of(row.key.iter().map(Held::as_ref)));
+        if matches!(row.verb, Verb::Insert | Verb::Delete) {
             return;
         }
+        let mut key: Vec<Value> = row.key.iter().map(Held::to_value).collect();
+        for (part, place) in key.iter_mut().zip(&row.plan.key) {
+            if let Some(i) = row.places.iter().position(|written| written == place) {
+                *part = row.new[i].to_value();
+            }
+        }
+        let now = Image::of(key.iter().map(ValueRef::from));
+        table.rows.remove(&now);
+        let Some(mut debt) = debt else { return };
         for &place in row.places {
             debt.held.remove(&row.plan.columns[place].name);
         }
-        if debt.held.is_empty() {
-            return;
-        }
         // What a moved row still owes it owes under its new key.
-        for (k, place) in row.plan.key.iter().enumerate() {
-            if let Some(i) = row.places.iter().position(|written| written == place) {
-                debt.key[k] = row.new[i].to_value();
-            }
+        if !debt.held.is_empty() {
+            table.rows.insert(now, Debt { key, ..debt });
         }
-        table.rows.insert(Image::of(debt.key.iter().map(ValueRef::from)), debt);
     }
 
     /// Parks every other row that holds the unique value by which `error` refused this one.
