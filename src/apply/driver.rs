@@ -477,8 +477,6 @@ impl<S: Sink> Worker<S> {
                 }
                 Err(Failure::Unique(halt)) if !self.writer.strict => {
                     handover = Some(halt.clone()).filter(|halt| halt.code == Code::UniqueHandover);
-                    // What is unique may be another thing by now.
-                    self.writer.forget_plans();
                     self.writer.strict = true;
                 }
                 Err(Failure::Reference(_)) if !self.writer.whole && !self.writer.loads.is_empty() => {

@@ -268,7 +268,7 @@ async fn sink_findings<S: sink::Sink>(
 ) -> Result<()> {
     let targets = config.tables.iter().flat_map(|table| &table.sinks).filter(|target| target.sink == sink.name);
     findings.extend(S::lacks(sink, &targets.collect::<Vec<_>>()).into_iter().map(Finding::Halt));
-    let database = S::connect(sink, &config.name, Uuid::new_v4()).await?;
+    let mut database = S::connect(sink, &config.name, Uuid::new_v4()).await?;
     let row = database.found_progress().await;
     match (row, told) {
         (Ok(Some(row)), Some((id, state))) => {

@@ -10,7 +10,9 @@ use super::outbox;
 use super::pattern::TableTemplate;
 use super::records;
 use super::shape;
+use super::sqlite;
 use super::units::{show_duration, show_size};
+use super::url;
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
 use super::{
     Compression, Config, Database, Engine, Registry, RegistryAuth, Route, Sink, SourceSnapshot, Table, TablePattern,
@@ -49,7 +51,7 @@ pub fn describe(config: &Config) -> String {
 fn source(out: &mut String, config: &Config) {
     let source = &config.source;
     out.push_str("\n[source]\n");
-    database(out, &source.database);
+    database(out, &source.database, &source.database.to_string());
     pair(out, "slot", text(&source.slot));
     pair(out, "publication", text(&source.publication));
     pair(out, "failover", source.failover.to_string());
@@ -188,13 +190,13 @@ fn registry(out: &mut String, registry: &Registry) {
     pair(out, "timeout", text(&show_duration(registry.timeout)));
 }
 
-fn database(out: &mut String, database: &Database) {
+fn database(out: &mut String, database: &Database, url: &str) {
     let mode = match database.tls {
         Tls::Off => "disable",
         Tls::Verified { .. } => "verify-full",
     };
     let timeout = database.connect_timeout.as_secs();
-    pair(out, "url", text(&format!("{database}?sslmode={mode}&connect_timeout={timeout}")));
+    pair(out, "url", text(&format!("{url}?sslmode={mode}&connect_timeout={timeout}")));
     if let Tls::Verified { ca_file: Some(ca_file) } = &database.tls {
         pair(out, "ca_file", text(&ca_file.display().to_string()));
     }
@@ -206,7 +208,9 @@ fn database(out: &mut String, database: &Database) {
 fn sink(out: &mut String, sink: &Sink) {
     let _ = writeln!(out, "\n[sinks.{}]", sink.name);
     match &sink.engine {
-        Engine::Postgres(each) => database(out, each),
+        Engine::Postgres(each) => database(out, each, &each.to_string()),
+        Engine::MariaDb(each) => database(out, each, &url::of_mariadb(each)),
+        Engine::Sqlite(path) => pair(out, "url", text(&sqlite::url(path))),
     }
     pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));

@@ -26,6 +26,7 @@ mod registry;
 mod routes;
 mod shape;
 mod snapshot;
+mod sqlite;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -216,6 +217,10 @@ pub struct Http {
 #[derive(Debug, Clone)]
 pub enum Engine {
     Postgres(Database),
+    /// A Unix host is the server's socket.
+    MariaDb(Database),
+    /// The database's file.
+    Sqlite(PathBuf),
 }
 
 impl Engine {
@@ -223,13 +228,19 @@ impl Engine {
     pub fn kind(&self) -> &'static str {
         match self {
             Engine::Postgres(_) => "Postgres",
+            Engine::MariaDb(_) => "MariaDB",
+            Engine::Sqlite(_) => "SQLite",
         }
     }
 
-    /// Whether two are the same database, as far as text says.
+    /// Whether tables of the same name in both are one table, as far as text says.
     fn is_same(&self, other: &Engine) -> bool {
         match (self, other) {
             (Engine::Postgres(a), Engine::Postgres(b)) => a.is_same(b),
+            // There a schema is a database: which one the connection is in says nothing of tables.
+            (Engine::MariaDb(a), Engine::MariaDb(b)) => (&a.host, a.port) == (&b.host, b.port),
+            (Engine::Sqlite(a), Engine::Sqlite(b)) => a == b,
+            _ => false,
         }
     }
 
@@ -237,6 +248,8 @@ impl Engine {
     fn is_source(&self, source: &Database) -> bool {
         match self {
             Engine::Postgres(database) => database.is_same(source),
+            Engine::MariaDb(_) => false,
+            Engine::Sqlite(_) => false,
         }
     }
 }

@@ -14,8 +14,9 @@ use super::findings::{At, Report};
 use super::names;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
+use super::sqlite;
 use super::units::{self, GIB, KIB, MIB};
-use super::url::{self, RootCert};
+use super::url::{self, DatabaseUrl, Fault, RootCert};
 use super::wire::wire;
 use super::{
     Compression, Database, Engine, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire,
@@ -179,10 +180,19 @@ pub(super) fn check_identifier(section: &Section<'_>, what: &str, name: &Text) {
 /// `url` and the keys beside it: password, certificate authority.
 fn database(section: &mut Section<'_>, dir: &Path) -> Option<Database> {
     let url = section.required("url", "url = \"postgres://USER@HOST:5432/DATABASE\"");
+    database_at(section, dir, url, url::parse)
+}
+
+fn database_at(
+    section: &mut Section<'_>,
+    dir: &Path,
+    url: Option<Text>,
+    parse: fn(&str) -> Result<DatabaseUrl, Vec<Fault>>,
+) -> Option<Database> {
     let password = files::password(section, "password_file", "password_env", dir);
     let ca_file = files::certificates(section, "ca_file", dir);
     let (url, report) = (url?, section.report());
-    let mut parsed = match url::parse(&url.value) {
+    let mut parsed = match parse(&url.value) {
         Ok(parsed) => parsed,
         Err(faults) => {
             for fault in faults {
@@ -391,7 +401,14 @@ fn listen(section: &mut Section<'_>) -> Option<SocketAddr> {
 
 /// The scheme of its url says what kind of database a sink is.
 fn engine(section: &mut Section<'_>, dir: &Path) -> Option<Engine> {
-    database(section, dir).map(Engine::Postgres)
+    let url = section.required("url", "url = \"postgres://USER@HOST:5432/DATABASE\"");
+    if let Some(file) = url.as_ref().and_then(|url| sqlite::file(section.report(), url, dir)) {
+        return file.map(Engine::Sqlite);
+    }
+    let mariadb = url.as_ref().is_some_and(|url| url::is_mariadb(&url.value));
+    let parse = if mariadb { url::parse_mariadb } else { url::parse };
+    let database = database_at(section, dir, url, parse)?;
+    Some(if mariadb { Engine::MariaDb(database) } else { Engine::Postgres(database) })
 }
 
 fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink>) {

@@ -74,9 +74,37 @@ pub(super) enum RootCert {
     File(PathBuf),
 }
 
+/// Of MariaDB and MySQL.
+const MARIADB_SCHEMES: [&str; 2] = ["mysql://", "mariadb://"];
+const MARIADB_PORT: u16 = 3306;
+const MARIADB_FORM: &str = "write mysql://USER@HOST:3306/DATABASE";
+
+/// Whether a sink's URL is that of a MariaDB.
+pub(super) fn is_mariadb(url: &str) -> bool {
+    MARIADB_SCHEMES.iter().any(|scheme| url.starts_with(scheme))
+}
+
+/// The same form as a Postgres has, with another scheme and port.
+pub(super) fn parse_mariadb(url: &str) -> Result<DatabaseUrl, Vec<Fault>> {
+    let rest = MARIADB_SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or_default();
+    parse_parts(rest, MARIADB_PORT).map_err(|faults| {
+        let own = |fault: Fault| Fault { hint: fault.hint.replace(FORM, MARIADB_FORM), ..fault };
+        faults.into_iter().map(own).collect()
+    })
+}
+
+/// As people write it, without a password.
+pub(super) fn of_mariadb(database: &Database) -> String {
+    database.to_string().replacen("postgres://", MARIADB_SCHEMES[0], 1)
+}
+
 /// Takes a URL apart. Every fault is found that does not depend on another.
 pub(super) fn parse(url: &str) -> Result<DatabaseUrl, Vec<Fault>> {
-    let parts = split(url).map_err(|fault| vec![fault])?;
+    parse_parts(without_scheme(url).map_err(|fault| vec![fault])?, PORT)
+}
+
+fn parse_parts(rest: &str, default_port: u16) -> Result<DatabaseUrl, Vec<Fault>> {
+    let parts = split(rest).map_err(|fault| vec![fault])?;
     let mut faults = Vec::new();
     let mut note = |fault: Fault| {
         faults.push(fault);
@@ -86,7 +114,7 @@ pub(super) fn parse(url: &str) -> Result<DatabaseUrl, Vec<Fault>> {
     let password = parts.password.map(password).transpose().map_err(&mut note);
     let dbname = database_name(parts.database).map_err(&mut note);
     let host = host(parts.host, parameters.get("host")).map_err(&mut note);
-    let port = port(parts.port, parameters.get("port")).map_err(&mut note);
+    let port = port(parts.port, parameters.get("port"), default_port).map_err(&mut note);
     let sslmode = parameters.get("sslmode").map(|mode| ssl_mode(mode)).transpose().map_err(&mut note);
     let timeout = connect_timeout(parameters.get("connect_timeout")).map_err(&mut note);
     let root_cert = parameters.get("sslrootcert").map(|path| match path.as_str() {
@@ -113,15 +141,18 @@ struct Parts<'u> {
     query: &'u str,
 }
 
-fn split(url: &str) -> Result<Parts<'_>, Fault> {
-    let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) else {
+fn without_scheme(url: &str) -> Result<&str, Fault> {
+    url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")).ok_or_else(|| {
         let message = if url.contains("://") {
             "the URL of a database begins with postgres://"
         } else {
             "url must be a URL that begins with postgres://"
         };
-        return Err(fault(message, FORM));
-    };
+        fault(message, FORM)
+    })
+}
+
+fn split(rest: &str) -> Result<Parts<'_>, Fault> {
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     // Whoever reads on would take a piece of the password for a host.
     if tail.contains('@') {
@@ -239,14 +270,14 @@ fn ipv6(raw: &str) -> Result<Host, Fault> {
     }
 }
 
-fn port(raw: Option<&str>, parameter: Option<&String>) -> Result<u16, Fault> {
+fn port(raw: Option<&str>, parameter: Option<&String>, default: u16) -> Result<u16, Fault> {
     let port = match (raw, parameter) {
         (Some(_), Some(_)) => {
             return Err(fault("the URL names a port twice, after the host and as ?port=", "delete one of them"));
         }
         (Some(port), None) => port,
         (None, Some(port)) => port.as_str(),
-        (None, None) => return Ok(PORT),
+        (None, None) => return Ok(default),
     };
     if port.contains(',') {
         return Err(several_hosts());
@@ -463,6 +494,16 @@ mod tests {
         ];
         let shown: String = urls.map(|url| format!("{url}\n{}\n", hints(url))).concat();
         insta::assert_snapshot!(shown);
+    }
+
+    #[test]
+    fn a_mariadb_has_a_scheme_and_a_port_of_its_own() {
+        let database = |url: &str| parse_mariadb(url).unwrap().with(Tls::Off, None);
+        assert_eq!(of_mariadb(&database("mariadb://u:p@h/d")), "mysql://u@h:3306/d");
+        assert_eq!(database("mysql://u@%2Frun%2Fmysqld.sock/d").host, Host::Unix("/run/mysqld.sock".into()));
+        assert!(is_mariadb("mysql://u@h/d") && !is_mariadb("postgres://u@h/d"));
+        let faults = parse_mariadb("mysql://h/d").map(|_| ()).unwrap_err();
+        assert_eq!(faults[0].hint, MARIADB_FORM);
     }
 
     #[test]

@@ -17,6 +17,19 @@ use x509_cert::der::Decode;
 use crate::config::{Database, Host, Tls};
 use crate::error::{Code, Error, Result};
 
+/// The certificates of `ca_file`, or else the system's, for clients that make their own of them; each one is known to be usable.
+pub fn certificates(ca_file: Option<&Path>) -> Result<Vec<Vec<u8>>> {
+    if let Some(file) = ca_file {
+        roots_of(file)?;
+        let read = CertificateDer::pem_file_iter(file).into_iter().flatten();
+        return Ok(read.filter_map(|certificate| Some(certificate.ok()?.to_vec())).collect());
+    }
+    system_roots()?;
+    let usable = |certificate: &CertificateDer<'static>| RootCertStore::empty().add(certificate.clone()).is_ok();
+    let found = rustls_native_certs::load_native_certs().certs;
+    Ok(found.into_iter().filter(usable).map(|certificate| certificate.to_vec()).collect())
+}
+
 /// A client that trusts the certificates of `ca_file`, or else the system's.
 pub fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match ca_file {

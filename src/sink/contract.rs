@@ -68,17 +68,17 @@ pub trait Sink: Sized {
     async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<Self>;
 
     /// Makes the table of progress if it is missing and `create` allows it, and reads the row, if there is one. Any reader may.
-    async fn progress(&self, create: bool) -> Result<Option<ProgressRow>>;
+    async fn progress(&mut self, create: bool) -> Result<Option<ProgressRow>>;
 
     /// The same without making anything.
-    async fn found_progress(&self) -> Result<Option<ProgressRow>>;
+    async fn found_progress(&mut self) -> Result<Option<ProgressRow>>;
 
     /// Becomes the owner of the progress row, which is made from `first` if there is none. Waits for an open transaction of
     /// the owner before, at most `lock_timeout`; it is not waited for when the owner is another worker that is alive.
     async fn take_over(&mut self, first: &Standing) -> Result<TakeOver>;
 
     /// Ends the connection of a worker that [`TakeOver::Standby`] named, once its lease is over. True if it was told to end.
-    async fn evict(&self, owner: &Owner) -> Result<bool>;
+    async fn evict(&mut self, owner: &Owner) -> Result<bool>;
 
     /// When the database last answered, for [`watch`](Sink::watch).
     fn heard(&self) -> Heard;
@@ -118,17 +118,17 @@ pub trait Sink: Sized {
     }
 
     /// Everything that would keep `wanted` from being written, all at once. Nothing is changed.
-    async fn preflight(&self, wanted: &[WantedTable]) -> Result<Findings>;
+    async fn preflight(&mut self, wanted: &[WantedTable]) -> Result<Findings>;
 
     /// How to write `wanted`, by the sink's catalog as it is now; in their order. The first finding of a preflight is the
     /// error.
-    async fn plan(&self, wanted: &[WantedTable]) -> Result<Vec<Self::Plan>>;
+    async fn plan(&mut self, wanted: &[WantedTable]) -> Result<Vec<Self::Plan>>;
 
     /// Refuses a table that still holds rows under constants that a table of the source had before: no chunk of it replaces them.
-    async fn check_left(&self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()>;
+    async fn check_left(&mut self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()>;
 
     /// What [`evolve`](Sink::evolve) would run now, as far as that can be told without the versions before. Changes nothing.
-    async fn steps(&self, _wanted: &WantedTable, _evolve: Evolve) -> Result<Vec<String>> {
+    async fn steps(&mut self, _wanted: &WantedTable, _evolve: Evolve) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
@@ -191,7 +191,7 @@ pub trait Sink: Sized {
 
     /// The circles among these tables of the sink, which are loaded in one transaction. Of no use where foreign keys are never
     /// checked later than with the row.
-    async fn circles(&self, _tables: &[TableName]) -> Outcome<Circles> {
+    async fn circles(&mut self, _tables: &[TableName]) -> Outcome<Circles> {
         Ok(Circles::new())
     }
 
@@ -203,7 +203,7 @@ pub trait Sink: Sized {
     // ---- `foreign_keys = "after_load"`: see `super::foreign_keys` ----
 
     /// Foreign keys to be set aside while these tables, of all that we write, get their first rows.
-    async fn foreign_keys(&self, _first: &[TableName], _all: &[TableName]) -> Result<Vec<Found>> {
+    async fn foreign_keys(&mut self, _first: &[TableName], _all: &[TableName]) -> Result<Vec<Found>> {
         Ok(Vec::new())
     }
 
@@ -213,7 +213,7 @@ pub trait Sink: Sized {
     }
 
     /// Makes what they are written down in, if it is missing and `create` allows it.
-    async fn prepare_foreign_keys(&self, _create: bool) -> Result<()> {
+    async fn prepare_foreign_keys(&mut self, _create: bool) -> Result<()> {
         Ok(())
     }
 
@@ -223,7 +223,7 @@ pub trait Sink: Sized {
     }
 
     /// Those that are written down.
-    async fn foreign_keys_aside(&self) -> Result<Vec<SetAside>> {
+    async fn foreign_keys_aside(&mut self) -> Result<Vec<SetAside>> {
         Ok(Vec::new())
     }
 

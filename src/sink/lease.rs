@@ -93,7 +93,7 @@ pub trait Probe {
     async fn connect(&self) -> Result<Self::Session>;
 
     /// What the owner's backend does; `None` when it is gone.
-    async fn activity(session: &Self::Session, owner: &Owner) -> Result<Option<Activity>>;
+    async fn activity(session: &mut Self::Session, owner: &Owner) -> Result<Option<Activity>>;
 }
 
 /// Watches the connection behind `owner`; resolves with the error once it is dead without anybody having said so. A server
@@ -116,7 +116,7 @@ pub async fn watch_link<P: Probe>(probe: &P, sink: &config::Sink, owner: Owner, 
 /// Looks until the connection speaks again (`None`) or is known to be dead, and why.
 async fn look<P: Probe>(probe: &P, owner: &Owner, heard: &Heard, patience: Duration) -> Option<String> {
     let before = heard.get();
-    let session = match probe.connect().await {
+    let mut session = match probe.connect().await {
         Ok(session) => session,
         // The server answers, so the way to it is open; what it refuses is nothing to end a transaction for.
         Err(error) if is_refusal(&error) => {
@@ -128,7 +128,7 @@ async fn look<P: Probe>(probe: &P, owner: &Owner, heard: &Heard, patience: Durat
     };
     let mut lease = Lease::new(patience);
     while heard.get() == before {
-        match tokio::time::timeout(patience, P::activity(&session, owner)).await {
+        match tokio::time::timeout(patience, P::activity(&mut session, owner)).await {
             Ok(Ok(Some(activity))) => {
                 if lease.is_over(owner, activity, Instant::now()) {
                     return Some("the server waits for us, and we for it".to_owned());

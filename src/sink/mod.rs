@@ -4,6 +4,8 @@
 //! | engine | where |
 //! |---|---|
 //! | Postgres | [`postgres`] and the files beside this one that it names |
+//! | MariaDB | [`mariadb`] |
+//! | SQLite | [`sqlite`] |
 
 pub mod catalog;
 pub mod circles;
@@ -19,12 +21,14 @@ mod keyless;
 pub mod labels;
 pub mod lacks;
 pub mod lease;
+pub mod mariadb;
 pub mod park;
 pub mod postgres;
 pub mod progress;
 mod range;
 pub mod refusal;
 pub mod sql;
+pub mod sqlite;
 pub mod stored;
 mod uniques;
 mod write;
@@ -45,6 +49,14 @@ macro_rules! for_engine {
                 type $S = $crate::sink::postgres::PostgresSink;
                 $run
             }
+            $crate::config::Engine::MariaDb(_) => {
+                type $S = $crate::sink::mariadb::MariaDbSink;
+                $run
+            }
+            $crate::config::Engine::Sqlite(_) => {
+                type $S = $crate::sink::sqlite::SqliteSink;
+                $run
+            }
         }
     };
 }
@@ -53,7 +65,8 @@ pub(crate) use for_engine;
 /// Names a sink's database in messages. Never holds a secret.
 pub fn place(engine: &Engine) -> String {
     match engine {
-        Engine::Postgres(database) => session::place(database),
+        Engine::Postgres(database) | Engine::MariaDb(database) => session::place(database),
+        Engine::Sqlite(file) => sqlite::place(file),
     }
 }
 
@@ -241,3 +254,8 @@ impl WantedTable {
         key.into_iter().map(|(_, i)| i).collect()
     }
 }
+
+/// The example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-a-sink.md")]
+struct WritingASink;

@@ -52,6 +52,7 @@ pub struct Loaded {
 #[derive(Default)]
 pub(super) struct Parking {
     unread: Unread,
+    uniques: HashMap<u32, Rc<Uniques>>,
     /// Tables of which rows may owe.
     owing: HashMap<u32, Rc<SinkTablePlan>>,
 }
@@ -113,14 +114,16 @@ impl PostgresSink {
         }
     }
 
-    /// Asked for once a plan: to read it takes longer than most transactions.
     async fn uniques_of(&mut self, plan: &SinkTablePlan) -> Outcome<Rc<Uniques>> {
-        if let Some(known) = plan.uniques.get() {
+        let parking = self.parking.as_ref().expect("called while parking");
+        if let Some(known) = parking.uniques.get(&plan.oid) {
             return Ok(known.clone());
         }
         let mut known = uniques::read(&self.client, plan).await.inspect_err(|_| self.fail())?;
         known.uniques.retain(|unique| !unique.is_key(plan));
-        Ok(plan.uniques.get_or_init(|| Rc::new(known)).clone())
+        let known = Rc::new(known);
+        self.parking.as_mut().expect("just looked").uniques.insert(plan.oid, known.clone());
+        Ok(known)
     }
 
     /// The condition that a row whose key stands in `{alias}0`, `{alias}1` … is still to be read; `None`: its table is not
@@ -276,6 +279,7 @@ impl PostgresSink {
     /// before a commit, and where the table changes its shape.
     pub(super) async fn settle(&mut self) -> Outcome<()> {
         let Some(parking) = &mut self.parking else { return Ok(()) };
+        parking.uniques.clear();
         let plans: Vec<Rc<SinkTablePlan>> = parking.owing.drain().map(|(_, plan)| plan).collect();
         for plan in plans {
             let unread = self.unread(&plan, "d.k").unwrap_or_else(|| "false".to_owned());

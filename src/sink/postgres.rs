@@ -98,7 +98,7 @@ impl PostgresSink {
     /// Connects. `worker` names this process and stays the same over its reconnects: with it a worker takes over from
     /// itself at once.
     pub async fn connect(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
-        let Engine::Postgres(database) = &sink.engine;
+        let database = database(sink);
         let client = session::connect(database, &application_name(pipeline, &sink.name)).await?;
         let lock_timeout = format!("{}ms", sink.lock_timeout.as_millis());
         pin(&client, &lock_timeout).await?;
@@ -481,11 +481,10 @@ impl Probe for Watch<'_> {
     type Session = Session;
 
     async fn connect(&self) -> Result<Session> {
-        let Engine::Postgres(database) = &self.sink.engine;
-        session::connect(database, &format!("lockstep:{}:{}:watch", self.pipeline, self.sink.name)).await
+        session::connect(database(self.sink), &format!("lockstep:{}:{}:watch", self.pipeline, self.sink.name)).await
     }
 
-    async fn activity(session: &Session, owner: &Owner) -> Result<Option<Activity>> {
+    async fn activity(session: &mut Session, owner: &Owner) -> Result<Option<Activity>> {
         progress::activity(session, owner).await
     }
 }
@@ -518,6 +517,13 @@ fn not_followed(wanted: &WantedTable, sql: &str, role: &str, error: tokio_postgr
             sql.to_owned(),
         )
         .into(),
+    }
+}
+
+fn database(sink: &config::Sink) -> &Database {
+    match &sink.engine {
+        Engine::Postgres(database) => database,
+        other => unreachable!("a sink of {} is not opened as a Postgres", other.kind()),
     }
 }
 

@@ -60,7 +60,7 @@ impl Phase {
         }
     }
 
-    fn parse(text: &str) -> Option<Phase> {
+    pub(super) fn parse(text: &str) -> Option<Phase> {
         [Phase::Snapshot, Phase::Reread, Phase::Streaming].into_iter().find(|phase| phase.as_str() == text)
     }
 }

@@ -7,9 +7,7 @@
 //! Rows are found by the key index's own equality operator: with search_path pinned to pg_catalog, `=` on a type of an
 //! extension would silently be another one.
 
-use std::cell::OnceCell;
 use std::collections::HashSet;
-use std::rc::Rc;
 
 use super::WantedTable;
 #[cfg(doc)]
@@ -19,7 +17,6 @@ use super::confine::Held;
 use super::direct;
 use super::fit;
 use super::labels;
-use super::uniques::Uniques;
 use crate::apply::fold::Fold;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
@@ -70,8 +67,6 @@ pub struct SinkTablePlan {
     pub(super) skips_missing: bool,
     /// Quoted, with its schema.
     pub(super) stage: String,
-    /// What else is unique, once that was asked for; as old as the rest of the plan.
-    pub(super) uniques: OnceCell<Rc<Uniques>>,
 }
 
 #[derive(Clone, Debug)]
@@ -174,7 +169,6 @@ impl SinkTablePlan {
             keyless,
             held: wanted.held.clone(),
             encoding: facts.encoding.clone(),
-            uniques: OnceCell::new(),
         }
     }
 
@@ -465,7 +459,6 @@ mod tests {
             generated_always: vec![],
             truncate: Truncate::Truncate,
             stage: "pg_temp.\"st\"".into(),
-            uniques: OnceCell::new(),
         }
     }
 

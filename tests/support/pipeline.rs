@@ -410,7 +410,7 @@ impl Process {
     }
 
     /// Fails if a role of this process has halted. A process that does not answer has not said so.
-    async fn ensure_not_halted(&self) -> Result<()> {
+    pub async fn ensure_not_halted(&self) -> Result<()> {
         let Ok(status) = self.status().await else { return Ok(()) };
         let sinks = status.0["sinks"].as_object().into_iter().flatten();
         let roles = sinks.map(|(name, sink)| (name.as_str(), sink)).chain([("source", &status.0["source"])]);

@@ -26,11 +26,11 @@ impl Sink for PostgresSink {
         PostgresSink::connect(sink, pipeline, worker).await
     }
 
-    async fn progress(&self, create: bool) -> Result<Option<ProgressRow>> {
+    async fn progress(&mut self, create: bool) -> Result<Option<ProgressRow>> {
         PostgresSink::progress(self, create).await
     }
 
-    async fn found_progress(&self) -> Result<Option<ProgressRow>> {
+    async fn found_progress(&mut self) -> Result<Option<ProgressRow>> {
         PostgresSink::found_progress(self).await
     }
 
@@ -38,7 +38,7 @@ impl Sink for PostgresSink {
         PostgresSink::take_over(self, first).await
     }
 
-    async fn evict(&self, owner: &Owner) -> Result<bool> {
+    async fn evict(&mut self, owner: &Owner) -> Result<bool> {
         PostgresSink::evict(self, owner).await
     }
 
@@ -66,19 +66,19 @@ impl Sink for PostgresSink {
         Vec::new()
     }
 
-    async fn preflight(&self, wanted: &[WantedTable]) -> Result<Findings> {
+    async fn preflight(&mut self, wanted: &[WantedTable]) -> Result<Findings> {
         PostgresSink::preflight(self, wanted).await
     }
 
-    async fn plan(&self, wanted: &[WantedTable]) -> Result<Vec<SinkTablePlan>> {
+    async fn plan(&mut self, wanted: &[WantedTable]) -> Result<Vec<SinkTablePlan>> {
         PostgresSink::plan(self, wanted).await
     }
 
-    async fn check_left(&self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()> {
+    async fn check_left(&mut self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()> {
         PostgresSink::check_left(self, wanted, before).await
     }
 
-    async fn steps(&self, wanted: &WantedTable, evolve: Evolve) -> Result<Vec<String>> {
+    async fn steps(&mut self, wanted: &WantedTable, evolve: Evolve) -> Result<Vec<String>> {
         PostgresSink::steps(self, wanted, evolve).await
     }
 
@@ -134,7 +134,7 @@ impl Sink for PostgresSink {
         PostgresSink::park(self, unread);
     }
 
-    async fn circles(&self, tables: &[TableName]) -> Outcome<Circles> {
+    async fn circles(&mut self, tables: &[TableName]) -> Outcome<Circles> {
         PostgresSink::circles(self, tables).await
     }
 
@@ -142,7 +142,7 @@ impl Sink for PostgresSink {
         PostgresSink::truncate_half_loaded(self, plans).await
     }
 
-    async fn foreign_keys(&self, first: &[TableName], all: &[TableName]) -> Result<Vec<Found>> {
+    async fn foreign_keys(&mut self, first: &[TableName], all: &[TableName]) -> Result<Vec<Found>> {
         PostgresSink::foreign_keys(self, first, all).await
     }
 
@@ -150,7 +150,7 @@ impl Sink for PostgresSink {
         PostgresSink::foreign_key_findings(self, found)
     }
 
-    async fn prepare_foreign_keys(&self, create: bool) -> Result<()> {
+    async fn prepare_foreign_keys(&mut self, create: bool) -> Result<()> {
         PostgresSink::prepare_foreign_keys(self, create).await
     }
 
@@ -158,7 +158,7 @@ impl Sink for PostgresSink {
         PostgresSink::set_aside(self, found).await
     }
 
-    async fn foreign_keys_aside(&self) -> Result<Vec<SetAside>> {
+    async fn foreign_keys_aside(&mut self) -> Result<Vec<SetAside>> {
         PostgresSink::foreign_keys_aside(self).await
     }
 
