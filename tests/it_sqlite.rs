@@ -226,6 +226,8 @@ async fn tables_that_would_not_keep_the_rows_are_refused() {
     )
     .await;
     refused("CREATE TABLE t (id INTEGER PRIMARY KEY, j JSON)", "id:int8! j:jsonb", "j of t is declared JSON").await;
+    refused("CREATE TABLE t (id INTEGER PRIMARY KEY, a BLOB) STRICT", "id:int8! a:text", "a of t is declared BLOB")
+        .await;
     refused("CREATE TABLE t (id INTEGER PRIMARY KEY)", "id:int8! a:text", "no column a").await;
     refused("CREATE TABLE t (id INTEGER PRIMARY KEY, g AS (id))", "id:int8! g:int8", "generated").await;
     refused("CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT NOT NULL)", "id:int8! a:text", "not null at the sink")

@@ -69,12 +69,14 @@ impl Form {
     /// How the source's column is stored in one of the declared type; `None`: it would not stay what it is.
     pub fn of(source: &Column, declared: &str, strict: bool) -> Option<Form> {
         let affinity = Affinity::of(declared, strict);
-        // A STRICT table takes no BLOB but as such.
+        // A STRICT table takes no BLOB but as such, and nothing else there.
         let takes_blobs = !strict || affinity == Affinity::None;
+        let takes_only_blobs = strict && declared.eq_ignore_ascii_case("BLOB");
         let stored = Stored::of(source);
         let name = if stored.arrays > 0 || stored.kind != 'b' { "" } else { stored.name.as_str() };
         use Affinity as A;
         match (name, affinity) {
+            (name, _) if takes_only_blobs && name != "bytea" => None,
             ("int2" | "int4" | "int8" | "oid", A::Integer | A::Numeric | A::None) => Some(Form::Integer),
             ("bool", A::Integer | A::Numeric | A::None) => Some(Form::Bool),
             ("int2" | "int4" | "int8" | "oid" | "bool", _) => None,
