@@ -47,7 +47,7 @@ pub(super) fn class(number: u16, state: &str) -> Class {
         // CHECK, SIGNAL, what a trigger may not do.
         3819 | 4025 | 1442 | 1643 | 1644 | 1645 => Class::Constraint,
         1044 | 1142 | 1143 | 1227 | 1370 => Class::Right,
-        1665 | 1663 | 1664 | 1666 => Class::Setup,
+        1663..=1666 => Class::Setup,
         1049 | 1051 | 1054 | 1136 | 1146 | 1288 | 1348 | 1932 => Class::Table,
         // Lock time-out, deadlock, read-only, too many connections, disk or table full, killed, a definition that changed under us.
         1020

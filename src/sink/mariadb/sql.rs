@@ -273,17 +273,14 @@ impl Plan {
     }
 
     /// One statement for many items.
-    fn gathered<T: ?Sized + Clone>(
+    fn gathered<T>(
         &self,
         items: &[T],
         bytes: usize,
         (head, separator): (&str, &str),
         tail: &str,
         write: impl Fn(&T, &mut Vec<u8>) -> Result<(), Halt>,
-    ) -> Result<Vec<Batch>, Halt>
-    where
-        T: Sized,
-    {
+    ) -> Result<Vec<Batch>, Halt> {
         let mut batches: Vec<Batch> = Vec::new();
         let mut item_sql = Vec::new();
         let mut open: Option<Batch> = None;

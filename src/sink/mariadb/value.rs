@@ -145,7 +145,7 @@ fn hex(digits: impl Iterator<Item = u8>, out: &mut Vec<u8>) {
 }
 
 fn is_hex(digits: &[u8]) -> bool {
-    digits.len() % 2 == 0 && digits.iter().all(u8::is_ascii_hexdigit)
+    digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit)
 }
 
 fn is_integer(text: &[u8]) -> bool {
