@@ -34,7 +34,7 @@ pub enum State {
     Streaming,
     /// Something failed that may heal; the next attempt is scheduled.
     Retrying,
-    /// Stopped by a person. Part of the contract, not yet reached: no verb pauses.
+    /// Stopped by a person. Part of the contract, not reached: no verb pauses a role, only the reading of existing rows.
     Paused,
     /// Another process has the role; this one takes over when that one goes.
     Standby,

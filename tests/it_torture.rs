@@ -32,7 +32,8 @@ async fn a_little_torture() {
     ];
     // Tests share their machine with others.
     let level_time = Duration::from_secs(180);
-    let options = Options { lockstep: LOCKSTEP.into(), time: Duration::ZERO, seed: 7, kinds, faults_max: 2, level_time };
+    let options =
+        Options { lockstep: LOCKSTEP.into(), time: Duration::ZERO, seed: 7, kinds, faults_max: 2, level_time };
     let report = torture::run(&options).await.unwrap();
     println!("{report}");
     assert!(report.is_clean(), "{}", report.json());

@@ -89,7 +89,9 @@ async fn played(args: Args) -> Result<bool> {
             let (rows, kills) = (args.rows, args.kills);
             torture::load::run(&torture::load::Options { lockstep, rows, kills, seed }).await?
         }
-        false => torture::run(&torture::Options { lockstep, time, seed, kinds, faults_max: args.faults, level_time }).await?,
+        false => {
+            torture::run(&torture::Options { lockstep, time, seed, kinds, faults_max: args.faults, level_time }).await?
+        }
     };
     println!("{}", report.json());
     println!("{report}");

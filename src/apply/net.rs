@@ -39,7 +39,7 @@ pub enum Folded {
 }
 
 /// What a batch of changes comes to. Written in the order of the fields; within a field the order does not matter.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetEffect {
     /// Rows that are named may not be there, because the table is being loaded: what falls short is no divergence.
     pub loading: bool,
@@ -55,7 +55,7 @@ pub struct NetEffect {
 }
 
 /// Rows to update, all with the same columns present.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Updates {
     /// Columns of the relation that the rows carry, ascending; the key's are among them.
     pub columns: Vec<usize>,
@@ -64,7 +64,7 @@ pub struct Updates {
 }
 
 /// Rows to move, all with the same columns present.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moves {
     /// Columns of the relation that the rows carry, ascending; the key's are among them.
     pub columns: Vec<usize>,

@@ -108,7 +108,7 @@ impl ChunkReader {
         let token = stop.clone();
         let body = move || {
             let lanes = lanes::run(config.clone(), outbox.clone(), reads_asked);
-            let watcher = Watcher { config, watched, outbox, session: None };
+            let watcher = Watcher { config, watched, outbox, session: None, signals_seen: None };
             let both = async { tokio::join!(watcher.run(fences_asked), lanes) };
             runtime.block_on(token.run_until_cancelled(both));
         };
@@ -150,6 +150,8 @@ struct Watcher {
     watched: Vec<TableName>,
     outbox: mpsc::UnboundedSender<Answer>,
     session: Option<Session>,
+    /// The table of signals that was in the publication, by its OID.
+    signals_seen: Option<u32>,
 }
 
 impl Watcher {
@@ -209,9 +211,12 @@ impl Watcher {
             }
         };
         let unfit = partitions::unfit(session, &config, &looks).await?;
-        let signals = signal_table::publish(session, &config).await?;
+        let mut signals_seen = self.signals_seen;
+        let session = self.session().await?;
+        let signals = signal_table::publish(session, &config, &mut signals_seen).await?;
         let current = slot::current_lsn(&**session).await?;
         let retained = slot::retained_bytes(&**session, &slot).await?;
+        self.signals_seen = signals_seen;
         let watched = Watched { current, retained, looks, published, rerouted, left_out, unfit, signals };
         Ok(Answer::Watched(Box::new(watched)))
     }

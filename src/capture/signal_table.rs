@@ -22,23 +22,33 @@ pub async fn published(session: &Session, config: &Config) -> Result<Option<Tabl
     Ok(facts.filter(|facts| facts.table(table).is_some()).map(|_| table.clone()))
 }
 
-/// Publishes it if it is not; why no signals are read, if so. A publication that is still to be made is the start's business.
-pub async fn publish(session: &Session, config: &Config) -> Result<Option<Halt>> {
+/// Publishes it if it is not; why no signals are read, if so. A publication that is still to be made is the start's business, and
+/// the table that was `seen` in it, by its OID, was taken out by somebody: whoever wants it back adds it.
+pub async fn publish(session: &Session, config: &Config, seen: &mut Option<u32>) -> Result<Option<Halt>> {
     let Some(table) = &config.source.signal_table else { return Ok(None) };
     let name = &config.source.publication;
     let facts = publication::publication_facts(&**session, name).await?;
-    let unfit = judge(session, config, table, facts.as_ref()).await?;
-    if unfit.is_some() || facts.is_none_or(|facts| is_in(&facts, table)) {
-        return Ok(unfit);
+    let oid = match judge(session, config, table, facts.as_ref()).await? {
+        Ok(oid) => oid,
+        Err(unfit) => return Ok(Some(unfit)),
+    };
+    let Some(facts) = facts else { return Ok(None) };
+    if is_in(&facts, table) {
+        *seen = Some(oid);
+        return Ok(None);
+    }
+    let add = add_tables_sql(name, slice::from_ref(table));
+    if *seen == Some(oid) {
+        let what = format!("table {table} was taken out of publication {name:?}");
+        return Ok(Some(finding(Code::PublicationChanged, what, add)));
     }
     Ok(match publication::add_table(&**session, name, table).await? {
         Ok(()) => {
+            *seen = Some(oid);
             tracing::info!(%table, "the table of signals is published; what was written into it before is no signal");
             None
         }
-        Err(why) => {
-            Some(finding(Code::NoRight, format!("{table}: {why}"), add_tables_sql(name, slice::from_ref(table))))
-        }
+        Err(why) => Some(finding(Code::NoRight, format!("{table}: {why}"), add)),
     })
 }
 
@@ -46,25 +56,26 @@ pub async fn publish(session: &Session, config: &Config) -> Result<Option<Halt>>
 pub async fn unfit(session: &Session, config: &Config) -> Result<Option<Halt>> {
     let Some(table) = &config.source.signal_table else { return Ok(None) };
     let facts = publication::publication_facts(&**session, &config.source.publication).await?;
-    judge(session, config, table, facts.as_ref()).await
+    Ok(judge(session, config, table, facts.as_ref()).await?.err())
 }
 
+/// The table's OID, or why no signals would be read.
 async fn judge(
     session: &Session,
     config: &Config,
     table: &TableName,
     publication: Option<&PublicationFacts>,
-) -> Result<Option<Halt>> {
+) -> Result<std::result::Result<u32, Halt>> {
     let Some(facts) = catalog::table_facts(&**session, slice::from_ref(table)).await?.remove(0) else {
         let columns = "(id varchar(64) PRIMARY KEY, type varchar(32) NOT NULL, data text)";
         let hint = format!("CREATE TABLE {} {columns}", table.quoted());
-        return Ok(Some(finding(Code::TableMissing, format!("table {table} does not exist"), hint)));
+        return Ok(Err(finding(Code::TableMissing, format!("table {table} does not exist"), hint)));
     };
     if let Some(unlike) = unlike(&facts) {
-        return Ok(Some(unlike));
+        return Ok(Err(unlike));
     }
     if publication.is_some_and(|publication| is_in(publication, table)) {
-        return Ok(None);
+        return Ok(Ok(facts.oid));
     }
     let wanted = preflight::Wanted {
         publication: &config.source.publication,
@@ -74,7 +85,7 @@ async fn judge(
         reads: false,
     };
     let source = catalog::source_facts(&**session).await?;
-    Ok(preflight::refusal(&source, wanted, publication, &facts))
+    Ok(preflight::refusal(&source, wanted, publication, &facts).map_or(Ok(facts.oid), Err))
 }
 
 fn is_in(publication: &PublicationFacts, table: &TableName) -> bool {

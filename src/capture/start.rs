@@ -155,7 +155,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     };
     let ensured = publish(config, &session, &mut filters).await;
     ensured.map_err(|error| routing::with_left_out(error, &left_out))?;
-    let signals = signal_table::publish(&session, config).await?;
+    let signals = signal_table::publish(&session, config, &mut None).await?;
 
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
     check_routes(config, &session).await?;

@@ -10,6 +10,7 @@ use super::outbox;
 use super::pattern::TableTemplate;
 use super::records;
 use super::shape;
+use super::sqlite;
 use super::units::{show_duration, show_size};
 use super::url;
 use super::wire::{BINARIES, DECIMALS, FAILURES, FORMATS, HSTORES, INTERVALS, NAMES, TIMES, UNKNOWNS, word};
@@ -209,6 +210,7 @@ fn sink(out: &mut String, sink: &Sink) {
     match &sink.engine {
         Engine::Postgres(each) => database(out, each, &each.to_string()),
         Engine::MariaDb(each) => database(out, each, &url::of_mariadb(each)),
+        Engine::Sqlite(path) => pair(out, "url", text(&sqlite::url(path))),
     }
     pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));

@@ -26,6 +26,7 @@ mod registry;
 mod routes;
 mod shape;
 mod snapshot;
+mod sqlite;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -218,6 +219,8 @@ pub enum Engine {
     Postgres(Database),
     /// A Unix host is the server's socket.
     MariaDb(Database),
+    /// The database's file.
+    Sqlite(PathBuf),
 }
 
 impl Engine {
@@ -226,6 +229,7 @@ impl Engine {
         match self {
             Engine::Postgres(_) => "Postgres",
             Engine::MariaDb(_) => "MariaDB",
+            Engine::Sqlite(_) => "SQLite",
         }
     }
 
@@ -235,6 +239,7 @@ impl Engine {
             (Engine::Postgres(a), Engine::Postgres(b)) => a.is_same(b),
             // There a schema is a database: which one the connection is in says nothing of tables.
             (Engine::MariaDb(a), Engine::MariaDb(b)) => (&a.host, a.port) == (&b.host, b.port),
+            (Engine::Sqlite(a), Engine::Sqlite(b)) => a == b,
             _ => false,
         }
     }
@@ -244,6 +249,7 @@ impl Engine {
         match self {
             Engine::Postgres(database) => database.is_same(source),
             Engine::MariaDb(_) => false,
+            Engine::Sqlite(_) => false,
         }
     }
 }

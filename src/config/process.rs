@@ -14,6 +14,7 @@ use super::findings::{At, Report};
 use super::names;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
+use super::sqlite;
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, DatabaseUrl, Fault, RootCert};
 use super::wire::wire;
@@ -401,6 +402,9 @@ fn listen(section: &mut Section<'_>) -> Option<SocketAddr> {
 /// The scheme of its url says what kind of database a sink is.
 fn engine(section: &mut Section<'_>, dir: &Path) -> Option<Engine> {
     let url = section.required("url", "url = \"postgres://USER@HOST:5432/DATABASE\"");
+    if let Some(file) = url.as_ref().and_then(|url| sqlite::file(section.report(), url, dir)) {
+        return file.map(Engine::Sqlite);
+    }
     let mariadb = url.as_ref().is_some_and(|url| url::is_mariadb(&url.value));
     let parse = if mariadb { url::parse_mariadb } else { url::parse };
     let database = database_at(section, dir, url, parse)?;

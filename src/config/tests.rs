@@ -157,6 +157,7 @@ fn everything_can_be_said_otherwise() {
     let password = |database: &Database| database.password.as_ref().map(|p| p.expose_secret().to_owned());
     let of_sink = |sink: &Sink| match &sink.engine {
         Engine::Postgres(database) | Engine::MariaDb(database) => password(database),
+        Engine::Sqlite(_) => None,
     };
     assert_eq!(password(&config.source.database).as_deref(), Some("hunter2"));
     assert_eq!(of_sink(&config.sinks[0]).as_deref(), Some("hunter2"));
@@ -692,4 +693,38 @@ fn findings_of_lists_and_patterns() {
 
     12 findings in 5 files; nothing was started
     "#);
+}
+
+#[test]
+fn a_sink_may_be_a_sqlite_file() {
+    let of = |url: &str| MAIN.replace("postgres://u@127.0.0.1/orders", url);
+    for (url, path) in [
+        ("sqlite:edge.db", "edge.db"),
+        ("sqlite:///srv/${HOST}.db", "/srv/db.internal.db"),
+        ("sqlite:a b/é.db", "a b/é.db"),
+    ] {
+        let folder = one(&of(url));
+        let config = folder.config();
+        let Engine::Sqlite(file) = &config.sinks[0].engine else { panic!("{url}") };
+        assert_eq!(*file, folder.0.path().join(path));
+        assert!(describe(&config).contains(&format!("url = \"sqlite:{}\"", file.display())));
+    }
+    let said = ["sqlite:", "sqlite::memory:", "sqlite:a.db?mode=ro", "sqlite:a/"].map(|url| {
+        let said = one(&of(url)).said();
+        said.lines().next().unwrap_or_default().to_owned()
+    });
+    insta::assert_snapshot!(said.join("\n"), @r"
+    error[CONFIG]: the URL names no file
+    error[CONFIG]: a database in memory is gone with the process, and its progress with it
+    error[CONFIG]: the path of a SQLite file has no ? and no #: a sink takes no parameters
+    error[CONFIG]: the URL names a folder, not a file
+    ");
+    // One file under two names, and what only servers have.
+    let two = format!("{}[sinks.copy]\nurl = \"sqlite:edge.db\"\npassword_env = \"PW\"\n", of("sqlite:edge.db"));
+    let folder = Folder::with(&[
+        ("lockstep.toml", &two),
+        ("connectors/products.toml", "table = \"products\"\n[sinks.orders]\n[sinks.copy]\n"),
+    ]);
+    let said = folder.said();
+    assert!(said.contains("are one database") && said.contains("password_env"), "{said}");
 }

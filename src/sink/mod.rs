@@ -5,6 +5,7 @@
 //! |---|---|
 //! | Postgres | [`postgres`] and the files beside this one that it names |
 //! | MariaDB | [`mariadb`] |
+//! | SQLite | [`sqlite`] |
 
 pub mod catalog;
 pub mod circles;
@@ -27,6 +28,7 @@ pub mod progress;
 mod range;
 pub mod refusal;
 pub mod sql;
+pub mod sqlite;
 pub mod stored;
 mod uniques;
 mod write;
@@ -51,6 +53,10 @@ macro_rules! for_engine {
                 type $S = $crate::sink::mariadb::MariaDbSink;
                 $run
             }
+            $crate::config::Engine::Sqlite(_) => {
+                type $S = $crate::sink::sqlite::SqliteSink;
+                $run
+            }
         }
     };
 }
@@ -60,6 +66,7 @@ pub(crate) use for_engine;
 pub fn place(engine: &Engine) -> String {
     match engine {
         Engine::Postgres(database) | Engine::MariaDb(database) => session::place(database),
+        Engine::Sqlite(file) => sqlite::place(file),
     }
 }
 
