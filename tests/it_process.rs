@@ -280,8 +280,21 @@ fn the_readme_links_to_files_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let targets = readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
     for target in targets.filter(|target| !target.starts_with("http")) {
-        assert!(root.join(target).exists(), "{target} is linked, but is not there");
+        let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+        assert!(root.join(file).exists(), "{file} is linked, but is not there");
+        if !heading.is_empty() {
+            let text = std::fs::read_to_string(root.join(file)).expect("a text");
+            let found = text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
+            assert!(found, "{file} has no heading for #{heading}");
+        }
     }
+}
+
+/// What a heading is called in a link, as GitHub has it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 /// `file::test` in docs/guarantees.md and docs/reliability.md.
