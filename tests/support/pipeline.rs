@@ -292,7 +292,8 @@ impl Pipeline {
             process.ensure_running()?;
             if Instant::now() >= looked + HALT_POLL {
                 looked = Instant::now();
-                process.ensure_not_halted().await?;
+                // Another sink may have halted, and be meant to.
+                process.ensure_none_halted(|role| role == sink || role == "source").await?;
             }
             if Instant::now() >= deadline {
                 let status = process.status().await.map_or_else(|e| format!("{e:#}"), |s| s.to_string());
@@ -411,10 +412,15 @@ impl Process {
 
     /// Fails if a role of this process has halted. A process that does not answer has not said so.
     pub async fn ensure_not_halted(&self) -> Result<()> {
+        self.ensure_none_halted(|_| true).await
+    }
+
+    async fn ensure_none_halted(&self, concerns: impl Fn(&str) -> bool) -> Result<()> {
         let Ok(status) = self.status().await else { return Ok(()) };
         let sinks = status.0["sinks"].as_object().into_iter().flatten();
         let roles = sinks.map(|(name, sink)| (name.as_str(), sink)).chain([("source", &status.0["source"])]);
-        let halted: Vec<&str> = roles.filter(|(_, role)| !role["halt"].is_null()).map(|(name, _)| name).collect();
+        let halted = roles.filter(|(name, role)| concerns(name) && !role["halt"].is_null());
+        let halted: Vec<&str> = halted.map(|(name, _)| name).collect();
         ensure!(halted.is_empty(), "halted: {}\nstatus: {status}\n{}", halted.join(", "), tail(&self.log));
         Ok(())
     }
