@@ -213,11 +213,11 @@ async fn paused_midway(scene: &Scene, process: &mut Process, table: &str) -> boo
 
 /// Reading pauses and goes on, through a kill too; what streams does not notice. What topics were to have once more is left.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "waits for ever on a machine that loads its tables before a pause can come"]
+#[ignore = "its loops have no end where a load is quicker than the pause"]
 async fn the_reading_of_rows_pauses_until_somebody_resumes_it() {
     let scene = scene("steered").await.configure(|p| {
         let p = p.connector("public.alone", "").set("http", "admin = \"admin.sock\"");
-        p.set("source.snapshot", "rows_per_second = 1500\nchunk_rows = 50")
+        p.set("source.snapshot", "rows_per_second = 400\nchunk_rows = 50")
     });
     for table in ["items", "alone"] {
         scene.sql(&format!("INSERT INTO {table} SELECT i, 'v' || i FROM generate_series(1, 1200) i")).await;
