@@ -36,7 +36,7 @@ mod world;
 use choices::{Choices, shrink};
 use world::{Bug, Violation, World};
 
-const BUGS: [Bug; 11] = [
+const BUGS: [Bug; 12] = [
     Bug::ConfirmOnAck,
     Bug::ConfirmOnReceive,
     Bug::NoEpochs,
@@ -47,6 +47,7 @@ const BUGS: [Bug; 11] = [
     Bug::CountOnly,
     Bug::ChainByOffset,
     Bug::TrimsAhead,
+    Bug::ResetsToLatest,
     Bug::NoHistory,
 ];
 

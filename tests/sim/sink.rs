@@ -88,6 +88,7 @@ impl World {
         self.sink.worker_epoch += 1;
         let row = self.sink.row;
         let from = match self.kafka.fold_start(row.offset) {
+            Ok(_) if self.bug == Bug::ResetsToLatest => self.kafka.ledger.end(),
             Ok(from) => from,
             Err(error) => return self.halt_for(&error),
         };

@@ -36,6 +36,8 @@ pub enum Bug {
     CountOnly,
     /// A sink compares only the offset of the checkpoint that another one follows.
     ChainByOffset,
+    /// A worker that starts begins at the ledger's end.
+    ResetsToLatest,
     /// A base is named once it is acknowledged.
     NamesUnreadBase,
     /// The ledger is trimmed without regard to what the sink still needs.
