@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::compare::TablePair;
 use support::scene::{PATIENCE, Scene, text, wait_text};
 use support::{Process, Status};
@@ -101,5 +102,26 @@ async fn what_is_edited_is_taken_while_it_runs() {
     assert_eq!(process.pid(), pid);
     process.ensure_running().unwrap();
     assert_eq!(scene.log().matches("\"started\"").count(), 1);
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Whoever wants edits to be taken when they say so writes `reload = false`.
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_takes_an_edit_that_is_not_looked_for() {
+    let schema = "CREATE TABLE public.first (id int PRIMARY KEY); CREATE TABLE public.second (id int PRIMARY KEY)";
+    let scene = Scene::bare(LOCKSTEP, "sighup", schema, 1).await;
+    let scene = scene.configure(|p| p.table("public.first").set("", "reload = false"));
+    let mut scene = Scene { tables: vec![TablePair::same("public.first", &["id"])], ..scene };
+    scene.sql("INSERT INTO first VALUES (1); INSERT INTO second VALUES (1)").await;
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    let pid = process.pid();
+
+    scene = scene.configure(|p| p.table("public.second"));
+    scene.pipeline.write().unwrap();
+    process.signal(Signal::HUP).unwrap();
+    wait_text(scene.orders(), "SELECT count(*) FROM second", "1", &mut process).await;
+    taken(&mut process).await;
+    assert_eq!(process.pid(), pid);
     process.terminate(PATIENCE).await.unwrap();
 }

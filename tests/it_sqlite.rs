@@ -344,21 +344,6 @@ async fn the_net_effect_is_the_changes_in_order() {
     assert!(applied > 1_000 && refused > 200, "{applied} {refused}");
 }
 
-/// Not a bench: a path that does each row's work twice would show.
-#[tokio::test]
-async fn many_rows_go_in_quickly() {
-    let file = File::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT, c INTEGER, d REAL)");
-    let mut a = file.sink().await;
-    let plan = a.plan(wanted("t", "id:int8! a:text b:text c:int4 d:float8")).await;
-    let rows: Vec<String> = (0..50_000).map(|i| format!("insert {i}|name {i}|text of {i}|{i}|{i}.5")).collect();
-    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
-    let begun = Instant::now();
-    a.ops(&plan, &rows).await.unwrap();
-    let took = begun.elapsed();
-    eprintln!("{:.0} rows/s", 50_000.0 / took.as_secs_f64());
-    assert!(took < Duration::from_secs(10), "{took:?}");
-}
-
 // ---- Behind a source and Kafka ----
 
 /// The sink `edge`, a file beside the configuration.
