@@ -9,6 +9,7 @@
 //! | `Ok` after it was asked to stop | it has drained |
 //! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a jittered pause, which grows with every attempt that got nowhere |
 //! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on |
+//! | `Error::Retry` that names what it is if it stays, [`Limits::stays`] times in a row without progress | as that halt |
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
 //! The process ends
@@ -42,7 +43,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::error::{Error, Halt, Result};
+use crate::error::{Error, Halt, Result, Retry};
 use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
 use crate::http::{Http, Pulse};
 use crate::lsn::Lsn;
@@ -60,6 +61,8 @@ pub struct Limits {
     pub retry_min: Duration,
     /// The longest: an outage that ends is noticed at once by human standards.
     pub retry_max: Duration,
+    /// So many attempts in a row fail alike before a failure that may be lasting counts as lasting.
+    pub stays: u32,
     /// From the request to stop to exit 1. Orchestrators kill after 30 s (Kubernetes) or 10 s (Docker).
     pub drain: Duration,
     /// Of it, what the source may take before the sinks are stopped all the same.
@@ -73,6 +76,7 @@ impl Default for Limits {
         Limits {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
+            stays: 7,
             drain: Duration::from_secs(10),
             source_drain: Duration::from_millis(5_500),
             nothing_moves: Duration::from_secs(5),
@@ -485,7 +489,7 @@ async fn keep_running(
     pulse: &watch::Sender<Option<Instant>>,
     limits: &Limits,
 ) -> End {
-    let mut failures = 0;
+    let (mut failures, mut stayed) = (0, 0);
     while !token.is_cancelled() {
         let (begun, before) = (Instant::now(), role.desk.closed());
         let (mut moved_now, mut progressed) = (false, false);
@@ -500,12 +504,16 @@ async fn keep_running(
         let error = match outcome {
             Ok(()) if token.is_cancelled() => break,
             Ok(()) => Error::retry_plain("the role ended without being asked to"),
-            Err(Error::Halt(halt)) => {
-                error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
-                role.desk.halt(&halt);
-                return End::Halted;
-            }
             Err(error) => error,
+        };
+        let stays = matches!(&error, Error::Retry(retry) if retry.if_it_stays.is_some());
+        stayed = if stays { u32::from(!progressed) * stayed + 1 } else { 0 };
+        let error = match error {
+            Error::Halt(halt) => return halted(role, &halt),
+            Error::Retry(Retry { if_it_stays: Some(halt), .. }) if stayed >= limits.stays => {
+                return halted(role, &halt);
+            }
+            error => error,
         };
         if token.is_cancelled() {
             warn!("stopped while failing: {}", error.chain());
@@ -529,6 +537,12 @@ async fn keep_running(
         role.desk.set(State::Starting, None);
     }
     End::Drained
+}
+
+fn halted(role: &Role, halt: &Halt) -> End {
+    error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
+    role.desk.halt(halt);
+    End::Halted
 }
 
 /// Polls `work` to its end and shows meanwhile that the loop turns; calls `see` each time and once at the end.

@@ -5,15 +5,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
-use support::Process;
 use support::scene::{
     AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, wait_text, watch_whole,
 };
+use support::{Process, Status};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -225,4 +226,54 @@ async fn the_source_can_shut_down_while_kafka_is_away() {
         scene.equal(&mut process).await;
     }
     assert_once(scene.orders()).await;
+}
+
+const ANOTHER: &str = "INSERT INTO journal SELECT coalesce(max(tx), 0) + 1 FROM journal";
+
+/// A damaged file under `pg_logical`: some internal errors of a server heal, this one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_not_decode_its_own_log() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("undecodable").await;
+    let superuser = scene.source.superuser().await.unwrap();
+    // A transaction that is open where decoding begins: only with what the file holds does the server know what it saw.
+    let open = scene.source.superuser().await.unwrap();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    let begun = text(&scene.source, "SELECT pg_current_wal_lsn()").await;
+    let slot = format!("SELECT restart_lsn > '{begun}' FROM pg_replication_slots WHERE slot_name = '{}'", scene.slot());
+    let deadline = Instant::now() + PATIENCE;
+    while text(&scene.source, &slot).await != "true" {
+        assert!(Instant::now() < deadline, "the slot stays");
+        superuser.batch_execute("CHECKPOINT").await.unwrap();
+        scene.sql(ANOTHER).await;
+        scene.equal(&mut process).await;
+    }
+    process.terminate(PATIENCE).await.unwrap();
+    let damaged = damage_snapshots(&scene);
+    let mut process = scene.spawn(&[]);
+    let undecodable = |s: &Status| s.halt_code(None) == Some("SOURCE_UNDECODABLE");
+    let status = process.wait_until("the halt", PATIENCE, undecodable).await.unwrap();
+    assert!(status.0["source"]["halt"]["message"].as_str().unwrap().contains("SQLSTATE XX001"), "{status}");
+    process.terminate(PATIENCE).await.unwrap();
+
+    for (path, bytes) in damaged {
+        std::fs::write(path, bytes).unwrap();
+    }
+    open.batch_execute("ROLLBACK").await.unwrap();
+    scene.sql(ANOTHER).await;
+    assert!(scene.pipeline.command(&["restart"]).unwrap().status.success());
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Overwrites what decoding at the source begins from, and gives it back.
+fn damage_snapshots(scene: &Scene) -> Vec<(PathBuf, Vec<u8>)> {
+    let directory = scene.services.dir.join("data/catalog/pg_logical/snapshots");
+    let paths = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let damaged: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    for (path, bytes) in &damaged {
+        std::fs::write(path, vec![0; bytes.len()]).unwrap();
+    }
+    damaged
 }

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 const QUICK: Limits = Limits {
     retry_min: Duration::from_millis(5),
     retry_max: Duration::from_millis(20),
+    stays: 3,
     drain: Duration::from_millis(600),
     source_drain: Duration::from_millis(200),
     nothing_moves: Duration::from_millis(500),
@@ -123,6 +124,24 @@ async fn while_it_retries_a_role_says_why() {
     let (exit, _) = run(roles, metrics, Duration::from_millis(100)).await;
     assert_eq!(exit, Exit::Drained);
     assert_eq!(board.status()["source"]["waiting_for"], "connecting to the source: connection refused");
+}
+
+#[tokio::test]
+async fn a_failure_that_stays_is_a_halt_in_the_end() {
+    let metrics = Metrics::new();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let counted = attempts.clone();
+    // The third attempt fails otherwise: what failed alike before it does not count.
+    let role = Role::source(&metrics, move |_, _, _| {
+        let attempt = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let Error::Halt(stays) = halt(Code::SourceUndecodable) else { unreachable!() };
+            let error = Error::retry_plain("streaming");
+            Err(if attempt == 2 { error } else { error.if_it_stays(*stays) })
+        }
+    });
+    let (exit, _) = run(vec![role], metrics, LONG).await;
+    assert_eq!((exit, attempts.load(Ordering::SeqCst)), (Exit::Halted, 6));
 }
 
 #[tokio::test]
