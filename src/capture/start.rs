@@ -508,6 +508,7 @@ fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot:
         "the source is another one than the ledger was written for",
         "lockstep restart, if it is right as it is; otherwise point source.url back to the other",
     )
+    .fact("if pg_upgrade made it of the other, with its slots: lockstep restart --upgraded, and nothing is read again")
     .fact(format!("ledger: system {}, database {}, slot {}", source.system_id, source.database, source.slot))
     .fact(format!("found: system {system_id}, database {database}, slot {slot}")))
 }
