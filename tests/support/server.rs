@@ -146,6 +146,7 @@ impl OwnServer {
     pub fn become_of(&mut self, data: PathBuf, binaries: PathBuf) {
         assert!(self.process.is_none());
         fs::remove_dir_all(&self.data).unwrap();
+        let _ = fs::remove_file(self.data.with_extension("log"));
         (self.data, self.binaries) = (data, binaries);
     }
 
