@@ -36,16 +36,58 @@ pub struct OwnServer {
     pub data: PathBuf,
     binaries: PathBuf,
     process: Option<Child>,
+    /// Its files are on a disk of their own.
+    disk: bool,
+}
+
+/// A file that takes what was left of a disk.
+#[derive(Debug)]
+pub struct Ballast(PathBuf);
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A disk in memory, for the owner of the place beside; fails where we have no right to it.
+fn mount(at: &Path, beside: &Path, megabytes: u32) -> Option<()> {
+    let owner = fs::metadata(beside).unwrap();
+    fs::create_dir(at).unwrap();
+    let options = format!("size={megabytes}m,mode=0700,uid={},gid={}", owner.uid(), owner.gid());
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output();
+    if mounted.is_ok_and(|output| output.status.success()) {
+        return Some(());
+    }
+    fs::remove_dir(at).unwrap();
+    None
 }
 
 impl OwnServer {
     /// A new one, running, with the role lockstep.
     pub async fn start(services: &Services, hint: &str, settings: &[&str]) -> OwnServer {
+        OwnServer::make(services, hint, settings, None).await.expect("only a disk can be refused")
+    }
+
+    /// The same on a disk of so many megabytes; `None` where we may not mount one.
+    pub async fn start_on_disk(
+        services: &Services,
+        hint: &str,
+        settings: &[&str],
+        megabytes: u32,
+    ) -> Option<OwnServer> {
+        OwnServer::make(services, hint, settings, Some(megabytes)).await
+    }
+
+    async fn make(services: &Services, hint: &str, settings: &[&str], disk: Option<u32>) -> Option<OwnServer> {
         let running = services.catalog.superuser().await.unwrap();
         let one = async |sql: &str| -> String { running.query_one(sql, &[]).await.unwrap().get(0) };
         let binaries = PathBuf::from(one("SELECT setting FROM pg_config WHERE name = 'BINDIR'").await);
         let beside = PathBuf::from(one("SELECT setting FROM pg_settings WHERE name = 'data_directory'").await);
         let data = beside.with_file_name(unique_name(hint));
+        if let Some(megabytes) = disk {
+            mount(&data, &beside, megabytes)?;
+        }
         done(as_owner_of(&beside, &binaries.join("initdb")).arg("-D").arg(&data).args([
             "-A",
             "trust",
@@ -56,13 +98,24 @@ impl OwnServer {
             "--locale=C",
             "--no-sync",
         ]));
-        let mut own = OwnServer { server: services.catalog.clone(), data, binaries, process: None };
+        let mut own =
+            OwnServer { server: services.catalog.clone(), data, binaries, process: None, disk: disk.is_some() };
         own.move_port();
         own.set(&SETTINGS);
         own.set(settings);
         own.run().await;
         own.superuser("CREATE ROLE lockstep LOGIN REPLICATION").await;
-        own
+        Some(own)
+    }
+
+    /// Fills its disk to the last byte; what is in the way goes with the value.
+    pub fn fill_disk(&self) -> Ballast {
+        assert!(self.disk, "only a disk of its own");
+        let ballast = Ballast(self.data.join("ballast"));
+        let mut file = fs::File::create(&ballast.0).unwrap();
+        let block = [0; 1 << 12];
+        while file.write_all(&block).is_ok() {}
+        ballast
     }
 
     /// Lines for its configuration; read at its next start.
@@ -130,7 +183,13 @@ impl OwnServer {
         assert!(self.process.is_none(), "files of a running server are nothing to copy");
         let data = self.data.with_file_name(unique_name(hint));
         copy(&self.data, &data);
-        let mut other = OwnServer { server: self.server.clone(), data, binaries: self.binaries.clone(), process: None };
+        let mut other = OwnServer {
+            server: self.server.clone(),
+            data,
+            binaries: self.binaries.clone(),
+            process: None,
+            disk: false,
+        };
         other.move_port();
         other
     }
@@ -181,6 +240,9 @@ impl Drop for OwnServer {
             // At once, without a shutdown: who waits for a standby would go on waiting.
             let _ = kill_process(Pid::from_child(&process), Signal::QUIT);
             let _ = process.wait();
+        }
+        if self.disk {
+            let _ = Command::new("umount").arg(&self.data).output();
         }
         let _ = fs::remove_dir_all(&self.data);
         let _ = fs::remove_file(self.data.with_extension("log"));
