@@ -166,6 +166,8 @@ codes! {
     SlotMoved = "SLOT_MOVED",
     /// The server is another one than the ledger was written for.
     SourceMismatch = "SOURCE_MISMATCH",
+    /// The slot has changes that are not in the ledger yet, so the source's server is not to be upgraded.
+    NotDrained = "NOT_DRAINED",
     /// The source's history forked below what was already published (a fail-over lost commits, or a restore).
     Diverged = "DIVERGED",
     /// A routed table does not exist at the source.

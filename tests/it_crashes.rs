@@ -21,6 +21,9 @@ use tokio::time::sleep;
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep");
 const QUICK: Duration = Duration::from_millis(2);
 
+/// Of the source's server, once Kafka has been away for longer than the grace time.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 async fn scene(hint: &str) -> (Scene, Process) {
@@ -208,7 +211,9 @@ async fn the_source_can_shut_down_while_kafka_is_away() {
         }
         let held = "SELECT count(*) FROM pg_stat_replication WHERE application_name LIKE 'lockstep:%'";
         wait_text(&scene.source, held, "0", &mut process).await;
+        let begun = std::time::Instant::now();
         scene.services.catalog.stop().unwrap();
+        assert!(begun.elapsed() < SHUTDOWN, "stopping took {:?}", begun.elapsed());
         scene.services.catalog.start().unwrap();
         match deaf {
             true => scene.services.signal_kafka(Signal::CONT).unwrap(),

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::compare::TablePair;
 use super::pipeline::{Pipeline, Process, Status};
-use super::services::{Database, Services};
+use super::services::{Database, Server, Services, unique_name};
 
 /// Everything here is done in a second or two on a machine with nothing else to do; tests share theirs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -49,16 +49,30 @@ impl Scene {
     }
 
     async fn with_sinks(binary: &str, hint: &str, schema: &str, tables: &[Keyed], count: usize) -> Scene {
-        let scene = Scene::bare(binary, hint, schema, count).await;
+        Scene::bare(binary, hint, schema, count).await.route(tables)
+    }
+
+    fn route(self, tables: &[Keyed]) -> Scene {
         let tables_of = tables.iter().map(|(table, key)| TablePair::same(table, key)).collect();
         let route = |pipeline| tables.iter().fold(pipeline, |p: Pipeline, (table, _)| p.table(table));
-        Scene { tables: tables_of, ..scene.configure(route) }
+        Scene { tables: tables_of, ..self.configure(route) }
     }
 
     /// Databases with the schema, no table routed yet.
     pub async fn bare(binary: &str, hint: &str, schema: &str, sinks: usize) -> Scene {
         let services = Services::from_env();
         let source = services.catalog.create_database(hint).await.unwrap();
+        Scene::of(binary, hint, schema, sinks, services, source).await
+    }
+
+    /// With one sink and a source on a server of the test's own, which may end before the scene does.
+    pub async fn on(binary: &str, hint: &str, schema: &str, tables: &[Keyed], server: &Server) -> Scene {
+        let source = server.recreate_database(&unique_name(hint)).await.unwrap();
+        let scene = Scene::of(binary, hint, schema, 1, Services::from_env(), source).await;
+        scene.route(tables)
+    }
+
+    async fn of(binary: &str, hint: &str, schema: &str, sinks: usize, services: Services, source: Database) -> Scene {
         source.execute(schema).await.unwrap();
         let mut pipeline = Pipeline::new(binary, &services, &source);
         let mut databases = Vec::new();
