@@ -49,8 +49,9 @@ const TRANSACTION_CHANGES_MAX: u64 = 160_000;
 /// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
 const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
 
-/// Entries of the ledger read ahead of what is applied.
+/// Entries of the ledger read ahead of what is applied, and their bytes: most have some hundred, and one may have half a MiB.
 const ITEMS_MAX: usize = 1024;
+const ITEMS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// An interval with nothing for this sink moves its progress at most this often.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
@@ -120,6 +121,8 @@ struct Worker<S: Sink> {
     machine: Machine,
     assembler: Assembler,
     tail: Tail,
+    /// Bytes of entries that were read since none was left to apply.
+    items_bytes: usize,
     ahead: Ahead,
     writer: Writer<S>,
     metrics: SinkMetrics,
@@ -229,7 +232,8 @@ impl<S: Sink> Worker<S> {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let ahead = Ahead::open(&config.kafka, tables.keys().cloned().collect(), sink.span_wait, stop.clone())?;
+        let wanted = tables.keys().cloned().collect();
+        let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, stop.clone(), metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
             groups::Teller::open(&config.kafka, &groups::of_sink(&config.name, &sink.name), &config.kafka.ledger)?;
@@ -241,6 +245,7 @@ impl<S: Sink> Worker<S> {
             machine,
             assembler,
             tail,
+            items_bytes: 0,
             ahead,
             writer,
             metrics,
@@ -711,9 +716,14 @@ impl<S: Sink> Worker<S> {
 
     /// Takes in what there is of the ledger.
     fn read_ahead(&mut self) -> Result<()> {
+        if self.machine.waiting() == 0 {
+            self.items_bytes = 0;
+        }
         while self.machine.waiting() < ITEMS_MAX
+            && self.items_bytes < ITEMS_BYTES_MAX
             && let Some(record) = self.tail.try_recv()?
         {
+            self.items_bytes += record.value.as_deref().map_or(0, <[u8]>::len);
             self.entry(record.offset, record.value.as_deref())?;
         }
         Ok(())
