@@ -30,6 +30,7 @@ use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
 use crate::progress::Meters;
+use crate::rate::Rates;
 use crate::relation::TableName;
 use crate::sink::lease::Lease;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing};
@@ -138,6 +139,12 @@ struct Worker<S: Sink> {
     meters: Meters,
     /// Records gathered into one transaction at most.
     gather_records: u64,
+    /// How much may be written in a second.
+    rates: Rates,
+    /// What `rates` counts from.
+    begun: Instant,
+    /// Bytes of records that were taken in by the open transaction.
+    bytes: usize,
     /// Stopped within a transaction that could not end yet: what it took in is not applied.
     abandoned: bool,
     teller: groups::Teller,
@@ -238,6 +245,7 @@ impl<S: Sink> Worker<S> {
         let teller =
             groups::Teller::open(&config.kafka, &groups::of_sink(&config.name, &sink.name), &config.kafka.ledger)?;
         let (assembler, now) = (Assembler::default(), Instant::now());
+        let rates = Rates::new(sink.rows_per_second, sink.bytes_per_second);
         Ok(Worker {
             config,
             routes,
@@ -257,6 +265,9 @@ impl<S: Sink> Worker<S> {
             loaded: HashMap::new(),
             meters: Meters::default(),
             gather_records: TRANSACTION_RECORDS_FIRST,
+            rates,
+            begun: now,
+            bytes: 0,
             abandoned: false,
             teller,
             told: None,
@@ -323,9 +334,10 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
-            if self.machine.waiting() == 0 || late {
+            let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
+            if self.machine.waiting() == 0 || late || owes {
                 self.quiet().await?;
-                self.report();
+                self.report(owes);
                 if stopped.is_some() {
                     if self.machine.waiting() > 0 {
                         tracing::warn!(
@@ -335,13 +347,16 @@ impl<S: Sink> Worker<S> {
                     }
                     return self.finish().await;
                 }
-                self.wait(stop).await?;
+                match owes {
+                    true => drop(stop.run_until_cancelled(tokio::time::sleep(TICK)).await),
+                    false => self.wait(stop).await?,
+                }
             } else {
                 self.step(stop).await?;
                 if self.abandoned {
                     return Ok(());
                 }
-                self.report();
+                self.report(false);
             }
         }
     }
@@ -362,7 +377,7 @@ impl<S: Sink> Worker<S> {
     async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
-                let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                let (intervals, begun) = (self.machine.gather(self.gather_max()), Instant::now());
                 let share = existing_share(&intervals);
                 self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
                 let outcome = self.intervals(intervals, stop).await;
@@ -524,6 +539,11 @@ impl<S: Sink> Worker<S> {
         }
     }
 
+    /// Records that are gathered into one transaction: no more rows than a second may have.
+    fn gather_max(&self) -> u64 {
+        self.sink.rows_per_second.map_or(self.gather_records, |most| self.gather_records.min(most as u64))
+    }
+
     /// The intervals without the spans of tables of which nothing is there yet: their changes are not wanted, and they may be
     /// what can't be read. A chunk in an interval makes its table's span wanted.
     fn wanted(&self, intervals: &[Interval]) -> Vec<Interval> {
@@ -559,8 +579,10 @@ impl<S: Sink> Worker<S> {
             _ => TRANSACTION_CHANGES_MAX,
         };
         let changes: u64 = items.iter().map(plain).sum();
-        let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_records && 2 * rows <= changes);
-        if !few || changes >= TRANSACTION_CHANGES_MAX || !self.writer.loads.is_empty() {
+        let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_max() && 2 * rows <= changes);
+        let much =
+            changes >= TRANSACTION_CHANGES_MAX || self.sink.bytes_per_second.is_some_and(|most| self.bytes >= most);
+        if !few || much || !self.writer.loads.is_empty() {
             return Ok(None);
         }
         self.read_ahead()?;
@@ -579,6 +601,7 @@ impl<S: Sink> Worker<S> {
     /// One transaction of the sink: progress, rows, commit. It takes in what follows until it can end.
     async fn transaction(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let first = self.after(items).1;
+        self.bytes = 0;
         self.writer.sink.begin(&self.row, &first).await?;
         let (mut done, mut foreign) = (0, 0);
         loop {
@@ -653,7 +676,10 @@ impl<S: Sink> Worker<S> {
                 None => self.writer.sink.meanwhile(self.ahead.take()).await?,
             };
             match next {
-                Next::Record(record) => self.writer.record(record, state).await?,
+                Next::Record(record) => {
+                    self.bytes += record.bytes;
+                    self.writer.record(record, state).await?;
+                }
                 Next::Waiting(what) => {
                     self.reporter.update(|s| (s.state, s.waiting_for) = (status::State::Retrying, Some(what)));
                     continue;
@@ -699,14 +725,14 @@ impl<S: Sink> Worker<S> {
             }
             self.read_ahead()?;
             if let Some(Item::Interval(_)) = self.machine.peek() {
-                let intervals = self.machine.gather(self.gather_records).into_iter();
+                let intervals = self.machine.gather(self.gather_max()).into_iter();
                 return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
             }
             if let Some(item) = self.machine.pop() {
                 return Ok(vec![item]);
             }
             self.writer.sink.keep_lease().await?;
-            self.report();
+            self.report(false);
             self.reporter.update(|s| {
                 s.waiting_for = Some("the rest of tables whose rows reference each other".to_owned());
             });
@@ -745,7 +771,10 @@ impl<S: Sink> Worker<S> {
         self.metrics.rows(RowOp::Delete, counts.deleted);
         self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
-        self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        let rows = counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot;
+        self.metrics.transaction(rows);
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        self.rates.spend(rows, self.bytes, self.begun.elapsed());
         self.metrics.missing_rows(counts.missing);
         self.metrics.foreign_records(foreign);
         self.metrics.overwritten(counts.overwritten);
@@ -807,7 +836,8 @@ impl<S: Sink> Worker<S> {
         Ok(())
     }
 
-    fn report(&mut self) {
+    /// `owes`: what there is to apply waits for its turn.
+    fn report(&mut self, owes: bool) {
         let newest = self.machine.end();
         let now = Instant::now();
         // Without a broker nothing is known of what there is to apply. A client that has just begun knows of no trouble.
@@ -834,14 +864,16 @@ impl<S: Sink> Worker<S> {
             (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
-        let at = self.at;
+        let (at, name) = (self.at, &self.sink.name);
+        let turn =
+            owes.then(|| format!("its turn: at most sinks.{name}.rows_per_second or bytes_per_second are written"));
         self.reporter.update(|s| {
             s.state = match away {
                 Some(_) => status::State::Retrying,
                 None if loading => status::State::Snapshot,
                 None => status::State::Streaming,
             };
-            s.waiting_for = away;
+            s.waiting_for = away.or(turn);
             s.position = Some(at.position.lsn);
             s.closed_lsn = Some(at.closed);
             s.lag_bytes = Some(lag_bytes);
