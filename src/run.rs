@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `Ok` after it was asked to stop | it has drained |
 //! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a jittered pause, which grows with every attempt that got nowhere ([`breaker`]) |
-//! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on |
+//! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on. But for a password that was taken before: as `Error::Retry` |
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
 //! The process ends
@@ -44,7 +44,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::error::{Error, Halt, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
 use crate::http::{Http, Pulse};
 use crate::lsn::Lsn;
@@ -526,13 +526,14 @@ async fn keep_running(
     pulse: &watch::Sender<Option<Instant>>,
     limits: &Limits,
 ) -> End {
-    let mut breaker = Breaker::new(*limits);
+    let (mut breaker, mut worked) = (Breaker::new(*limits), false);
     while !token.is_cancelled() {
         let before = role.desk.closed();
         let (mut look, mut at_rest_since) = (role.desk.look(), None);
         role.desk.set_breaker(breaker.attempt());
         let see = || {
             let progressed = before.is_some() && role.desk.closed() > before;
+            worked |= role.desk.closed().is_some();
             at_rest_since = look.is_at_rest().then(|| at_rest_since.unwrap_or_else(Instant::now));
             let works = at_rest_since.is_some_and(|since| since.elapsed() >= limits.retry_max);
             // A role that made progress, or worked for a while without anything to do, has earned a quick first attempt; one that
@@ -545,6 +546,7 @@ async fn keep_running(
         let error = match outcome {
             Ok(()) if token.is_cancelled() => break,
             Ok(()) => Error::retry_plain("the role ended without being asked to"),
+            Err(Error::Halt(halt)) if worked && halt.code == Code::AuthFailed => no_longer(&halt),
             Err(Error::Halt(halt)) => {
                 error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
                 role.desk.halt(&halt);
@@ -568,6 +570,16 @@ async fn keep_running(
         role.desk.set(State::Starting, None);
     }
     End::Drained
+}
+
+/// A password that was right and is not any more was changed, and the configuration is to follow, or it comes back: nothing that a
+/// start has to begin for.
+fn no_longer(halt: &Halt) -> Error {
+    Error::retry_plain(format!(
+        "{}; this password was taken before: if it was changed, write the new one where the configuration has it and send this \
+         process SIGHUP",
+        halt.message
+    ))
 }
 
 /// Polls `work` to its end and shows meanwhile that the loop turns; calls `see` each time and once at the end.

@@ -3,7 +3,9 @@
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
 //! The worker runs on a thread of its own; the records are read and decoded on another one (`apply::ahead`).
 
+mod blocker;
 mod foreign_keys;
+mod refused;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::blocker::Blocker;
 use crate::apply::ahead::{Ahead, Next};
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
@@ -96,10 +99,14 @@ async fn apply<S: Sink>(
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
     let (config, heard) = (worker.config.clone(), worker.writer.sink.heard());
     let (sink, owner) = (worker.sink.clone(), worker.row.owner.clone());
+    let blocker = Blocker::new(reporter);
     tokio::select! {
-        outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(error, &name)),
+        outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(blocker.name(error), &name)),
         // The worker waits on a dead connection; only dropping it ends that.
-        error = S::watch(&sink, &config.name, owner, heard) => Err(error),
+        error = S::watch(&sink, &config.name, owner.clone(), heard.clone()) => Err(error),
+        () = S::watch_locks(&sink, &config.name, owner, heard, |who| blocker.tell(who)) => {
+            unreachable!("it looks for as long as it is polled")
+        }
     }
 }
 
@@ -483,10 +490,10 @@ impl<S: Sink> Worker<S> {
 
     /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
     /// parked; where a foreign key refuses while tables are under load, with all that is still to come of them; where that is
-    /// refused too, or another constraint refuses, each change by itself, in order.
+    /// refused too, or another constraint refuses, each change by itself, in order. What is refused in the end is told of its row.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
-        let mut handover = None;
+        let (mut handover, mut value) = (None, None);
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
             let mut ahead = None;
@@ -503,6 +510,10 @@ impl<S: Sink> Worker<S> {
                     self.writer.whole = true;
                 }
                 Err(Failure::Constraint(_) | Failure::Reference(_)) if !self.writer.strict => self.writer.strict = true,
+                // In pieces, so that the halt can say which row it is.
+                Err(Failure::Error(Error::Halt(halt))) if halt.code == Code::ValueRefused && self.writer.narrow() => {
+                    value.get_or_insert_with(|| halt.clone());
+                }
                 _ => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
@@ -515,10 +526,19 @@ impl<S: Sink> Worker<S> {
             self.fewer(items);
         };
         (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
-        // That no value can stand in says more than that one by one was refused as well.
-        match (outcome, handover) {
-            (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
-            (outcome, _) => outcome,
+        self.writer.pieces.clear();
+        let outcome = match outcome {
+            Err(failure) => Err(self.told_of_its_row(failure).await),
+            done => done,
+        };
+        // That no value can stand in says more than that one by one was refused as well. And in pieces another refusal may come
+        // first that is none as a whole.
+        match (outcome, handover, value) {
+            (Err(Failure::Unique(_)), Some(handover), _) => Err(Failure::Unique(handover)),
+            (Err(Failure::Unique(_) | Failure::Constraint(_) | Failure::Reference(_)), _, Some(value)) => {
+                Err(Failure::Error(Error::Halt(value)))
+            }
+            (outcome, ..) => outcome,
         }
     }
 
@@ -602,6 +622,7 @@ impl<S: Sink> Worker<S> {
     async fn transaction(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let first = self.after(items).1;
         self.bytes = 0;
+        self.writer.begin_transaction();
         self.writer.sink.begin(&self.row, &first).await?;
         let (mut done, mut foreign) = (0, 0);
         loop {

@@ -360,3 +360,38 @@ async fn a_probe_has_shown_enough_once_it_had_nothing_to_do_for_a_while() {
         assert_eq!(board.status()["sinks"]["orders"]["retry"].is_null(), over, "{lag}");
     }
 }
+
+/// A password that was never taken halts; one that was is waited for.
+#[tokio::test]
+async fn a_password_that_was_taken_before_is_waited_for() {
+    for (closed, state) in [(None, "halted"), (Some(Lsn(7)), "streaming")] {
+        let metrics = Metrics::new();
+        let attempts = Arc::new(AtomicU32::new(0));
+        let role = Role::sink("orders", &metrics, move |reporter, _, token| {
+            let attempt = attempts.fetch_add(1, Ordering::SeqCst);
+            async move {
+                reporter.update(|s| (s.state, s.closed_lsn) = (State::Streaming, closed));
+                if attempt == 0 {
+                    return Err(halt(Code::AuthFailed));
+                }
+                token.cancelled().await;
+                Ok(())
+            }
+        });
+        let (log, _order) = mpsc::channel();
+        let roles = vec![role, streaming_sink(&metrics, "stock", log)];
+        let board = board("shop", &roles);
+        let (shutdown, watched) = (CancellationToken::new(), board.clone());
+        let stop = shutdown.clone();
+        let look = tokio::spawn(async move {
+            sleep(Duration::from_millis(200)).await;
+            stop.cancel();
+            watched.status()
+        });
+        supervise("shop", roles, metrics, None, QUICK, shutdown).await;
+        let status = look.await.unwrap();
+        assert_eq!(status["sinks"]["orders"]["state"], state, "{status}");
+        let error = status["sinks"]["orders"]["retry"]["error"].as_str().unwrap_or_default();
+        assert_eq!(error.contains("found something; this password was taken before"), closed.is_some(), "{status}");
+    }
+}
