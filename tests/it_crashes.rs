@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use support::scene::{
     AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, wait_text, watch_whole,
 };
-use support::{Process, Status};
+use support::{Pipeline, Process, Status};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -150,6 +150,63 @@ async fn the_sinks_server_crashes() {
     load.stop().await;
     scene.equal(&mut process).await;
     assert_once(scene.orders()).await;
+}
+
+/// One of two sinks is away for a while under load: it is probed and not stormed, the status says why, the other one goes on, and
+/// when it is back it catches up by itself, soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_away_is_probed_and_holds_up_nobody() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let scene = Scene::two(LOCKSTEP, "away", EVENTS_SCHEMA, &EVENTS).await.configure(Pipeline::several);
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let mut process = scene.start().await;
+    let load = Events::on(&scene, QUICK);
+    more(&load, load.committed()).await;
+    scene.services.orders.stop().unwrap();
+    let retry = |s: &Status| s.0["sinks"]["orders"]["retry"].clone();
+    let status = process.wait_until("the breaker opens", PATIENCE, |s| retry(s)["breaker"] == "open").await.unwrap();
+    assert_eq!(status.sink_state("orders"), "retrying", "{status}");
+    let why = retry(&status)["error"].as_str().unwrap().to_owned();
+    assert!(why.contains("connecting to") && why.contains("refused"), "{why}");
+    assert_eq!(status.0["sinks"]["orders"]["waiting_for"], why.as_str());
+    let (opened, failures) = (Instant::now(), retry(&status)["failures"].as_u64().unwrap());
+    let cpu = cpu_seconds(&mut process).await;
+    let metrics = process.get("/metrics").await.unwrap();
+    assert!(metrics.contains("lockstep_sink_breaker_open{sink=\"orders\"} 1"), "{metrics}");
+    let written = load.committed();
+    sleep(Duration::from_secs(8)).await;
+    let status = process.status().await.unwrap();
+    let probes = retry(&status)["failures"].as_u64().unwrap() - failures;
+    // The pauses are at least 0.8, 1.6, 3.2 and 5 seconds from there.
+    assert!((1..=4).contains(&probes), "{probes} probes in {:?}: {status}", opened.elapsed());
+    let next: jiff::Timestamp = retry(&status)["next_try"].as_str().unwrap().parse().unwrap();
+    let wait = next.duration_since(jiff::Timestamp::now());
+    assert!(wait <= jiff::SignedDuration::from_secs(10), "the next probe is {wait} away");
+    let cpu = cpu_seconds(&mut process).await - cpu;
+    assert!(cpu < 6.0, "{cpu} s of processor time in 8 s, of two sinks, a source, and a load");
+
+    // The other one never noticed.
+    assert!(load.committed() > written);
+    assert_eq!((status.sink_state("inventory"), status.source_state()), ("streaming", "streaming"), "{status}");
+    assert!(status.0["sinks"]["inventory"]["lag_seconds"].as_f64().unwrap() < 5.0, "{status}");
+
+    scene.services.orders.start().unwrap();
+    let (back, behind) = (Instant::now(), load.committed());
+    let arrived = format!("SELECT EXISTS (SELECT FROM journal WHERE tx >= {behind})");
+    wait_text(scene.orders(), &arrived, "true", &mut process).await;
+    assert!(back.elapsed() < Duration::from_secs(20), "it took {:?} to be there again", back.elapsed());
+    load.stop().await;
+    scene.equal(&mut process).await;
+    process.wait_until("the breaker is closed", PATIENCE, |s| retry(s).is_null()).await.unwrap();
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_sink_breaker_open{sink=\"orders\"} 0"));
+    assert_once(scene.orders()).await;
+}
+
+/// Processor time that the process has used.
+async fn cpu_seconds(process: &mut Process) -> f64 {
+    let metrics = process.get("/metrics").await.unwrap();
+    let sample = |line: &str| line.strip_prefix("lockstep_process_cpu_seconds_total ").map(str::to_owned);
+    metrics.lines().find_map(sample).unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

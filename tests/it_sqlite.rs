@@ -478,7 +478,12 @@ async fn a_file_follows_the_source() {
     scene.sql("BEGIN; UPDATE goods SET n = 42 WHERE id = 5; UPDATE goods SET f8 = 'NaN' WHERE id = 6; COMMIT").await;
     let status =
         process.wait_until("the halt", PATIENCE, |s| s.halt_code(Some("edge")) == Some("VALUE_REFUSED")).await.unwrap();
-    assert!(status.to_string().contains("column f8 of goods is to hold NaN"), "{status}");
+    let halt = &status.0["sinks"]["edge"]["halt"];
+    let message = halt["message"].as_str().unwrap();
+    let said = "column f8 of goods is to hold NaN, which SQLite stores as NULL; it is one row, known by its key (id)";
+    assert!(message.starts_with(said), "{status}");
+    let hint = halt["hint"].as_str().unwrap();
+    assert!(hint.ends_with("public.goods --where \"id = 6\" --sink edge"), "{status}");
     assert_eq!(edge.file.rows("SELECT count(*) FROM goods WHERE n = '42'"), "0");
     process.terminate(PATIENCE).await.unwrap();
 }
