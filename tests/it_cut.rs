@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 use cut::bed::{PATIENCE, public};
 use cut::follower::Core;
 use cut::load::Tally;
-use cut::server::WaitingServer;
 use cut::writers::{self, Writers};
 use cut::{Bed, Fence, Follower, Rule};
 use lockstep::key::{KeyColumn, KeyOrder, predicate};
 use lockstep::lsn::{CHUNK_ORDINAL_BASE, Position};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use support::server::OwnServer;
 use support::{Server, Services};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
@@ -112,7 +112,9 @@ async fn chunks_under_eight_writers_are_what_the_stream_says() {
 /// comes later must wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_wait_for_a_standby() {
-    let waiting = WaitingServer::start(&Services::from_env()).await;
+    // `local` by default: whoever is to wait says so.
+    let settings = ["synchronous_standby_names = 'nobody'", "synchronous_commit = local"];
+    let waiting = OwnServer::start(&Services::from_env(), "waiting", &settings).await;
     let bed = Bed::new(&waiting.server, "CREATE TABLE public.t (id int PRIMARY KEY, v text)", &["t"], &[]).await;
     bed.sql("INSERT INTO t SELECT i, 'old' FROM generate_series(1, 400) i").await;
     let mut follower = bed.follower().await;

@@ -137,3 +137,57 @@ async fn links_that_die_without_a_word() {
     scene.sql("INSERT INTO events VALUES (-3, -1), (-2, -1), (-1, -1); INSERT INTO journal VALUES (-1)").await;
     scene.equal(&mut process).await;
 }
+
+/// With the settings that everybody has: how long it takes at most until a standby does the work of one that was killed or
+/// frozen, and until a link that died without a word is noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dies_is_replaced_in_time() {
+    // A reader waits for 30 s of silence; one second more is ours, for looking.
+    let (killed, frozen, dead) = (Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(31));
+    let scene = Scene::new(LOCKSTEP, "in_time", EVENTS_SCHEMA, &EVENTS).await;
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let to_source = Proxy::start(scene.source.server.port).await;
+    let to_sink = Proxy::start(scene.orders().server.port).await;
+    let (source, sink) = (through(&to_source, &scene.source), through(&to_sink, scene.orders()));
+    let scene = scene.configure(|p| p.several().source_url(source).sink_url("orders", sink));
+    let mut first = scene.start().await;
+    let mut second = scene.spawn(&[]);
+    let load = Events::on(&scene, QUICK);
+    both_wait(&mut second).await;
+    let begun = Instant::now();
+    first.kill9().unwrap();
+    flows(&scene, &mut second).await;
+    let took = [begun.elapsed(), Duration::ZERO, Duration::ZERO];
+
+    let mut first = scene.spawn(&[]);
+    both_wait(&mut first).await;
+    let begun = Instant::now();
+    second.signal(Signal::STOP).unwrap();
+    flows(&scene, &mut first).await;
+    let took = [took[0], begun.elapsed(), Duration::ZERO];
+    second.kill9().unwrap();
+
+    let before = retries(&first).await;
+    let begun = Instant::now();
+    assert!(to_source.swallow() > 0 && to_sink.swallow() > 0, "there are connections to swallow");
+    loop {
+        let now = retries(&first).await;
+        if now.0 > before.0 && now.1 > before.1 {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the dead links are not noticed: {now:?} after {before:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let took = [took[0], took[1], begun.elapsed()];
+    flows(&scene, &mut first).await;
+    load.stop().await;
+    scene.equal(&mut first).await;
+    assert_once(scene.orders()).await;
+    eprintln!("killed, frozen, links dead: {took:?}");
+    assert!(took[0] < killed && took[1] < frozen && took[2] < dead, "killed, frozen, links dead: {took:?}");
+}
+
+async fn both_wait(process: &mut Process) {
+    let waits = |s: &support::Status| (s.source_state(), s.sink_state("orders")) == ("standby", "standby");
+    process.wait_until("a standby of both roles", PATIENCE, waits).await.unwrap();
+}

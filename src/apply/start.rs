@@ -114,6 +114,8 @@ pub async fn check_progress(config: &Arc<Config>, sink: &str, row: &ProgressRow,
     if standing_after_restart(row, &ledger).is_some() {
         return Ok(());
     }
+    let row =
+        &upgraded_row(row, &ledger).map_or_else(|| row.clone(), |standing| ProgressRow { standing, ..row.clone() });
     row.check_identity(&identity(&ledger))?;
     let (standing, shared) = (row.standing.clone(), config.clone());
     let at = at(&standing);
@@ -214,17 +216,33 @@ pub(super) async fn request(
     Ok(offset)
 }
 
-/// A restart is the one legal jump: a row from before it goes on there, with every table still to be loaded.
+/// A restart is the one legal jump: a row from before it goes on there, with every table still to be loaded. After an upgrade of
+/// the source's server it goes on where it is.
 pub(super) async fn go_on_after_restart(
     database: &mut impl Sink,
     row: ProgressRow,
     ledger: &Ledger,
 ) -> Result<ProgressRow> {
-    let Some(to) = standing_after_restart(&row, ledger) else { return Ok(row) };
-    tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
+    let to = match standing_after_restart(&row, ledger) {
+        Some(to) => {
+            tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
+            to
+        }
+        None => match upgraded_row(&row, ledger) {
+            Some(to) => to,
+            None => return Ok(row),
+        },
+    };
     database.begin(&row, &to).await?;
     database.commit().await?;
     Ok(ProgressRow { standing: to, ..row })
+}
+
+/// What a row says of the source that pg_upgrade has made another server of since: it stands where it stood.
+fn upgraded_row(row: &ProgressRow, ledger: &Ledger) -> Option<Standing> {
+    let (at, now) = (&row.standing, identity(ledger));
+    let known = at.ledger_topic_id == ledger.id && ledger.state.formerly.contains(&at.source_system_id);
+    known.then(|| Standing { source_system_id: now.source_system_id, timeline: now.timeline, ..at.clone() })
 }
 
 /// Where a row from before the last restart goes on; `None` for one that is not.

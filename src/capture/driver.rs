@@ -53,6 +53,7 @@ use crate::postgres::frame::Frame;
 use crate::postgres::pgoutput::{self, Message, RelationBody, RelationColumn, ReplicaIdentity, Scratch};
 use crate::postgres::snapshot::PgSnapshot;
 use crate::postgres::stream::Stream;
+use crate::postgres::timeline;
 use crate::progress::Meters;
 use crate::registry::Registry;
 use crate::relation::{Fingerprint, Relation, TableName};
@@ -256,6 +257,7 @@ impl Reader {
             epoch,
             topics,
             closed,
+            confirmed,
             order,
             parents,
             estimates,
@@ -263,7 +265,8 @@ impl Reader {
             marks,
             signals,
         } = started;
-        let machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
+        let mut machine = Machine::new(epoch, state.last, closed, config.kafka.checkpoint_interval);
+        machine.resume_from(confirmed);
         let producer = Producer::open(&config.kafka, Purpose::Data)?;
         let emitter = Emitter::new(producer, config.clone(), metrics.clone(), (registry.clone(), events), &topics);
         let (loader, pace) = loads::loader(&config.source.snapshot);
@@ -412,6 +415,7 @@ impl Reader {
                 Frame::Keepalive { wal_end, reply: asked } => {
                     reply |= asked;
                     self.core.received = self.core.received.max(wal_end);
+                    self.core.check_past(wal_end)?;
                     self.core.machine.keepalive(wal_end);
                 }
             }
@@ -475,9 +479,15 @@ impl Core {
     }
 
     /// One pgoutput message.
+    /// The server has sent everything below this.
+    fn check_past(&self, beyond: Lsn) -> Result<()> {
+        self.machine.missed(beyond).map_or(Ok(()), |owed| Err(timeline::overwritten(owed, beyond)))
+    }
+
     async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
         match pgoutput::decode(data, &mut self.scratch)? {
             Message::Begin { final_lsn, commit_time_us, xid } => {
+                self.check_past(final_lsn)?;
                 let take = self.machine.begin(final_lsn) == Admit::Take;
                 self.transaction = Some(Transaction { take, commit: final_lsn, xid, commit_time_us, has_rows: false });
                 self.origin = None;

@@ -104,6 +104,9 @@ pub struct Machine {
     interval_min: Duration,
     /// Commits at or below are in the ledger.
     resume: Lsn,
+    /// The last of them, while the server still has to send it again. One that sends later commits without it never had it: it
+    /// was restored to an earlier point, and has written over what we read.
+    owed: Option<Lsn>,
     last_commit: Lsn,
     position: Position,
     open: Option<Open>,
@@ -130,6 +133,7 @@ impl Machine {
             appended_at: None,
             interval_min,
             resume: position.lsn,
+            owed: None,
             last_commit: position.lsn,
             position,
             open: None,
@@ -181,10 +185,21 @@ impl Machine {
         self.read_closed
     }
 
+    /// The slot stands here: the server sends every commit again that is not below it.
+    pub fn resume_from(&mut self, confirmed: Lsn) {
+        self.owed = (self.resume >= confirmed && self.resume > Lsn::ZERO).then_some(self.resume);
+    }
+
+    /// A commit that the server had to send again, and can't any more now that it is beyond. Nothing of such a stream counts.
+    pub fn missed(&self, beyond: Lsn) -> Option<Lsn> {
+        self.owed.filter(|owed| beyond > *owed)
+    }
+
     /// A transaction begins in the stream.
     pub fn begin(&mut self, commit_lsn: Lsn) -> Admit {
         assert!(self.open.is_none(), "a transaction began inside another: proto 1 does not interleave");
         if commit_lsn <= self.resume {
+            self.owed = self.owed.filter(|owed| *owed != commit_lsn);
             return Admit::Drop;
         }
         assert!(commit_lsn > self.last_commit, "commits arrive in order: {commit_lsn} after {}", self.last_commit);

@@ -307,3 +307,26 @@ fn what_is_in_the_ledger_is_dropped_and_chunk_positions_go_on_after_a_restart() 
     assert_eq!(script.machine.begin(Lsn(17)), Admit::Take);
     assert_eq!(script.machine.record().0, Position::new(Lsn(17), 0));
 }
+
+#[test]
+fn a_server_that_does_not_send_the_last_commit_again_never_had_it() {
+    let to = Position::new(Lsn(16), 3);
+    let anchor = Anchor { offset: 3, epoch: Epoch { offset: 1, nonce: 1 }, to };
+    let machine = |confirmed| {
+        let last = LastCheckpoint { anchor, closed: Lsn(20), commit_time: 1 };
+        let mut machine = Script::new(Some(last)).machine;
+        machine.resume_from(Lsn(confirmed));
+        machine
+    };
+    for confirmed in [9, 16] {
+        let mut machine = machine(confirmed);
+        assert_eq!((machine.missed(Lsn(16)), machine.missed(Lsn(17))), (None, Some(Lsn(16))));
+        assert_eq!(machine.begin(Lsn(12)), Admit::Drop);
+        machine.dropped(Lsn(13));
+        assert_eq!(machine.missed(Lsn(17)), Some(Lsn(16)), "another one says nothing");
+        assert_eq!(machine.begin(Lsn(16)), Admit::Drop);
+        machine.dropped(Lsn(20));
+        assert_eq!(machine.missed(Lsn(40)), None);
+    }
+    assert_eq!(machine(17).missed(Lsn(40)), None, "it has been confirmed: nobody sends it again");
+}

@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod start;
 pub mod steering;
 pub mod trim;
+pub mod upgrade;
 mod withheld;
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub struct Started {
     pub topics: BTreeMap<String, TopicIdentity>,
     /// Closed LSN to go on from.
     pub closed: Lsn,
+    /// Where the slot stands; at most there.
+    pub confirmed: Lsn,
     /// Tables in the order of their foreign keys, parents first.
     pub order: Vec<TableName>,
     /// Tables that each table references.
@@ -193,7 +195,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     }
     let tail = Tail::open(&config.kafka, &config.kafka.ledger, topic::PARTITION, end + 1, Code::LedgerTrimmed)?;
     appender.base = state.base;
-    let closed = check_confirmed(config, &session, &state).await?;
+    let (closed, confirmed) = check_confirmed(config, &session, &state).await?;
     // The slot is ours, so what is compared with this was seen before.
     let looks = look::looks(&*session, &config.source.publication, &names).await?;
     let looks = names.into_iter().zip(looks).collect();
@@ -212,6 +214,7 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
         epoch,
         topics,
         closed,
+        confirmed,
         order,
         parents,
         estimates,
@@ -372,7 +375,7 @@ async fn ensure_slot(
         check_identity(source, system.system_id, database, name)?;
         let Some(found) = found else { return Err(slot_gone(name, state)) };
         slot::check_slot(found, database)?;
-        check_history(&mut replication, state, system.timeline).await?;
+        check_lineage(&mut replication, state, &system).await?;
         return Ok(source.clone());
     }
     if !config.create && found.is_none() {
@@ -513,6 +516,7 @@ fn check_identity(source: &SourceIdentity, system_id: u64, database: &str, slot:
         "the source is another one than the ledger was written for",
         "lockstep restart, if it is right as it is; otherwise point source.url back to the other",
     )
+    .fact("if pg_upgrade made it of the other, with its slots: lockstep restart --upgraded, and nothing is read again")
     .fact(format!("ledger: system {}, database {}, slot {}", source.system_id, source.database, source.slot))
     .fact(format!("found: system {system_id}, database {database}, slot {slot}")))
 }
@@ -525,6 +529,12 @@ fn slot_gone(name: &str, state: &State) -> Error {
         "lockstep restart",
     )
     .fact("no sink was touched: each still equals the source as of its position")
+}
+
+/// All that was published is in the server's past.
+async fn check_lineage(replication: &mut Connection, state: &State, system: &SystemIdentity) -> Result<()> {
+    check_history(replication, state, system.timeline).await?;
+    state.last.map_or(Ok(()), |last| timeline::check_end(system.wal_end, last.closed))
 }
 
 async fn check_history(replication: &mut Connection, state: &State, now: u32) -> Result<()> {
@@ -555,7 +565,7 @@ async fn take_slot(
         let mut replication = Connection::open(&config.source, &application_name(config)).await?;
         let system = replication.identify_system().await?;
         check_identity(identity, system.system_id, &system.dbname, name)?;
-        check_history(&mut replication, state, system.timeline).await?;
+        check_lineage(&mut replication, state, &system).await?;
         let error =
             match replication.start_replication(name, &config.source.publication, Lsn::ZERO, &Start::default()).await {
                 Ok(stream) => return Ok((stream, system.timeline)),
@@ -597,12 +607,13 @@ async fn read_back(config: &Arc<Config>, epoch: Epoch, offset: i64) -> Result<(S
 }
 
 /// L1: the slot is not ahead of the ledger. Asked after the slot is ours, so nobody else can move it.
-async fn check_confirmed(config: &Config, session: &Session, state: &State) -> Result<Lsn> {
+async fn check_confirmed(config: &Config, session: &Session, state: &State) -> Result<(Lsn, Lsn)> {
     let slot = slot::slot_facts(&**session, &config.source.slot).await?;
     judge_confirmed(&config.source.slot, slot.as_ref(), state)
 }
 
-fn judge_confirmed(name: &str, slot: Option<&SlotFacts>, state: &State) -> Result<Lsn> {
+/// Closed LSN and where the slot stands.
+fn judge_confirmed(name: &str, slot: Option<&SlotFacts>, state: &State) -> Result<(Lsn, Lsn)> {
     let identity = state.source.as_ref().expect("a claim stands after the source entry");
     let closed = state.last.map_or(identity.consistent_point, |last| last.closed);
     let confirmed = slot.and_then(|slot| slot.confirmed_flush).ok_or_else(|| slot_gone(name, state))?;
@@ -619,7 +630,7 @@ fn judge_confirmed(name: &str, slot: Option<&SlotFacts>, state: &State) -> Resul
             confirmed.bytes_since(closed)
         )));
     }
-    Ok(closed)
+    Ok((closed, confirmed))
 }
 
 /// For `lockstep check`: what the ledger says of slot, server and topics. Gives the ledger's id and state if there is one that
@@ -642,7 +653,7 @@ pub async fn check_ledger(config: &Arc<Config>) -> Result<(Option<(Uuid, State)>
     let of_the_server = check_identity(&source, system.system_id, &system.dbname, &config.source.slot);
     let checks = [
         of_the_server,
-        check_history(&mut replication, &state, system.timeline).await,
+        check_lineage(&mut replication, &state, &system).await,
         judge_confirmed(&config.source.slot, slot.as_ref(), &state).map(drop),
         check_topics(config, Some(facts), &state).await,
     ];

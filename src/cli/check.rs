@@ -6,14 +6,14 @@
 //! Each room says what it would refuse, with the same functions that `run` uses; here it is only asked, ordered and printed.
 
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::Arc;
 
+use clap::Args;
 use uuid::Uuid;
 
 use super::Failure;
 use crate::apply::start::check_progress;
-use crate::capture::{routing, schemas, shape, signal_table, start};
+use crate::capture::{routing, schemas, shape, signal_table, start, upgrade};
 use crate::codec;
 use crate::config::{Config, ForeignKeys, LeftOut, Sink, Table};
 use crate::error::{Code, Error, Halt, Result};
@@ -54,9 +54,24 @@ impl From<Error> for Finding {
     }
 }
 
-pub fn run(dir: &Path) -> Result<u8, Failure> {
-    let config = super::load(dir)?;
-    let parts = super::block_on(check(&Arc::new(config)));
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    config: super::ConfigArgs,
+    /// Also whether the source's server may be upgraded by pg_upgrade (from 17 on): that its slot was read to its end
+    #[arg(long)]
+    upgrade: bool,
+}
+
+pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
+    let config = Arc::new(super::load(&args.config.config)?);
+    let parts = super::block_on(async {
+        let mut parts = check(&config).await;
+        if args.upgrade {
+            parts.push(check_upgrade(&config).await);
+        }
+        parts
+    });
     super::print(&report(&parts))?;
     Ok(exit_code(&parts))
 }
@@ -76,6 +91,16 @@ pub(super) async fn found(config: &Arc<Config>) -> Vec<Found> {
         part.findings.into_iter().filter_map(text).map(move |text| (place.clone(), text)).collect::<Vec<_>>()
     };
     check(config).await.into_iter().flat_map(of_part).collect()
+}
+
+async fn check_upgrade(config: &Config) -> Part {
+    match upgrade::drained(config).await {
+        Ok(lsn) => Part {
+            place: format!("upgrade, with all of the source's changes up to {lsn} in the ledger"),
+            findings: vec![],
+        },
+        Err(error) => Part { place: "upgrade".to_owned(), findings: vec![error.into()] },
+    }
 }
 
 async fn check(config: &Arc<Config>) -> Vec<Part> {

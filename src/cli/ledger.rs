@@ -128,6 +128,12 @@ fn line(body: &Body, event: &Event) -> String {
             )
         }
         Body::Done(done) => format!("done        {} {}", done.id, done.result),
+        Body::Upgraded(upgraded) => {
+            format!(
+                "upgraded    system {} to {} from {}",
+                upgraded.from, upgraded.to.system_id, upgraded.to.consistent_point
+            )
+        }
         Body::Restart(restart) => format!("restart     from {} ({})", restart.new, restart.reason),
     };
     match event {

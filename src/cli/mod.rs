@@ -59,7 +59,7 @@ enum Verb {
     /// Exits with 0 when nothing was found (warnings are printed all the same), 1 when something could not be reached, 2 when
     /// the configuration has findings, 3 when `run` would halt.
     #[command(verbatim_doc_comment)]
-    Check(ConfigArgs),
+    Check(check::CheckArgs),
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
     Resync(resync::ResyncArgs),
@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
-        Verb::Check(args) => check::run(&args.config),
+        Verb::Check(args) => check::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
         Verb::Resync(args) => resync::run(&args),

@@ -15,7 +15,7 @@ use crate::ledger::signalled::Signalled;
 use crate::ledger::taken::Taken;
 use crate::ledger::within::Within;
 use crate::look::Look;
-use crate::lsn::{Lsn, Position, decimal};
+use crate::lsn::{Lsn, Position, decimal, decimals};
 use crate::record::Epoch;
 use crate::relation::{Fingerprint, Relation, TableName};
 
@@ -43,6 +43,7 @@ pub enum Body {
     Request(Request),
     Done(Done),
     Restart(Restart),
+    Upgraded(Upgraded),
 }
 
 /// `intent` stands before the slot is made, `made` after it.
@@ -203,6 +204,9 @@ pub struct Base {
     /// The last restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarted: Option<Restarted>,
+    /// What the source's server was before pg_upgrade made it: system ids, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "decimals")]
+    pub formerly: Vec<u64>,
     /// The tables that the writer has; `None`: an older writer, which does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<Vec<TableName>>,
@@ -315,6 +319,19 @@ pub struct Restart {
     pub old_ledger: Option<Uuid>,
     /// Who asked.
     pub reason: String,
+}
+
+/// pg_upgrade made another server of the source's, with the slot, which had been read to its end: the stream goes on there and no
+/// row has to be read again. Counts whoever wrote it, if the source is still `from`; whoever reads that one has lost it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The server that was, by its system id.
+    #[serde(with = "decimal")]
+    pub from: u64,
+    /// The one that it is now. Its stream begins at the `consistent_point`; whatever was before it is in the ledger.
+    pub to: SourceIdentity,
+    /// Of each published table its publication as the new server's catalog has it, where nobody has changed it since.
+    pub published: Vec<(TableName, String)>,
 }
 
 /// What sinks must know of the last restart, wherever they begin to read.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::ledger::entry::{
     Anchor, Base, Body, Checkpoint, Chunk, Done, Entry, Join, LastCheckpoint, Request, RequestKind, Restart, Restarted,
-    SourceIdentity, TopicIdentity,
+    SourceIdentity, TopicIdentity, Upgraded,
 };
 use crate::ledger::loaded::{Loaded, Relations};
 use crate::ledger::signalled::{self, Signalled};
@@ -58,6 +58,8 @@ pub struct State {
     pub next: Option<SourceIdentity>,
     /// The last restart.
     pub restarted: Option<Restarted>,
+    /// What the source's server was before pg_upgrade made it: system ids, oldest first. Rows of progress may name one of them.
+    pub formerly: Vec<u64>,
     /// Requests that a reader has ended and whose end it has not read back.
     pub ended: BTreeSet<uuid::Uuid>,
     /// The tables that the reader has, as the newest valid base says that says so.
@@ -146,6 +148,10 @@ impl State {
                 Event::Requested(request)
             }
             Body::Restart(restart) => self.restart(offset, restart),
+            Body::Upgraded(upgraded) => {
+                self.upgraded(upgraded);
+                Event::Source
+            }
             Body::Done(done) => {
                 if self.claim != Some(done.epoch) {
                     return Event::Superseded(done.epoch);
@@ -213,11 +219,30 @@ impl State {
         given.any(|join| join.request.sink == sink && join.request.within.is_none() && join.request.reads(table))
     }
 
+    /// Positions go on where they were. Whoever still reads the old server reads it in vain: its epoch is over.
+    fn upgraded(&mut self, upgraded: Upgraded) {
+        let Upgraded { from, to, published } = upgraded;
+        if self.asked.is_some() || self.source.as_ref().is_none_or(|source| source.system_id != from) {
+            return;
+        }
+        self.claim = None;
+        self.timeline = Some(to.timeline);
+        if let Some(last) = &mut self.last {
+            last.closed = last.closed.max(to.consistent_point);
+        }
+        for (table, mark) in published {
+            self.catalog.entry(table).and_modify(|look| look.published = Some(mark));
+        }
+        self.formerly.push(from);
+        self.source = Some(to);
+    }
+
     fn restart(&mut self, offset: i64, restart: Restart) -> Event {
         if self.claim != Some(restart.epoch) {
             return Event::Superseded(restart.epoch);
         }
         self.source = self.next.take().or(self.source.take());
+        self.formerly.clear();
         (self.asked, self.intent) = (None, None);
         let anchor = Anchor { offset, epoch: restart.epoch, to: Position::ORIGIN };
         self.read_on = self.timeline;
@@ -259,7 +284,7 @@ impl State {
         self.joins = base.joins;
         (self.again, self.forgets) = (base.again, base.forgets);
         self.catalog = base.catalog.into_iter().collect();
-        self.restarted = base.restarted;
+        (self.restarted, self.formerly) = (base.restarted, base.formerly);
         (self.signalled, self.paused) = (base.signalled, base.paused);
         self.route(offset, base.tables);
         for relation in base.relations {
@@ -395,6 +420,7 @@ impl State {
             catalog: catalog.into_iter().collect(),
             timeline,
             restarted: self.restarted.clone(),
+            formerly: self.formerly.clone(),
             tables: Some(tables),
             signalled: self.signalled.clone(),
             paused: self.paused.clone(),
@@ -728,6 +754,45 @@ mod tests {
         assert_eq!((state.source.unwrap().slot, state.next, state.asked), ("t".to_owned(), None, None));
         assert_eq!(last.anchor, Anchor { offset: 8, epoch: b, to: Position::ORIGIN });
         assert_eq!((last.closed, state.joins.len(), state.restarted.unwrap().offset), (Lsn(50), 0, 8));
+    }
+
+    #[test]
+    fn an_upgraded_server_takes_the_old_ones_place_and_ends_its_epoch() {
+        let (a, b) = (Epoch { offset: 1, nonce: 5 }, Epoch { offset: 4, nonce: 6 });
+        let upgraded = |from, system_id| {
+            let Body::Source(SourceEntry { made: Some(made), .. }) = source("s") else { unreachable!("just made") };
+            let to = SourceIdentity { system_id, timeline: 7, ..made };
+            Body::Upgraded(Upgraded { from, to, published: vec![] })
+        };
+        let bodies = vec![
+            source("s"),
+            claim(5),
+            checkpoint(a, 10, vec![]),
+            upgraded(1, 2),
+            claim(6),
+            checkpoint(b, 60, vec![]),
+            upgraded(1, 3),
+        ];
+        let (state, _) = fold(&bodies[..4]);
+        assert_eq!(
+            (state.last.unwrap().anchor.offset, state.last.unwrap().closed),
+            (2, Lsn(50)),
+            "it has all of the old one"
+        );
+        assert_eq!((state.claim, state.timeline), (None, Some(7)));
+        let (state, _) = fold(&bodies);
+        assert_eq!(
+            (state.source.clone().unwrap().system_id, &state.formerly),
+            (2, &vec![1]),
+            "that one is gone already"
+        );
+        let json = serde_json::to_string(&state.as_base(b, BTreeMap::new(), BTreeMap::new(), vec![])).unwrap();
+        assert_eq!(serde_json::from_str::<Base>(&json).unwrap().formerly, [1]);
+        // Who reads the old server still does so for nothing.
+        let (_, events) = fold(&[&bodies[..4], &[checkpoint(a, 20, vec![])]].concat());
+        assert_eq!(events[4], Event::Superseded(a));
+        let (state, _) = fold(&[&bodies[..3], &[request(RequestKind::Restart, "", &[]), upgraded(1, 2)]].concat());
+        assert_eq!(state.source.unwrap().system_id, 1, "a restart takes nothing over");
     }
 
     #[test]

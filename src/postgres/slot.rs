@@ -154,6 +154,32 @@ pub async fn retained_bytes(client: &(impl GenericClient + Sync), name: &str) ->
     Ok(bytes.map(|b| u64::try_from(b).unwrap_or(0)))
 }
 
+/// Whether a slot that nobody reads has anything to send of the publication. Leaves it where it is.
+pub async fn has_changes(client: &(impl GenericClient + Sync), name: &str, publication: &str) -> Result<bool> {
+    const SQL: &str = "SELECT count(*) > 0 FROM pg_logical_slot_peek_binary_changes($1, NULL, 1,
+        'proto_version', '1', 'publication_names', quote_ident($2))";
+    let doing = "looking at what the slot has to send";
+    let row = client.query_one(SQL, &[&name, &publication]).await.map_err(|e| failed(doing, e))?;
+    row.try_get(0).map_err(|e| unreadable("pg_logical_slot_peek_binary_changes", e))
+}
+
+/// Whether something in the catalog about the publication was written after a slot was made that nobody has read since.
+pub async fn is_older_than_publication(
+    client: &(impl GenericClient + Sync),
+    name: &str,
+    publication: &str,
+) -> Result<bool> {
+    const SQL: &str = "
+        SELECT coalesce(bool_or(age(x) <= age(s.catalog_xmin)), true) FROM pg_replication_slots s, (
+          SELECT xmin FROM pg_publication WHERE pubname = $2
+          UNION ALL
+          SELECT r.xmin FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2) AS w (x)
+        WHERE s.slot_name = $1";
+    let doing = "comparing the publication with the slot";
+    let row = client.query_one(SQL, &[&name, &publication]).await.map_err(|e| failed(doing, e))?;
+    row.try_get(0).map_err(|e| unreadable("pg_publication", e))
+}
+
 /// Who sits in a backend, to name them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Holder {

@@ -4,6 +4,9 @@
 //! read lies at or above our closed LSN, all that was published is in the new history too. Otherwise the source forked below
 //! it: what we published never happened there.
 //!
+//! A copy of the server's files that is put back starts no timeline: its log ends below what was published, or was written over since.
+//! Then the commit that was published last is not where it was.
+//!
 //! Pure: the file's content comes from TIMELINE_HISTORY over the replication connection.
 
 use crate::error::{Code, Error, Result};
@@ -50,9 +53,7 @@ pub fn check_timeline(history: &[Switch], from: u32, to: u32, closed: Lsn) -> Re
     }
     let since: Vec<&Switch> = history.iter().filter(|s| s.timeline >= from).collect();
     let diverged = |message: String| {
-        Error::halt(Code::Diverged, message, "lockstep restart, once it is certain that the source is right as it is")
-            .fact(format!("closed LSN {closed} on timeline {from}; the source is on timeline {to}"))
-            .fact("transactions that were published may not exist at the source any more; no sink was touched")
+        diverged(message).fact(format!("closed LSN {closed} on timeline {from}; the source is on timeline {to}"))
     };
     if since.first().is_none_or(|s| s.timeline != from) {
         return Err(diverged(format!(
@@ -67,6 +68,29 @@ pub fn check_timeline(history: &[Switch], from: u32, to: u32, closed: Lsn) -> Re
             closed.bytes_since(fork.switch)
         ))),
     }
+}
+
+/// Whether a server whose flushed log ends at `end` can be the one that everything up to `closed` was read of: only what is
+/// flushed is sent, and a crash takes none of it away.
+pub fn check_end(end: Lsn, closed: Lsn) -> Result<()> {
+    if end >= closed {
+        return Ok(());
+    }
+    let lost = closed.bytes_since(end);
+    Err(diverged(format!("the source's log ends at {end}, {lost} bytes below what was published: it was restored")))
+}
+
+/// The server went on to `beyond` without the commit that was published last.
+pub fn overwritten(owed: Lsn, beyond: Lsn) -> Error {
+    diverged(format!(
+        "the source has no commit at {owed} any more, which was published: it was restored and written to since"
+    ))
+    .fact(format!("its stream goes on at {beyond}"))
+}
+
+fn diverged(message: String) -> Error {
+    Error::halt(Code::Diverged, message, "lockstep restart, once it is certain that the source is right as it is")
+        .fact("transactions that were published may not exist at the source any more; no sink was touched")
 }
 
 #[cfg(test)]
@@ -101,5 +125,11 @@ mod tests {
         // An older server came back, or one of another branch.
         assert_eq!(check(4, 3, 0), Err(Some(Code::Diverged)));
         assert_eq!(check_timeline(&[], 1, 2, Lsn::ZERO).map_err(|e| e.code()), Err(Some(Code::Diverged)));
+    }
+
+    #[test]
+    fn a_log_that_ends_below_the_closed_lsn_is_an_older_one() {
+        let check = |end, closed| check_end(Lsn(end), Lsn(closed)).map_err(|e| e.code());
+        assert_eq!((check(9, 9), check(10, 9), check(8, 9)), (Ok(()), Ok(()), Err(Some(Code::Diverged))));
     }
 }

@@ -6,7 +6,6 @@
 //! | [`copy`] | a table as the stream tells it, and as a sink has it that is being loaded |
 //! | [`follower`] | the stream, decoded and folded, and its loads |
 //! | [`load`] | one loader with its reader of chunks, and what is known of its chunks |
-//! | [`server`] | a Postgres server of one test, whose commits wait for a standby |
 //! | [`writers`] | sessions that change hot rows as fast as they can |
 //!
 //! Stream, decoder, reader of chunks, loader and machine are the product's. What is here is a driver that writes nothing, and
@@ -17,7 +16,6 @@ pub mod bed;
 pub mod copy;
 pub mod follower;
 pub mod load;
-pub mod server;
 pub mod writers;
 
 pub use bed::Bed;

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`avro`] | records in Avro as a plain consumer reads them |
+//! | [`server`] | a Postgres server of one test, for what would end every other test's |
 //! | [`services`] | the servers that scripts/services runs, and databases of one's own in them |
 //! | [`pipeline`] | a configuration written to disk and the binary that runs it: start, kill, ask, wait |
 //! | [`compare`] | every row of a table in two databases, and in what they differ |
@@ -29,6 +30,7 @@ pub mod pipeline;
 pub mod proxy;
 pub mod recording;
 pub mod scene;
+pub mod server;
 pub mod services;
 pub mod shaping;
 pub mod shop;

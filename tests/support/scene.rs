@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::compare::TablePair;
 use super::pipeline::{Pipeline, Process, Status};
-use super::services::{Database, Services};
+use super::services::{Database, Server, Services, unique_name};
 
 /// Everything here is done in a second or two on a machine with nothing else to do; tests share theirs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -49,16 +49,30 @@ impl Scene {
     }
 
     async fn with_sinks(binary: &str, hint: &str, schema: &str, tables: &[Keyed], count: usize) -> Scene {
-        let scene = Scene::bare(binary, hint, schema, count).await;
+        Scene::bare(binary, hint, schema, count).await.route(tables)
+    }
+
+    fn route(self, tables: &[Keyed]) -> Scene {
         let tables_of = tables.iter().map(|(table, key)| TablePair::same(table, key)).collect();
         let route = |pipeline| tables.iter().fold(pipeline, |p: Pipeline, (table, _)| p.table(table));
-        Scene { tables: tables_of, ..scene.configure(route) }
+        Scene { tables: tables_of, ..self.configure(route) }
     }
 
     /// Databases with the schema, no table routed yet.
     pub async fn bare(binary: &str, hint: &str, schema: &str, sinks: usize) -> Scene {
         let services = Services::from_env();
         let source = services.catalog.create_database(hint).await.unwrap();
+        Scene::of(binary, hint, schema, sinks, services, source).await
+    }
+
+    /// With one sink and a source on a server of the test's own, which may end before the scene does.
+    pub async fn on(binary: &str, hint: &str, schema: &str, tables: &[Keyed], server: &Server) -> Scene {
+        let source = server.recreate_database(&unique_name(hint)).await.unwrap();
+        let scene = Scene::of(binary, hint, schema, 1, Services::from_env(), source).await;
+        scene.route(tables)
+    }
+
+    async fn of(binary: &str, hint: &str, schema: &str, sinks: usize, services: Services, source: Database) -> Scene {
         source.execute(schema).await.unwrap();
         let mut pipeline = Pipeline::new(binary, &services, &source);
         let mut databases = Vec::new();
@@ -206,6 +220,18 @@ pub struct Raw {
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
+/// A topic that was just made has no leader yet.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let deadline = Instant::now() + KAFKA_TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, KAFKA_TIMEOUT) {
+            Ok(watermarks) => return watermarks,
+            Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Everything in a topic of any format, partition by partition.
 pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
     let consumer: BaseConsumer = ClientConfig::new()
@@ -217,7 +243,7 @@ pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
     let metadata = consumer.fetch_metadata(Some(topic), KAFKA_TIMEOUT).unwrap();
     let mut seen = Vec::new();
     for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), KAFKA_TIMEOUT).unwrap();
+        let (low, high) = watermarks(&consumer, topic, partition.id());
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
         consumer.assign(&list).unwrap();
