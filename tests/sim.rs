@@ -36,19 +36,20 @@ mod world;
 use choices::{Choices, shrink};
 use world::{Bug, Violation, World};
 
-const BUGS: [Bug; 12] = [
-    Bug::ConfirmOnAck,
-    Bug::ConfirmOnReceive,
-    Bug::NoEpochs,
-    Bug::NoCompare,
-    Bug::Remembers,
-    Bug::SkipsUnknown,
-    Bug::NoCount,
-    Bug::CountOnly,
-    Bug::ChainByOffset,
-    Bug::TrimsAhead,
-    Bug::ResetsToLatest,
-    Bug::NoHistory,
+/// Each with the first seed that is tried: where it was found, for some are rare.
+const BUGS: [(Bug, u64); 12] = [
+    (Bug::ConfirmOnAck, 619),
+    (Bug::ConfirmOnReceive, 0),
+    (Bug::NoEpochs, 531),
+    (Bug::NoCompare, 0),
+    (Bug::Remembers, 0),
+    (Bug::SkipsUnknown, 168),
+    (Bug::NoCount, 45),
+    (Bug::CountOnly, 84),
+    (Bug::ChainByOffset, 1185),
+    (Bug::TrimsAhead, 82),
+    (Bug::ResetsToLatest, 0),
+    (Bug::NoHistory, 25),
 ];
 
 fn outcome(choices: Choices, bug: Bug) -> (World, Result<(), Violation>) {
@@ -112,9 +113,9 @@ fn whatever_happens_the_sink_is_a_prefix_of_the_source() {
 #[test]
 fn every_bug_is_found() {
     let mut missed = Vec::new();
-    for bug in BUGS {
+    for (bug, first) in BUGS {
         // A machine that refuses to go on has not been proven wrong.
-        let found = (0..5_000).find(|&seed| {
+        let found = (first..first + 5_000).find(|&seed| {
             std::panic::catch_unwind(|| outcome(Choices::of_seed(seed), bug).1.is_err()).unwrap_or(false)
         });
         println!("{bug:?}: seed {found:?}");
