@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::error::{Code, Error, Result};
 use crate::key::ranges::RangeSet;
 use crate::key::{KeyOrder, KeyRange};
-use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind};
+use crate::ledger::entry::{Checkpoint, Chunk, Entry, Request, RequestKind, Restarted};
 use crate::ledger::loaded::{LoadedTable, Relations, orders};
 use crate::ledger::state::{Event, State};
 use crate::ledger::within::Within;
@@ -46,6 +46,17 @@ impl At {
         closed: Lsn::ZERO,
         commit_time: 0,
     };
+
+    /// Whether this is from before the restart, in the same ledger. Where that lost its end, offsets alone do not tell.
+    pub fn is_before(&self, restarted: &Restarted) -> bool {
+        self.offset < restarted.offset || self.epoch.offset < restarted.epoch.offset
+    }
+
+    /// Where a sink goes on that met the restart.
+    pub fn after(restarted: &Restarted) -> At {
+        let Restarted { offset, epoch, new, .. } = *restarted;
+        At { offset, epoch, closed: new, ..At::ORIGIN }
+    }
 
     /// The last valid checkpoint of a ledger.
     pub fn end_of(state: &State) -> At {
@@ -109,7 +120,7 @@ pub fn existing_share(intervals: &[Interval]) -> f64 {
 }
 
 /// The walk of one worker on one connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Machine {
     pipeline: String,
     sink: String,

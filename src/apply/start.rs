@@ -17,7 +17,6 @@ use crate::ledger::entry::{Body, Request, RequestKind};
 use crate::ledger::state::State;
 use crate::ledger::taken::Taken;
 use crate::ledger::topic::{self, APPEND_TIMEOUT, Appender, Reading};
-use crate::lsn::Position;
 use crate::relation::TableName;
 use crate::sink::Sink;
 use crate::sink::lease::Lease;
@@ -250,20 +249,11 @@ fn upgraded_row(row: &ProgressRow, ledger: &Ledger) -> Option<Standing> {
 /// Where a row from before the last restart goes on; `None` for one that is not.
 fn standing_after_restart(row: &ProgressRow, ledger: &Ledger) -> Option<Standing> {
     let restarted = ledger.state.restarted.as_ref()?;
-    let at = &row.standing;
-    let before = match at.ledger_topic_id == ledger.id {
-        // Where the ledger lost its end, offsets alone do not tell.
-        true => at.ledger_offset < restarted.offset || at.reader.offset < restarted.epoch.offset,
-        false => restarted.old_ledger == Some(at.ledger_topic_id),
+    let before = match row.standing.ledger_topic_id == ledger.id {
+        true => at(&row.standing).is_before(restarted),
+        false => restarted.old_ledger == Some(row.standing.ledger_topic_id),
     };
-    before.then(|| Standing {
-        ledger_offset: restarted.offset,
-        reader: restarted.epoch,
-        position: Position::ORIGIN,
-        closed_lsn: restarted.new,
-        commit_time_us: None,
-        ..identity(ledger)
-    })
+    before.then(|| standing(&identity(ledger), At::after(restarted)))
 }
 
 /// Waits while another worker that is alive owns the sink: a hot standby.

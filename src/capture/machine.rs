@@ -65,7 +65,7 @@ pub struct Acked {
     pub count: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Interval {
     token: u64,
     to: Position,
@@ -93,14 +93,14 @@ impl Interval {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Open {
     lsn: Lsn,
     next: u64,
 }
 
 /// The reader of one epoch. It dies with any error: the next one starts from the ledger.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Machine {
     epoch: Epoch,
     /// The valid checkpoint that the next one follows.

@@ -10,6 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::kafka::consumer::{Entry as Record, Pieces};
 use crate::kafka::producer::{Ack, Message, Producer, Purpose, Route, Sent};
 use crate::ledger::entry::{Assembler, Body, Entry, Piece};
+use crate::ledger::start::{self, Start};
 use crate::ledger::state::State;
 use crate::record::Epoch;
 
@@ -46,26 +47,16 @@ impl Reading {
 
     /// Where a fold must begin so that its state is complete from the entry at `needed` on.
     pub fn fold_start(&mut self, needed: i64) -> Result<i64> {
-        let (low, high) = self.bounds()?;
-        if needed < low - 1 {
-            let message = format!("the ledger begins at entry {low}, but what stands after entry {needed} is needed");
-            let hint = "lockstep explain LEDGER_TRIMMED";
-            return Err(Error::halt(Code::LedgerTrimmed, message, hint));
-        }
-        // What stands at `needed` names a base at or before it, whoever wrote it.
-        let mut at = needed.clamp(low, (high - 1).max(low));
-        while at > low {
+        let bounds = self.bounds()?;
+        let named = |at| {
             let entries = self.read(at, at + 1)?;
-            let Some(value) = entries.first().and_then(|entry| entry.value.as_deref()) else { return Ok(low) };
-            match Entry::base_of(at, value)? {
-                Some(base) if base < low => return Ok(low),
-                Some(base) if base <= needed => return self.start_of(base, low),
-                Some(base) if base < at => at = base,
-                // An entry by somebody who knew of none: the one before it tells.
-                _ => at -= 1,
-            }
+            let value = entries.first().and_then(|entry| entry.value.as_deref());
+            value.map(|value| Entry::base_of(at, value)).transpose()
+        };
+        match start::before(needed, bounds, named)? {
+            Start::Base(base) => self.start_of(base, bounds.0),
+            Start::First => Ok(bounds.0),
         }
-        Ok(low)
     }
 
     /// The first record of the base that stands at `base`: itself, unless it came in parts.

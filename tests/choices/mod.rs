@@ -2,6 +2,8 @@
 //!
 //! A run asks only for numbers below a bound, and 0 is always the dullest answer (nothing happens, no fault, the first of
 //! several). So any list of numbers is a run, and a shorter list with more zeros in it is a simpler one.
+//!
+//! The same run can be asked for all lists there are, one after the other: [`Choices::all`].
 
 use std::fmt::Arguments;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,22 +11,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+#[derive(Clone, Debug)]
 pub struct Choices {
     random: Option<StdRng>,
     is_written: bool,
     /// What was answered, or is to be.
     pub made: Vec<u32>,
     at: usize,
+    /// Of what was asked so far, where all lists are to be had.
+    bounds: Option<Vec<u32>>,
 }
 
 impl Choices {
     pub fn of_seed(seed: u64) -> Choices {
-        Choices { random: Some(StdRng::seed_from_u64(seed)), is_written: true, made: Vec::new(), at: 0 }
+        Choices { random: Some(StdRng::seed_from_u64(seed)), ..Choices::replay(Vec::new()) }
     }
 
     /// The same choices once more; behind their end all are 0.
     pub fn replay(made: Vec<u32>) -> Choices {
-        Choices { random: None, is_written: true, made, at: 0 }
+        Choices { random: None, is_written: true, made, at: 0, bounds: None }
+    }
+
+    /// Every list of answers that `run` asks for, once each, until it says that it is enough. Chances are yes or no here, however small they are.
+    #[allow(dead_code, reason = "not every simulator searches")]
+    pub fn all(mut run: impl FnMut(Choices) -> (Choices, bool)) {
+        let mut made = Vec::new();
+        loop {
+            let (choices, goes_on) = run(Choices { bounds: Some(Vec::new()), ..Choices::replay(made) });
+            let bounds = choices.bounds.expect("what was given comes back");
+            made = choices.made;
+            made.resize(bounds.len(), 0);
+            // The last one that can be another one is, and what came after it begins anew.
+            let Some(place) = (0..bounds.len()).rev().find(|at| made[*at] + 1 < bounds[*at]) else { return };
+            made.truncate(place + 1);
+            made[place] += 1;
+            if !goes_on {
+                return;
+            }
+        }
     }
 
     /// From here on the choices are always the same and not written down.
@@ -44,13 +68,19 @@ impl Choices {
             }
             None => self.made.get(self.at).map_or(0, |chosen| chosen % bound),
         };
+        if let Some(bounds) = &mut self.bounds {
+            bounds.push(bound);
+        }
         self.at += 1;
         chosen as usize
     }
 
     /// Whether something happens that does so in so many of a hundred cases.
     pub fn percent(&mut self, cases: usize) -> bool {
-        self.below(100) >= 100 - cases
+        match self.bounds {
+            Some(_) => self.below(2) == 1,
+            None => self.below(100) >= 100 - cases,
+        }
     }
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lockstep::change::Op;
+use lockstep::error::Result;
 use lockstep::key::KeyRange;
 use lockstep::ledger::entry::{Body, Entry, RelationEntry, Request, RequestKind, SourceEntry, SourceIdentity};
+use lockstep::ledger::start::{self, Start};
 use lockstep::ledger::state::State;
 use lockstep::ledger::within::Within;
 use lockstep::lsn::Position;
@@ -36,6 +38,8 @@ pub struct Record {
 pub struct Kafka {
     pub data: [Vec<Record>; PARTITIONS],
     pub ledger: Vec<Entry>,
+    /// The first entry that was not trimmed.
+    pub low: i64,
     pub versions: Vec<Arc<Relation>>,
     pub nonces: u128,
 }
@@ -100,7 +104,7 @@ impl Kafka {
         ledger.extend(versions.iter().map(|version| {
             Entry::new(None, Body::Relation(Box::new(RelationEntry { relation: Relation::clone(version) })))
         }));
-        Kafka { data: Default::default(), ledger, versions, nonces: 0 }
+        Kafka { data: Default::default(), ledger, low: 0, versions, nonces: 0 }
     }
 
     pub fn nonce(&mut self) -> Uuid {
@@ -108,14 +112,40 @@ impl Kafka {
         Uuid::from_u128(self.nonces)
     }
 
-    /// Where a fold that ends behind `upto` entries begins: at the base that the last of them names.
+    /// Where a fold begins that is complete from an entry on.
+    pub fn fold_start(&self, needed: i64) -> Result<i64> {
+        let named = |at: i64| Ok(self.ledger.get(at as usize).map(|entry| entry.base));
+        Ok(match start::before(needed, (self.low, self.ledger.len() as i64), named)? {
+            Start::First => self.low,
+            Start::Base(base) => base,
+        })
+    }
+
+    /// What is true behind so many entries.
     pub fn fold(&self, upto: usize) -> State {
-        let from = self.ledger[..upto].last().and_then(|entry| entry.base).unwrap_or(0);
+        let from = self.fold_start(upto as i64 - 1).expect("nobody asks for what was trimmed");
         let mut state = State::default();
         for (offset, entry) in (0..).zip(&self.ledger[..upto]).skip(from as usize) {
             state.apply(offset, entry.clone());
         }
         state
+    }
+
+    /// Deletes what none of these needs, who say so themselves, and what is old enough.
+    pub fn trim(&mut self, told: &[Option<i64>], old: i64) -> bool {
+        let Some(needed) = told.iter().copied().chain([Some(old)]).min().flatten() else { return false };
+        let cut = match needed - 1 > self.low {
+            true => self.fold_start(needed - 1).unwrap_or(self.low),
+            false => self.low,
+        };
+        let is_cut = cut > self.low;
+        self.low = self.low.max(cut);
+        is_cut
+    }
+
+    /// A person types `lockstep restart`.
+    pub fn restart(&mut self) {
+        self.request(RequestKind::Restart, "", &BTreeSet::new());
     }
 
     /// The newest base that an entry may name.
@@ -135,7 +165,10 @@ impl Kafka {
         if !self.fold(self.ledger.len()).joins.iter().any(|join| join.request.sink == sink) {
             return;
         }
-        let mut tables = tables_of(sink);
+        let mut tables = self.fold(self.ledger.len()).joined(sink);
+        if tables.is_empty() {
+            return;
+        }
         if tables.len() > 1 && choices.percent(50) {
             tables.pop_first();
         }

@@ -1,7 +1,7 @@
 //! A reader: the machine that cuts checkpoints and the loader of existing rows, with the few lines that the driver has between
 //! them and the world, and a reader of chunks whose every step can be the last.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep::capture::chunks::range_key;
@@ -9,20 +9,22 @@ use lockstep::capture::forgets::Forgets;
 use lockstep::capture::machine::{Acked, Admit, Machine, ReadBack};
 use lockstep::capture::pace::ChunkSize;
 use lockstep::capture::requests::{answerable, plan, resumed, unasked, unwatched};
-use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, Read};
+use lockstep::capture::snapshot::{Action, ChunkRead, Job, Loader, Read, Ready};
 use lockstep::key::{KeyOrder, KeyRange};
-use lockstep::ledger::entry::{Body, Chunk, Claim, Done, Entry, Forget, Request};
-use lockstep::ledger::state::State;
+use lockstep::ledger::entry::{
+    Body, Chunk, Claim, Done, Entry, Forget, RelationEntry, Request, RequestKind, Restart, SourceEntry, SourceIdentity,
+};
+use lockstep::ledger::state::{Event, State};
 use lockstep::lsn::{Lsn, Position};
 use lockstep::record::Epoch;
-use lockstep::relation::TableName;
+use lockstep::relation::{Relation, TableName};
 use lockstep::value::RowBuf;
 use uuid::Uuid;
 
 use super::Bug;
 use super::choices::{Choices, tell};
 use super::kafka::{Data, Kafka, PARTITIONS, Record, TOPIC, number, sinks_of, table};
-use super::source::{BEGINNING, Message, Rows, Snapshot, Source, TABLES, row};
+use super::source::{Message, Rows, Snapshot, Source, TABLES, row};
 
 const CONNECTIONS: usize = 2;
 
@@ -32,6 +34,9 @@ pub struct Reader {
     pub connected: bool,
     pub dead: bool,
     claim: Option<i64>,
+    /// Where the restart stands that followed our claim.
+    restart: Option<i64>,
+    begins_anew: bool,
     pub running: Option<Running>,
     /// Sent and not landed, by partition.
     flights: [VecDeque<(Record, u64)>; PARTITIONS],
@@ -48,6 +53,8 @@ pub struct Running {
     cursor: usize,
     open: Option<usize>,
     acks: [VecDeque<Acked>; PARTITIONS],
+    last_ack: [i64; PARTITIONS],
+    last_entry: i64,
     /// Numbers of appends of checkpoints that landed, and their offsets.
     landed: VecDeque<(u64, i64)>,
     appends: u64,
@@ -59,6 +66,10 @@ pub struct Running {
     done: Vec<(Position, Vec<Uuid>)>,
     fence: Option<(Uuid, u32)>,
     reads: Vec<Reading>,
+    /// Tables of which rows were read.
+    seen: BTreeSet<TableName>,
+    /// Chunks that were made too early.
+    early: VecDeque<Ready>,
     base: Option<i64>,
     writing_base: bool,
 }
@@ -82,6 +93,7 @@ pub struct Totals {
     pub resumed: u64,
     pub again: u64,
     pub bases: u64,
+    pub restarts: u64,
 }
 
 pub struct World<'a> {
@@ -92,19 +104,24 @@ pub struct World<'a> {
     pub bug: Bug,
     /// This reader has the slot.
     pub holds: bool,
+    pub halted: &'a mut Option<String>,
 }
 
 impl Reader {
-    pub fn new(nonce: u64) -> Reader {
+    /// With what it is to write before its claim.
+    pub fn new(nonce: u64, made: Option<SourceIdentity>) -> Reader {
         let claim = Claim { instance: Uuid::nil(), nonce, timeline: 1, host: String::new(), version: String::new() };
+        let made = made.map(|made| Body::Source(SourceEntry { intent: None, made: Some(made) }));
         Reader {
             nonce,
             connected: true,
             dead: false,
             claim: None,
+            restart: None,
+            begins_anew: false,
             running: None,
             flights: Default::default(),
-            entries: VecDeque::from([Entry::new(None, Body::Claim(claim))]),
+            entries: made.into_iter().chain([Body::Claim(claim)]).map(|body| Entry::new(None, body)).collect(),
             marks: Vec::new(),
         }
     }
@@ -142,6 +159,10 @@ impl Reader {
         let offset = world.kafka.data[partition].len() as i64;
         world.kafka.data[partition].push(record);
         if let Some(running) = &mut self.running {
+            // The producer ends the epoch when an offset does not rise: Kafka lost something.
+            if offset <= std::mem::replace(&mut running.last_ack[partition], offset) {
+                return self.die();
+            }
             let (partition_id, first, last) = (partition as i32, offset, offset);
             running.acks[partition].push_back(Acked {
                 route: 0,
@@ -163,11 +184,19 @@ impl Reader {
         let offset = world.kafka.ledger.len() as i64;
         tell(format_args!("ledger {offset}: {}", short(&entry.body)));
         let is_checkpoint = matches!(entry.body, Body::Checkpoint(_));
+        let (is_claim, is_restart) = (matches!(entry.body, Body::Claim(_)), matches!(entry.body, Body::Restart(_)));
         world.kafka.ledger.push(entry);
+        // The same for the ledger.
+        if let Some(running) = &mut self.running
+            && offset <= std::mem::replace(&mut running.last_entry, offset)
+        {
+            return self.die();
+        }
         match &mut self.running {
             // One at a time is sent, so it is the newest.
             Some(running) if is_checkpoint => running.landed.push_back((running.appends, offset)),
-            None if !self.dead => self.claim = Some(offset),
+            None if !self.dead && is_claim => self.claim = Some(offset),
+            None if !self.dead && is_restart => self.restart = Some(offset),
             _ => {}
         }
     }
@@ -195,11 +224,21 @@ impl Reader {
     /// Reads the next entry back; before that, its own claim.
     fn read_back(&mut self, world: &mut World<'_>) -> Result<(), String> {
         let Some(running) = &mut self.running else { return self.begin(world) };
+        if running.next > world.kafka.ledger.len() as i64 || running.next < world.kafka.low {
+            self.die();
+            return Ok(());
+        }
         let Some(entry) = world.kafka.ledger.get(running.next as usize) else { return Ok(()) };
         let event = running.state.apply(running.next, entry.clone());
-        if event == lockstep::ledger::state::Event::Base {
+        if event == Event::Base {
             running.writing_base = false;
-            running.base = running.state.base;
+            if running.state.base == Some(running.next) {
+                running.base = running.state.base;
+            }
+        }
+        if matches!(&event, Event::Requested(request) if request.kind == RequestKind::Restart) {
+            self.die();
+            return Ok(());
         }
         match running.machine.read_back(running.next, &event) {
             ReadBack::Nothing => {}
@@ -220,24 +259,58 @@ impl Reader {
     fn begin(&mut self, world: &mut World<'_>) -> Result<(), String> {
         let Some(claim) = self.claim.filter(|_| !self.dead) else { return Ok(()) };
         let epoch = Epoch { offset: claim as u64, nonce: self.nonce };
-        let state = world.kafka.fold(claim as usize + 1);
-        if state.claim != Some(epoch) {
+        let behind = self.restart.unwrap_or(claim) as usize + 1;
+        let state =
+            (behind <= world.kafka.ledger.len() && behind as i64 > world.kafka.low).then(|| world.kafka.fold(behind));
+        let Some(state) = state.filter(|state| state.claim == Some(epoch)) else {
+            self.die();
+            return Ok(());
+        };
+        if let Some(asked) = &state.asked {
+            match &state.next {
+                // Asked for meanwhile.
+                None => self.die(),
+                Some(_) if self.begins_anew => {}
+                Some(next) => {
+                    self.begins_anew = true;
+                    world.totals.restarts += 1;
+                    let (old, new) = (state.last.map(|last| last.closed), next.consistent_point);
+                    let restart =
+                        Restart { epoch, request: asked.id, old, new, old_ledger: None, reason: String::new() };
+                    self.entries.push_back(Entry::new(state.base, Body::Restart(restart)));
+                }
+            }
+            return Ok(());
+        }
+        let Some(source) = &state.source else {
+            *world.halted = Some("LEDGER_LOST".to_owned());
+            self.die();
+            return Ok(());
+        };
+        let closed = state.last.map_or(source.consistent_point, |last| last.closed);
+        let confirmed = world.source.confirmed;
+        if self.connected && confirmed > closed {
+            tell(format_args!("the slot is confirmed up to {confirmed}, the ledger closed {closed}"));
+            *world.halted = Some("SLOT_MOVED".to_owned());
             self.die();
             return Ok(());
         }
-        let closed = state.last.map_or(BEGINNING, |last| last.closed);
-        let confirmed = world.source.confirmed;
-        if self.connected && confirmed > closed {
-            return Err(format!("the slot is confirmed up to {confirmed}, the ledger closed {closed}"));
+        // Where the ledger lost a base that is still named, a start knows nothing of what stands before.
+        for version in world.kafka.versions.iter().filter(|version| !state.relations.contains_key(&version.fingerprint))
+        {
+            let relation = Relation::clone(version);
+            self.entries.push_back(Entry::new(state.base, Body::Relation(Box::new(RelationEntry { relation }))));
         }
         let cursor = world.source.log.iter().position(|m| m.end() > confirmed).unwrap_or(world.source.log.len());
         let size = ChunkSize::new(10, 1 << 20, Duration::from_secs(1));
         let mut running = Running {
             machine: Machine::new(epoch, state.last, closed, Duration::ZERO),
-            next: claim + 1,
+            next: behind as i64,
             cursor,
             open: None,
             acks: Default::default(),
+            last_ack: [-1; PARTITIONS],
+            last_entry: behind as i64 - 1,
             landed: VecDeque::new(),
             appends: 0,
             received: confirmed,
@@ -248,6 +321,8 @@ impl Reader {
             done: Vec::new(),
             fence: None,
             reads: Vec::new(),
+            seen: BTreeSet::new(),
+            early: VecDeque::new(),
             base: state.base,
             writing_base: false,
             state,
@@ -425,7 +500,8 @@ impl Running {
 
     fn remember(&mut self, xid: u32, change: super::source::Change, world: &mut World<'_>) -> Result<(), String> {
         let name = table(change.table());
-        if !self.loader.remembers(&name) || world.bug == Bug::NoOverlay {
+        let is_late = world.bug == Bug::LateOverlay && !self.seen.contains(&name);
+        if !self.loader.remembers(&name) || world.bug == Bug::NoOverlay || is_late {
             return Ok(());
         }
         let version = world.kafka.versions[change.table()].fingerprint;
@@ -459,6 +535,7 @@ impl Running {
             }
             let (snapshot, rows) = world.source.snapshot();
             tell(format_args!("reader: snapshot {snapshot:?} for {:?} of {}", reading.read.range, reading.read.table));
+            self.seen.insert(reading.read.table.clone());
             reading.taken = Some((snapshot, rows));
             return;
         };
@@ -526,7 +603,12 @@ impl Running {
             let rows_max = 1 + world.choices.below(3);
             let versions = &world.kafka.versions;
             let streamed = |name: &TableName| Some(versions[number(name)].fingerprint);
-            let Some(ready) = self.loader.take(rows_max, streamed).map_err(|e| e.to_string())? else { continue };
+            let mut ready = self.loader.take(rows_max, streamed).map_err(|e| e.to_string())?;
+            if world.bug == Bug::AtItsMessage {
+                self.early.extend(ready);
+                ready = if self.early.len() > 1 { self.early.pop_front() } else { None };
+            }
+            let Some(ready) = ready else { continue };
             let at = self.machine.chunk_at();
             tell(format_args!(
                 "reader: chunk {:?} of {} at {at}, {} rows, for {:?}",

@@ -5,22 +5,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use lockstep::apply::machine::{At, Interval, Item, Loads, Machine};
 use lockstep::apply::span::{SpanCheck, Verdict};
 use lockstep::change::Op;
+use lockstep::error::Error;
 use lockstep::key::KeyOrder;
 use lockstep::ledger::entry::{Checkpoint, RequestKind};
-use lockstep::lsn::Position;
+use lockstep::lsn::{Lsn, Position};
 use lockstep::record::{Header, Kind};
 use lockstep::relation::{Fingerprint, TableName};
 use lockstep::value::RowBuf;
 
 use super::Bug;
 use super::choices::{Choices, tell};
-use super::kafka::{Data, Kafka, Record, number, table, tables_of};
+use super::kafka::{Data, Kafka, PARTITIONS, Record, number, table, tables_of};
 use super::source::{KEYS, Rows, Source, Values};
 
 /// The sink's database.
 pub struct Sink {
     pub name: &'static str,
     pub row: Option<Row>,
+    /// As its connectors say.
+    pub tables: BTreeSet<TableName>,
+    /// What it has said in Kafka that it still needs: the entries from here on.
+    pub told: Option<i64>,
     worker_epoch: u64,
     pub rows: Rows,
     /// Rows that moved into what is loaded and could not be made.
@@ -34,12 +39,15 @@ pub struct Row {
     pub at: At,
     join_offset: Option<i64>,
     pub streaming: bool,
+    /// Where the slot began whose stream it follows.
+    begun: Lsn,
 }
 
 pub struct Worker {
     epoch: u64,
     row: Row,
     at: At,
+    tables: BTreeSet<TableName>,
     machine: Machine,
     loads: Loads,
     next: i64,
@@ -56,8 +64,10 @@ struct Open {
 }
 
 /// Why intervals are not applied.
-enum Trouble {
+pub enum Trouble {
     Wrong(String),
+    /// Something was lost.
+    Halt(Error),
     /// A row of this table came into what is there from a range that is read again, and not whole.
     MovedIn(usize),
 }
@@ -78,6 +88,8 @@ impl Sink {
         Sink {
             name,
             row: None,
+            tables: tables_of(name),
+            told: None,
             worker_epoch: 0,
             rows: Rows::new(),
             left_out: BTreeSet::new(),
@@ -86,31 +98,43 @@ impl Sink {
         }
     }
 
-    /// A worker takes the sink over. One without a row joins first.
-    pub fn start(&mut self, kafka: &mut Kafka) -> Result<(), String> {
-        let tables = tables_of(self.name);
-        let row = *self.row.get_or_insert_with(|| {
-            let state = kafka.fold(kafka.ledger.len());
+    /// A worker takes the sink over. One without a row joins first; one whose row is from before a restart goes on there.
+    pub fn start(&mut self, kafka: &mut Kafka) -> Result<(), Trouble> {
+        let state = kafka.fold(kafka.ledger.len());
+        if self.row.is_none() {
             let asked = state.open_joins().filter(|join| {
-                join.request.sink == self.name && join.request.tables.iter().cloned().collect::<BTreeSet<_>>() == tables
+                let of = join.request.tables.iter().cloned().collect::<BTreeSet<_>>();
+                join.request.sink == self.name && of == self.tables
             });
             let open = asked.last().map(|join| join.offset);
-            let offset = open.unwrap_or_else(|| kafka.request(RequestKind::Join, self.name, &tables));
-            let at = At::end_of(&kafka.fold(offset as usize + 1));
-            Row { at, join_offset: Some(offset), streaming: false }
-        });
+            let offset = open.unwrap_or_else(|| kafka.request(RequestKind::Join, self.name, &self.tables));
+            let state = kafka.fold(offset as usize + 1);
+            let begun = state.restarted.as_ref().map_or(Lsn::ZERO, |restarted| restarted.new);
+            self.row = Some(Row { at: At::end_of(&state), join_offset: Some(offset), streaming: false, begun });
+        }
+        let mut row = self.row.expect("there is one now");
+        if let Some(restarted) = state.restarted.as_ref().filter(|restarted| row.at.is_before(restarted)) {
+            row = Row { at: At::after(restarted), join_offset: None, streaming: false, begun: restarted.new };
+            self.row = Some(row);
+        }
         self.worker_epoch += 1;
+        let known = kafka.fold(kafka.ledger.len()).joined(self.name);
+        for (kind, names) in [(RequestKind::Leave, &known - &self.tables), (RequestKind::Join, &self.tables - &known)] {
+            if !names.is_empty() {
+                kafka.request(kind, self.name, &names);
+            }
+        }
         let at = row.at;
         let needed = row.join_offset.map_or(at.offset, |join| join.min(at.offset));
-        let from = kafka.ledger.get(needed.max(0) as usize).and_then(|entry| entry.base).unwrap_or(0);
-        let machine = Machine::new("p", self.name, tables, at, row.join_offset.unwrap_or(-1));
-        let loads = Loads::none(self.name);
-        let mut worker = Worker { epoch: self.worker_epoch, row, at, machine, loads, next: from, open: None };
+        let from = kafka.fold_start(needed).map_err(Trouble::Halt)?;
+        let machine = Machine::new("p", self.name, self.tables.clone(), at, row.join_offset.unwrap_or(-1));
+        let (loads, tables) = (Loads::none(self.name), self.tables.clone());
+        let mut worker = Worker { epoch: self.worker_epoch, row, at, tables, machine, loads, next: from, open: None };
         if at.offset >= 0 {
-            while worker.next <= at.offset {
-                worker.read(kafka)?;
+            while worker.next <= at.offset.min(kafka.ledger.len() as i64 - 1) {
+                worker.read(kafka).map_err(Trouble::Halt)?;
             }
-            worker.machine.check_row().map_err(|e| e.to_string())?;
+            worker.machine.check_row().map_err(Trouble::Halt)?;
             worker.loads = worker.machine.loads();
         }
         // Requests that stand ahead count at once.
@@ -141,13 +165,16 @@ impl Sink {
         kafka: &mut Kafka,
         choices: &mut Choices,
         bug: Bug,
-    ) -> Result<(), String> {
+    ) -> Result<(), Trouble> {
         if self.workers[i].open.is_some() {
-            return self.commit(i, source, choices);
+            return Ok(self.commit(i, source, choices)?);
         }
         let worker = &self.workers[i];
         match worker.machine.peek() {
-            None => self.workers[i].read(kafka),
+            None => {
+                let Err(error) = self.workers[i].read(kafka) else { return Ok(()) };
+                self.halt(i, error)
+            }
             // The transaction begins with a look at the row.
             Some(Item::Interval(_)) if !self.owns(i) => {
                 self.workers.remove(i);
@@ -162,7 +189,8 @@ impl Sink {
                         kafka.request(RequestKind::Resync, self.name, &BTreeSet::from([table(moved_in)]));
                         self.workers.remove(i);
                     }
-                    Err(Trouble::Wrong(what)) => return Err(what),
+                    Err(Trouble::Halt(error)) => return self.halt(i, error),
+                    Err(wrong) => return Err(wrong),
                 }
                 Ok(())
             }
@@ -182,16 +210,41 @@ impl Sink {
                 let worker = &mut self.workers[i];
                 worker.machine.pop();
                 worker.loads.loaded(id);
-                if worker.loads.is_empty() && !worker.row.streaming {
-                    self.write_row(i, |row| Row { join_offset: None, streaming: true, ..row });
-                }
+                self.end_of_load(i);
                 Ok(())
             }
-            Some(_) => {
-                self.workers[i].machine.pop();
+            Some(Item::Left(offset, leave)) => {
+                let (offset, leave) = (*offset, leave.clone());
+                let worker = &mut self.workers[i];
+                worker.machine.pop();
+                worker.loads.left(offset, &leave);
+                self.end_of_load(i);
                 Ok(())
             }
+            Some(Item::Routed(..)) => unreachable!("nobody has patterns here"),
         }
+    }
+
+    fn end_of_load(&mut self, i: usize) {
+        let worker = &self.workers[i];
+        if worker.loads.is_empty() && !worker.row.streaming {
+            self.write_row(i, |row| Row { join_offset: None, streaming: true, ..row });
+        }
+    }
+
+    /// Only whoever has the sink says that it halts; whoever is to start anew does.
+    fn halt(&mut self, i: usize, what: Error) -> Result<(), Trouble> {
+        let is_owner = self.owns(i);
+        self.workers.remove(i);
+        match what.code() {
+            Some(_) if is_owner => Err(Trouble::Halt(what)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest worker goes by the connectors as they are now.
+    pub fn has_worker(&self) -> bool {
+        self.workers.last().is_some_and(|worker| worker.tables == self.tables)
     }
 
     fn owns(&self, i: usize) -> bool {
@@ -226,7 +279,12 @@ impl Sink {
             "sink {}: worker {} commits to {} (ledger {})",
             self.name, worker.epoch, to.position, to.offset
         ));
-        let outcome = judge(self.name, &self.rows, &self.left_out, &worker.loads, source.as_of(to.position.lsn));
+        // What committed before the slot began is in no stream, and in every row that was read since.
+        let as_of = to.position.lsn.max(Lsn(row.begun.0.saturating_sub(1)));
+        let outcome = judge(&worker.tables, &self.rows, &self.left_out, &worker.loads, source.as_of(as_of));
+        if choices.percent(30) {
+            self.told = Some(row.join_offset.unwrap_or(i64::MAX).min(to.offset) + 1);
+        }
         if choices.percent(10) {
             // The answer is lost, and with it the worker.
             self.workers.remove(i);
@@ -237,28 +295,30 @@ impl Sink {
     /// Nothing is under load, and everything is here.
     pub fn is_level(&self, source: &Source) -> bool {
         let all = source.as_of(source.end());
-        let mine = tables_of(self.name).len();
-        let due: Rows = all.iter().filter(|((table, _), _)| *table < mine).map(|(k, v)| (*k, *v)).collect();
-        let idle = |worker: &Worker| worker.loads.is_empty() && worker.open.is_none();
-        self.row.is_some_and(|row| row.streaming) && self.workers.iter().any(idle) && self.rows == due
+        let is_mine = |number: usize| self.tables.contains(&table(number));
+        let mine = |rows: &Rows| -> Rows {
+            rows.iter().filter(|((number, _), _)| is_mine(*number)).map(|(k, v)| (*k, *v)).collect()
+        };
+        let idle = |worker: &Worker| worker.tables == self.tables && worker.loads.is_empty() && worker.open.is_none();
+        self.row.is_some_and(|row| row.streaming) && self.workers.iter().any(idle) && mine(&self.rows) == mine(all)
     }
 }
 
 /// What the sink must hold: of a table under load the ranges that are there, but for rows that had to be left out.
 fn judge(
-    sink: &str,
+    tables: &BTreeSet<TableName>,
     rows: &Rows,
     left_out: &BTreeSet<(usize, usize)>,
     loads: &Loads,
     source: &Rows,
 ) -> Result<(), String> {
-    for number in 0..tables_of(sink).len() {
-        let name = table(number);
+    for name in tables {
+        let number = number(name);
         for key in 0..KEYS {
             let (here, there) = (rows.get(&(number, key)), source.get(&(number, key)));
             let text = key.to_string();
-            let is_there = loads.admits(&name, &[KeyOrder::Integer], &[text.as_bytes()]).map_err(|e| e.to_string())?;
-            let is_left_out = loads.is_loading(&name) && here.is_none() && left_out.contains(&(number, key));
+            let is_there = loads.admits(name, &[KeyOrder::Integer], &[text.as_bytes()]).map_err(|e| e.to_string())?;
+            let is_left_out = loads.is_loading(name) && here.is_none() && left_out.contains(&(number, key));
             if is_there && here != there && !is_left_out {
                 return Err(format!("row {key} of {name} is {here:?}, at the source {there:?}"));
             }
@@ -268,11 +328,14 @@ fn judge(
 }
 
 impl Worker {
-    fn read(&mut self, kafka: &Kafka) -> Result<(), String> {
+    fn read(&mut self, kafka: &Kafka) -> Result<(), Error> {
+        if self.next < kafka.low {
+            return Err(kafka.fold_start(self.next - 1).err().unwrap_or_else(|| Error::retry_plain("trimmed")));
+        }
         let Some(entry) = kafka.ledger.get(self.next as usize) else { return Ok(()) };
         let offset = self.next;
         self.next += 1;
-        self.machine.entry(offset, entry.clone()).map_err(|e| e.to_string())
+        self.machine.entry(offset, entry.clone())
     }
 
     /// Applies some intervals in one transaction; `None` if nothing of them concerns this sink.
@@ -299,8 +362,8 @@ impl Worker {
         let (rows, left_out, loads) = (rows.clone(), left_out.clone(), self.loads.clone());
         let mut open = Open { to, rows, left_out, loads };
         for interval in gathered.iter().filter(|interval| interval.concerns) {
-            let records = fetch(kafka, &interval.checkpoint)?;
-            for (at, event) in events(&interval.checkpoint, &records, sink)? {
+            let records = fetch(kafka, &interval.checkpoint).map_err(Trouble::Halt)?;
+            for (at, event) in in_order(events(&interval.checkpoint, &records, &self.tables)?, bug) {
                 let outcome = match event {
                     Event::Change(number, op) => open.change(number, op, bug),
                     Event::Chunk(chunk, rows) => {
@@ -313,7 +376,7 @@ impl Worker {
                 };
                 outcome.map_err(|trouble| match trouble {
                     Trouble::Wrong(what) => Trouble::Wrong(format!("sink {sink} at {at}: {what}")),
-                    moved_in => moved_in,
+                    other => other,
                 })?;
             }
         }
@@ -322,7 +385,7 @@ impl Worker {
 }
 
 /// The records of a checkpoint's spans, each span checked.
-fn fetch<'a>(kafka: &'a Kafka, checkpoint: &Checkpoint) -> Result<BTreeMap<Position, &'a Record>, String> {
+fn fetch<'a>(kafka: &'a Kafka, checkpoint: &Checkpoint) -> Result<BTreeMap<Position, &'a Record>, Error> {
     let mut records = BTreeMap::new();
     for span in &checkpoint.spans {
         let mut check = SpanCheck::new(checkpoint, span);
@@ -332,23 +395,34 @@ fn fetch<'a>(kafka: &'a Kafka, checkpoint: &Checkpoint) -> Result<BTreeMap<Posit
             }
             let kind = if matches!(record.data, Data::ChunkRow(_)) { Kind::ChunkRow } else { Kind::Change };
             let header = Header { kind, epoch: record.epoch, position: record.position, relation: Fingerprint(0) };
-            match check.record(offset, Some(&header)).map_err(|e| e.to_string())? {
+            match check.record(offset, Some(&header))? {
                 Verdict::Take => drop(records.insert(record.position, record)),
                 Verdict::Skip => {}
             }
         }
-        check.end().map_err(|e| e.to_string())?;
+        check.end()?;
     }
     Ok(records)
+}
+
+/// The order in which they are applied: that of their positions, but for mistakes.
+fn in_order(mut events: Vec<(Position, Event<'_>)>, bug: Bug) -> Vec<(Position, Event<'_>)> {
+    let is_delete = |event: &Event<'_>| matches!(event, Event::Change(_, Op::Delete(_)));
+    match bug {
+        Bug::DeletesLast => events.sort_by_key(|(_, event)| is_delete(event)),
+        // As they come from the partitions, one after the other.
+        Bug::OrderByLsn => events.sort_by_key(|(at, _)| (at.lsn, at.ordinal % PARTITIONS as u64)),
+        _ => {}
+    }
+    events
 }
 
 /// Changes and chunks of the sink's tables in the order of their positions.
 fn events<'a>(
     checkpoint: &'a Checkpoint,
     records: &BTreeMap<Position, &'a Record>,
-    sink: &str,
+    mine: &BTreeSet<TableName>,
 ) -> Result<Vec<(Position, Event<'a>)>, String> {
-    let mine = tables_of(sink);
     let is_mine = |name: &TableName| mine.contains(name);
     let mut events = Vec::new();
     for (position, record) in records {
@@ -405,7 +479,10 @@ impl Open {
                 if admits(row)? {
                     let key = (number, key(row));
                     match self.rows.get(&key).copied() {
-                        Some(before) => drop(self.rows.insert(key, values(row, Some(before)))),
+                        Some(before) => {
+                            let unsent = if bug == Bug::WritesPlaceholder { 0 } else { before.big };
+                            self.rows.insert(key, values(row, Some(Values { big: unsent, ..before })));
+                        }
                         None if is_loading && self.left_out.contains(&key) => {}
                         None => return Err(format!("row {} is not there to be updated", key.1).into()),
                     }

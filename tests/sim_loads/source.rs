@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep::capture::snapshot::Visibility;
 use lockstep::change::Op;
+use lockstep::ledger::entry::SourceIdentity;
 use lockstep::lsn::Lsn;
 use lockstep::value::{Cell, RowBuf};
 use uuid::Uuid;
@@ -147,6 +148,8 @@ pub struct Source {
     pub confirmed: Lsn,
     /// What of it a crash of the server does not undo.
     pub persisted: Lsn,
+    /// Somebody dropped the slot.
+    pub is_slot_gone: bool,
 }
 
 impl Source {
@@ -162,6 +165,7 @@ impl Source {
             history: Vec::new(),
             confirmed: BEGINNING,
             persisted: BEGINNING,
+            is_slot_gone: false,
         };
         for table in 0..TABLES {
             for key in 0..KEYS {
@@ -192,6 +196,13 @@ impl Source {
     pub fn as_of(&self, lsn: Lsn) -> &Rows {
         let behind = self.history.partition_point(|(at, _)| *at <= lsn);
         &self.history[behind - 1].1
+    }
+
+    /// A slot that begins where the log ends.
+    pub fn renew_slot(&mut self) -> SourceIdentity {
+        let end = self.end();
+        (self.confirmed, self.persisted, self.is_slot_gone) = (end, end, false);
+        SourceIdentity { system_id: 1, timeline: 1, database: "d".into(), slot: "s".into(), consistent_point: end }
     }
 
     pub fn snapshot(&self) -> (Snapshot, Rows) {
