@@ -33,7 +33,7 @@ pub struct Services {
     pub catalog: Server,
     pub orders: Server,
     pub inventory: Server,
-    /// HOST:PORT of the broker.
+    /// HOST:PORT of the broker, or of each of three with commas between them.
     pub kafka: String,
     /// The schema registry's address; empty for a set without one.
     pub registry: String,
@@ -83,6 +83,15 @@ impl Services {
         }
     }
 
+    /// The broker with that node's number, crashed with SIGKILL.
+    pub fn crash_broker(&self, node: i32) -> Result<()> {
+        script(&self.dir, "crash", &broker(node))
+    }
+
+    pub fn start_broker(&self, node: i32) -> Result<()> {
+        script(&self.dir, "start", &broker(node))
+    }
+
     /// The broker, crashed with SIGKILL.
     pub fn crash_kafka(&self) -> Result<()> {
         script(&self.dir, "crash", "kafka")
@@ -103,6 +112,11 @@ impl Services {
         let pid = text.trim().parse().ok().and_then(Pid::from_raw).with_context(|| format!("no pid: {text:?}"))?;
         kill_process(pid, signal).with_context(|| format!("signalling {pid:?}"))
     }
+}
+
+/// What scripts/services calls it.
+fn broker(node: i32) -> String {
+    if node == 1 { "kafka".to_owned() } else { format!("kafka{node}") }
 }
 
 /// Runs `scripts/services COMMAND NAME` on a set.
