@@ -26,6 +26,8 @@ pub struct Retry {
     pub doing: String,
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// What it is if attempt after attempt fails with it at the same place; else it is tried for ever.
+    pub if_it_stays: Option<Box<Halt>>,
 }
 
 /// A named halt: nothing more moves until a person acts.
@@ -43,16 +45,24 @@ pub struct Halt {
 impl Error {
     /// A failure that may heal by itself.
     pub fn retry(doing: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        Error::Retry(Retry { doing: doing.into(), source: Some(source.into()) })
+        Error::Retry(Retry { doing: doing.into(), source: Some(source.into()), if_it_stays: None })
     }
 
     /// A failure that may heal by itself, with no deeper cause.
     pub fn retry_plain(doing: impl Into<String>) -> Error {
-        Error::Retry(Retry { doing: doing.into(), source: None })
+        Error::Retry(Retry { doing: doing.into(), source: None, if_it_stays: None })
     }
 
     pub fn halt(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Error {
         Halt { code, message: message.into(), facts: Vec::new(), hint: hint.into() }.into()
+    }
+
+    /// Names what a retry comes to if it does not help; a halt stays as it is.
+    pub fn if_it_stays(mut self, halt: Halt) -> Error {
+        if let Error::Retry(retry) = &mut self {
+            retry.if_it_stays = Some(Box::new(halt));
+        }
+        self
     }
 
     /// Adds a fact to a halt; a retry stays as it is.
@@ -144,6 +154,8 @@ codes! {
     DatabaseMissing = "DATABASE_MISSING",
     /// The replication slot is missing, invalidated or lost, so changes are missing that no one can read again.
     SlotLost = "SLOT_LOST",
+    /// The source's server can't decode its own log any more, however often it is asked to.
+    SourceUndecodable = "SOURCE_UNDECODABLE",
     /// The slot belongs to another output plugin, database or kind.
     SlotForeign = "SLOT_FOREIGN",
     /// The slot was made with two_phase, whose prepared transactions this reader refuses.

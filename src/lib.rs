@@ -23,6 +23,7 @@ pub mod parts;
 pub mod pgtext;
 pub mod postgres;
 pub mod progress;
+pub mod rate;
 pub mod record;
 pub mod registry;
 pub mod relation;

@@ -7,8 +7,9 @@
 //! | a role ends with | then |
 //! |---|---|
 //! | `Ok` after it was asked to stop | it has drained |
-//! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a jittered pause, which grows with every attempt that got nowhere |
-//! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on |
+//! | `Ok` unasked, or `Error::Retry` | state `retrying`; again after a jittered pause, which grows with every attempt that got nowhere ([`breaker`]) |
+//! | `Error::Halt` | state `halted`, logged once with code and hint; stays so until the process is started again; others go on. But for a password that was taken before: as `Error::Retry` |
+//! | `Error::Retry` that names what it is if it stays, [`Limits::stays`] times in a row without progress | as that halt |
 //! | a panic | the process ends with 1 at once: state in memory is not to be trusted, a restart from the ledger always is |
 //!
 //! The process ends
@@ -27,6 +28,8 @@
 //!
 //! Not here: what roles do, signals, configuration.
 
+mod breaker;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -42,11 +45,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::error::{Error, Halt, Result};
+use crate::error::{Code, Error, Halt, Result, Retry};
 use crate::http::metrics::{Metrics, SinkMetrics, SourceMetrics};
 use crate::http::{Http, Pulse};
 use crate::lsn::Lsn;
-use crate::status::{Board, HaltStatus, RetryStatus, SinkReporter, SinkStatus, SourceReporter, State};
+use crate::status::{
+    Board, BreakerState, HaltStatus, RetryStatus, SinkReporter, SinkStatus, SourceReporter, SourceStatus, State,
+};
+use breaker::Breaker;
 
 /// How often a role's loop shows that it turns.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,6 +66,8 @@ pub struct Limits {
     pub retry_min: Duration,
     /// The longest: an outage that ends is noticed at once by human standards.
     pub retry_max: Duration,
+    /// So many attempts in a row fail alike before a failure that may be lasting counts as lasting.
+    pub stays: u32,
     /// From the request to stop to exit 1. Orchestrators kill after 30 s (Kubernetes) or 10 s (Docker).
     pub drain: Duration,
     /// Of it, what the source may take before the sinks are stopped all the same.
@@ -73,6 +81,7 @@ impl Default for Limits {
         Limits {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
+            stays: 7,
             drain: Duration::from_secs(10),
             source_drain: Duration::from_millis(5_500),
             nothing_moves: Duration::from_secs(5),
@@ -173,13 +182,6 @@ impl Role {
 }
 
 impl Desk {
-    fn state(&self) -> State {
-        match self {
-            Desk::Source(reporter, _) => reporter.watch().borrow().state,
-            Desk::Sink(reporter, _) => reporter.watch().borrow().state,
-        }
-    }
-
     /// A new state; `None` leaves what is waited for as it was.
     fn set(&self, state: State, waiting_for: Option<String>) {
         match self {
@@ -222,10 +224,53 @@ impl Desk {
         }
     }
 
-    fn count_retry(&self) {
+    /// What the retry says of the breaker, as long as there is one.
+    fn set_breaker(&self, state: BreakerState) {
+        let set = |retry: &mut Option<RetryStatus>| {
+            if let Some(retry) = retry {
+                retry.breaker = state;
+            }
+        };
+        match self {
+            Desk::Source(reporter, _) => reporter.update(|s| set(&mut s.retry)),
+            Desk::Sink(reporter, _) => reporter.update(|s| set(&mut s.retry)),
+        }
+    }
+
+    fn count_retry(&self, opened: bool) {
         match self {
             Desk::Source(_, metrics) => metrics.retry(),
-            Desk::Sink(_, metrics) => metrics.retry(),
+            Desk::Sink(_, metrics) => metrics.retry(opened),
+        }
+    }
+
+    fn look(&self) -> Look {
+        match self {
+            Desk::Source(reporter, _) => Look::Source(reporter.watch()),
+            Desk::Sink(reporter, _) => Look::Sink(reporter.watch()),
+        }
+    }
+}
+
+/// The supervisor's look at a role that runs.
+enum Look {
+    Source(watch::Receiver<SourceStatus>),
+    Sink(watch::Receiver<SinkStatus>),
+}
+
+impl Look {
+    /// The role has spoken since the last look, and does what it is there for with nothing left to do. Not so one that sits in a
+    /// statement: what it said last was true before that.
+    fn is_at_rest(&mut self) -> bool {
+        let is_moving = |state| matches!(state, State::Snapshot | State::Streaming);
+        match self {
+            // Its lag is of log that may be of no table of ours.
+            Look::Source(watch) => watch.has_changed().unwrap_or(false) && is_moving(watch.borrow_and_update().state),
+            Look::Sink(watch) => {
+                let spoke = watch.has_changed().unwrap_or(false);
+                let status = watch.borrow_and_update();
+                spoke && is_moving(status.state) && status.lag_bytes == Some(0)
+            }
         }
     }
 }
@@ -485,14 +530,20 @@ async fn keep_running(
     pulse: &watch::Sender<Option<Instant>>,
     limits: &Limits,
 ) -> End {
-    let mut failures = 0;
+    let (mut breaker, mut worked, mut stayed) = (Breaker::new(*limits), false, 0);
     while !token.is_cancelled() {
-        let (begun, before) = (Instant::now(), role.desk.closed());
-        let (mut moved_now, mut progressed) = (false, false);
+        let before = role.desk.closed();
+        let (mut look, mut at_rest_since, mut moved) = (role.desk.look(), None, false);
+        role.desk.set_breaker(breaker.attempt());
         let see = || {
-            moved_now |= matches!(role.desk.state(), State::Snapshot | State::Streaming);
-            if !progressed && before.is_some() && role.desk.closed() > before {
-                progressed = true;
+            let progressed = before.is_some() && role.desk.closed() > before;
+            moved |= progressed;
+            worked |= role.desk.closed().is_some();
+            at_rest_since = look.is_at_rest().then(|| at_rest_since.unwrap_or_else(Instant::now));
+            let works = at_rest_since.is_some_and(|since| since.elapsed() >= limits.retry_max);
+            // A role that made progress, or worked for a while without anything to do, has earned a quick first attempt; one that
+            // fails again at the same place has not.
+            if (progressed || works) && breaker.close() {
                 role.desk.set_retry(None);
             }
         };
@@ -500,35 +551,50 @@ async fn keep_running(
         let error = match outcome {
             Ok(()) if token.is_cancelled() => break,
             Ok(()) => Error::retry_plain("the role ended without being asked to"),
-            Err(Error::Halt(halt)) => {
-                error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
-                role.desk.halt(&halt);
-                return End::Halted;
-            }
+            Err(Error::Halt(halt)) if worked && halt.code == Code::AuthFailed => no_longer(&halt),
             Err(error) => error,
+        };
+        let stays = matches!(&error, Error::Retry(retry) if retry.if_it_stays.is_some());
+        stayed = if stays { u32::from(!moved) * stayed + 1 } else { 0 };
+        let error = match error {
+            Error::Halt(halt) => return halted(role, &halt),
+            Error::Retry(Retry { if_it_stays: Some(halt), .. }) if stayed >= limits.stays => {
+                return halted(role, &halt);
+            }
+            error => error,
         };
         if token.is_cancelled() {
             warn!("stopped while failing: {}", error.chain());
             break;
         }
-        // A role that made progress, or worked for a while without anything to do, has earned a quick first attempt; one that
-        // fails again at the same place has not.
-        if progressed || (moved_now && begun.elapsed() >= limits.retry_max) {
-            failures = 0;
-        }
-        failures += 1;
-        let pause = retry_pause(failures, rand::random(), limits);
-        warn!(failures, ?pause, "will try again: {}", error.chain());
-        role.desk.count_retry();
+        let pause = breaker.failed(error.chain(), rand::random(), (Instant::now(), Timestamp::now()));
+        warn!(failures = pause.status.failures, pause = ?pause.time, "will try again: {}", error.chain());
+        role.desk.count_retry(pause.opened);
         role.desk.set(State::Retrying, Some(error.chain()));
-        role.desk.set_retry(Some(RetryStatus { failures, error: error.chain(), next_try: Timestamp::now() + pause }));
-        let asked_to_stop = token.run_until_cancelled(beating(sleep(pause), pulse, || ())).await.is_none();
+        role.desk.set_retry(Some(pause.status));
+        let asked_to_stop = token.run_until_cancelled(beating(sleep(pause.time), pulse, || ())).await.is_none();
         if asked_to_stop {
             break;
         }
         role.desk.set(State::Starting, None);
     }
     End::Drained
+}
+
+fn halted(role: &Role, halt: &Halt) -> End {
+    error!(code = %halt.code, facts = ?halt.facts, hint = %halt.hint, "halted: {}", halt.message);
+    role.desk.halt(halt);
+    End::Halted
+}
+
+/// A password that was right and is not any more was changed, and the configuration is to follow, or it comes back: nothing that a
+/// start has to begin for.
+fn no_longer(halt: &Halt) -> Error {
+    Error::retry_plain(format!(
+        "{}; this password was taken before: if it was changed, write the new one where the configuration has it and send this \
+         process SIGHUP",
+        halt.message
+    ))
 }
 
 /// Polls `work` to its end and shows meanwhile that the loop turns; calls `see` each time and once at the end.
@@ -548,13 +614,6 @@ async fn beating<T>(work: impl Future<Output = T>, pulse: &watch::Sender<Option<
             }
         }
     }
-}
-
-/// The pause after so many failures in a row: doubling from `retry_min` up to `retry_max`, of which `spread` in 0..1 takes up
-/// to half away, so that roles that failed together do not come back together.
-fn retry_pause(failures: u32, spread: f64, limits: &Limits) -> Duration {
-    let doubled = limits.retry_min.saturating_mul(2_u32.saturating_pow(failures.min(16)));
-    doubled.min(limits.retry_max).mul_f64(1.0 - spread / 2.0)
 }
 
 #[cfg(test)]

@@ -106,6 +106,18 @@ impl HaltStatus {
     }
 }
 
+/// How a role that failed is tried again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// After a short pause: it may be over already.
+    Closed,
+    /// It is an outage: nobody connects until the next probe.
+    Open,
+    /// A probe is under way.
+    HalfOpen,
+}
+
 /// What a role that failed waits for: the facts of its pauses.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RetryStatus {
@@ -113,9 +125,13 @@ pub struct RetryStatus {
     pub failures: u32,
     /// The last one.
     pub error: String,
-    /// When it is, or was, tried again after that.
+    /// When the first of them was.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: Timestamp,
+    /// When it is, or was, tried again after the last one.
     #[serde(serialize_with = "rfc3339")]
     pub next_try: Timestamp,
+    pub breaker: BreakerState,
 }
 
 /// Where a table stands.
@@ -208,7 +224,7 @@ pub struct SourceStatus {
     /// Bytes of log that the server keeps because of our slot.
     pub slot_retained_bytes: Option<u64>,
     pub halt: Option<HaltStatus>,
-    /// `None` once the reader has made progress after its last failure.
+    /// `None` once the reader has made progress after its last failure, or has worked for a while with nothing to do.
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the reader from moving: a transaction at the source, a lease, the last failure.
     pub waiting_for: Option<String>,
@@ -257,7 +273,7 @@ pub struct SinkStatus {
     /// Seconds since the sink was last level with the newest checkpoint; 0 while it is.
     pub lag_seconds: Option<f64>,
     pub halt: Option<HaltStatus>,
-    /// `None` once the sink has made progress after its last failure.
+    /// `None` once the sink has made progress after its last failure, or has been level for a while.
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the sink from moving: a partition, another process, the last failure.
     pub waiting_for: Option<String>,

@@ -197,7 +197,7 @@ async fn events_of_an_outbox_have_schemas_under_their_own_topics() {
 const MIXED_SCHEMA: &str = "
 CREATE TYPE public.mood AS ENUM ('sad', 'ok', 'happy');
 CREATE TABLE public.mixed (id int, b text, v float8, f float4, n numeric, at timestamptz, day date, bits bit(5), tags text[],
-    grid int[], j jsonb, u uuid, m money, span interval, feeling mood, raw bytea, big text, PRIMARY KEY (id, b));
+    grid int[], j jsonb DEFAULT '{}', u uuid, m money, span interval, feeling mood, raw bytea, big text, PRIMARY KEY (id, b));
 CREATE TABLE public.whole (id int PRIMARY KEY, v text, big text);
 ALTER TABLE public.mixed ALTER big SET STORAGE EXTERNAL;
 ALTER TABLE public.whole ALTER big SET STORAGE EXTERNAL;

@@ -5,15 +5,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
-use support::Process;
 use support::scene::{
     AUDIT_SCHEMA, EVENTS, EVENTS_SCHEMA, Events, PATIENCE, Scene, assert_once, text, wait_text, watch_whole,
 };
+use support::{Pipeline, Process, Status};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -151,6 +152,63 @@ async fn the_sinks_server_crashes() {
     assert_once(scene.orders()).await;
 }
 
+/// One of two sinks is away for a while under load: it is probed and not stormed, the status says why, the other one goes on, and
+/// when it is back it catches up by itself, soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_away_is_probed_and_holds_up_nobody() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let scene = Scene::two(LOCKSTEP, "away", EVENTS_SCHEMA, &EVENTS).await.configure(Pipeline::several);
+    scene.orders().execute(AUDIT_SCHEMA).await.unwrap();
+    let mut process = scene.start().await;
+    let load = Events::on(&scene, QUICK);
+    more(&load, load.committed()).await;
+    scene.services.orders.stop().unwrap();
+    let retry = |s: &Status| s.0["sinks"]["orders"]["retry"].clone();
+    let status = process.wait_until("the breaker opens", PATIENCE, |s| retry(s)["breaker"] == "open").await.unwrap();
+    assert_eq!(status.sink_state("orders"), "retrying", "{status}");
+    let why = retry(&status)["error"].as_str().unwrap().to_owned();
+    assert!(why.contains("connecting to") && why.contains("refused"), "{why}");
+    assert_eq!(status.0["sinks"]["orders"]["waiting_for"], why.as_str());
+    let (opened, failures) = (Instant::now(), retry(&status)["failures"].as_u64().unwrap());
+    let cpu = cpu_seconds(&mut process).await;
+    let metrics = process.get("/metrics").await.unwrap();
+    assert!(metrics.contains("lockstep_sink_breaker_open{sink=\"orders\"} 1"), "{metrics}");
+    let written = load.committed();
+    sleep(Duration::from_secs(8)).await;
+    let status = process.status().await.unwrap();
+    let probes = retry(&status)["failures"].as_u64().unwrap() - failures;
+    // The pauses are at least 0.8, 1.6, 3.2 and 5 seconds from there.
+    assert!((1..=4).contains(&probes), "{probes} probes in {:?}: {status}", opened.elapsed());
+    let next: jiff::Timestamp = retry(&status)["next_try"].as_str().unwrap().parse().unwrap();
+    let wait = next.duration_since(jiff::Timestamp::now());
+    assert!(wait <= jiff::SignedDuration::from_secs(10), "the next probe is {wait} away");
+    let cpu = cpu_seconds(&mut process).await - cpu;
+    assert!(cpu < 6.0, "{cpu} s of processor time in 8 s, of two sinks, a source, and a load");
+
+    // The other one never noticed.
+    assert!(load.committed() > written);
+    assert_eq!((status.sink_state("inventory"), status.source_state()), ("streaming", "streaming"), "{status}");
+    assert!(status.0["sinks"]["inventory"]["lag_seconds"].as_f64().unwrap() < 5.0, "{status}");
+
+    scene.services.orders.start().unwrap();
+    let (back, behind) = (Instant::now(), load.committed());
+    let arrived = format!("SELECT EXISTS (SELECT FROM journal WHERE tx >= {behind})");
+    wait_text(scene.orders(), &arrived, "true", &mut process).await;
+    assert!(back.elapsed() < Duration::from_secs(20), "it took {:?} to be there again", back.elapsed());
+    load.stop().await;
+    scene.equal(&mut process).await;
+    process.wait_until("the breaker is closed", PATIENCE, |s| retry(s).is_null()).await.unwrap();
+    assert!(process.get("/metrics").await.unwrap().contains("lockstep_sink_breaker_open{sink=\"orders\"} 0"));
+    assert_once(scene.orders()).await;
+}
+
+/// Processor time that the process has used.
+async fn cpu_seconds(process: &mut Process) -> f64 {
+    let metrics = process.get("/metrics").await.unwrap();
+    let sample = |line: &str| line.strip_prefix("lockstep_process_cpu_seconds_total ").map(str::to_owned);
+    metrics.lines().find_map(sample).unwrap().parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sources_server_crashes() {
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -230,4 +288,54 @@ async fn the_source_can_shut_down_while_kafka_is_away() {
         scene.equal(&mut process).await;
     }
     assert_once(scene.orders()).await;
+}
+
+const ANOTHER: &str = "INSERT INTO journal SELECT coalesce(max(tx), 0) + 1 FROM journal";
+
+/// A damaged file under `pg_logical`: some internal errors of a server heal, this one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_not_decode_its_own_log() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let (scene, mut process) = scene("undecodable").await;
+    let superuser = scene.source.superuser().await.unwrap();
+    // A transaction that is open where decoding begins: only with what the file holds does the server know what it saw.
+    let open = scene.source.superuser().await.unwrap();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    let begun = text(&scene.source, "SELECT pg_current_wal_lsn()").await;
+    let slot = format!("SELECT restart_lsn > '{begun}' FROM pg_replication_slots WHERE slot_name = '{}'", scene.slot());
+    let deadline = Instant::now() + PATIENCE;
+    while text(&scene.source, &slot).await != "true" {
+        assert!(Instant::now() < deadline, "the slot stays");
+        superuser.batch_execute("CHECKPOINT").await.unwrap();
+        scene.sql(ANOTHER).await;
+        scene.equal(&mut process).await;
+    }
+    process.terminate(PATIENCE).await.unwrap();
+    let damaged = damage_snapshots(&scene);
+    let mut process = scene.spawn(&[]);
+    let undecodable = |s: &Status| s.halt_code(None) == Some("SOURCE_UNDECODABLE");
+    let status = process.wait_until("the halt", PATIENCE, undecodable).await.unwrap();
+    assert!(status.0["source"]["halt"]["message"].as_str().unwrap().contains("SQLSTATE XX001"), "{status}");
+    process.terminate(PATIENCE).await.unwrap();
+
+    for (path, bytes) in damaged {
+        std::fs::write(path, bytes).unwrap();
+    }
+    open.batch_execute("ROLLBACK").await.unwrap();
+    scene.sql(ANOTHER).await;
+    assert!(scene.pipeline.command(&["restart"]).unwrap().status.success());
+    let mut process = scene.spawn(&[]);
+    scene.equal(&mut process).await;
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Overwrites what decoding at the source begins from, and gives it back.
+fn damage_snapshots(scene: &Scene) -> Vec<(PathBuf, Vec<u8>)> {
+    let directory = scene.services.dir.join("data/catalog/pg_logical/snapshots");
+    let paths = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let damaged: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+    for (path, bytes) in &damaged {
+        std::fs::write(path, vec![0; bytes.len()]).unwrap();
+    }
+    damaged
 }

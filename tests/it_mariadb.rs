@@ -633,6 +633,8 @@ async fn a_pipeline_from_postgres_keeps_a_mariadb_equal() {
     let status = process.wait_until("the halt", PATIENCE, halted).await.unwrap();
     let message = &status.0["sinks"]["orders"]["halt"]["message"];
     assert!(message.as_str().unwrap().contains("column f8 of"), "{message}");
+    let hint = status.0["sinks"]["orders"]["halt"]["hint"].as_str().unwrap();
+    assert_eq!(hint, "lockstep resync public.things --where \"id = 5\" --sink orders", "{message}");
     assert_eq!(line.maria.rows("SELECT k FROM words").await, "new");
     process.terminate(PATIENCE).await.unwrap();
     line.maria.drop().await;

@@ -170,6 +170,46 @@ async fn tables_that_are_renamed_or_dropped_are_followed_to_their_ends() {
     converge(&scene, &mut process, "items_b").await;
 }
 
+/// What becomes of a table is asked of the catalog, not of who happens to read its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_go_in_the_middle_of_their_load() {
+    let table = |name: &str| {
+        format!(
+            "CREATE TABLE public.{name} (id int PRIMARY KEY, v text); INSERT INTO {name} SELECT i, 'v' FROM generate_series(1, 1500) i;"
+        )
+    };
+    let scene = Scene::bare(LOCKSTEP, "patterns_midway", "", 1).await;
+    for database in [&scene.source, scene.orders()] {
+        database.execute(&["items_a", "named"].map(table).concat()).await.unwrap();
+    }
+    scene.orders().execute("TRUNCATE items_a, named").await.unwrap();
+    let scene = scene.configure(|p| {
+        let p = p.connector_file("items", "items_*", "[sinks.orders]\n").table("public.named");
+        p.set("source.snapshot", "rows_per_second = 400\nchunk_rows = 50")
+    });
+    let scene = Scene { tables: vec![TablePair::same("public.named", &["id"])], ..scene };
+    let mut process = scene.spawn(&[]);
+    let midway = async |process: &mut Process, table: &str| {
+        let read = |_: &Status| (100..1400).contains(&scene.rows_read(table));
+        process.wait_until("some rows are read", PATIENCE, read).await.unwrap();
+    };
+    midway(&mut process, "public.items_a").await;
+    scene.sql("DROP TABLE items_a").await;
+    midway(&mut process, "public.named").await;
+    assert!(process.status().await.unwrap().0["tables"]["public.items_a"].is_null());
+    scene
+        .sql(&format!("BEGIN; DROP TABLE named; {} UPDATE named SET v = 'of the new one'; COMMIT", table("named")))
+        .await;
+    converge(&scene, &mut process, "named").await;
+    scene.equal(&mut process).await;
+
+    let ask = scene.pipeline.command(&["resync", "public.named"]).unwrap();
+    assert!(ask.status.success(), "{}", String::from_utf8_lossy(&ask.stderr));
+    scene.sql("DROP TABLE named").await;
+    let halted = |s: &Status| s.halt_code(None) == Some("TABLE_MISSING");
+    process.wait_until("the halt", PATIENCE, halted).await.unwrap();
+}
+
 /// What a standby read of the catalog is as old as its waiting. Its list would tell sinks that newer tables are gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_learns_of_tables_that_came_while_it_waited() {

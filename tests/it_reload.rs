@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::compare::TablePair;
 use support::scene::{PATIENCE, Scene, text, wait_text};
 use support::{Process, Status};
@@ -102,4 +103,66 @@ async fn what_is_edited_is_taken_while_it_runs() {
     process.ensure_running().unwrap();
     assert_eq!(scene.log().matches("\"started\"").count(), 1);
     process.terminate(PATIENCE).await.unwrap();
+}
+
+/// Whoever wants edits to be taken when they say so writes `reload = false`.
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_takes_an_edit_that_is_not_looked_for() {
+    let schema = "CREATE TABLE public.first (id int PRIMARY KEY); CREATE TABLE public.second (id int PRIMARY KEY)";
+    let scene = Scene::bare(LOCKSTEP, "sighup", schema, 1).await;
+    let scene = scene.configure(|p| p.table("public.first").set("", "reload = false"));
+    let mut scene = Scene { tables: vec![TablePair::same("public.first", &["id"])], ..scene };
+    scene.sql("INSERT INTO first VALUES (1); INSERT INTO second VALUES (1)").await;
+    let mut process = scene.start().await;
+    scene.equal(&mut process).await;
+    let pid = process.pid();
+
+    scene = scene.configure(|p| p.table("public.second"));
+    scene.pipeline.write().unwrap();
+    process.signal(Signal::HUP).unwrap();
+    wait_text(scene.orders(), "SELECT count(*) FROM second", "1", &mut process).await;
+    taken(&mut process).await;
+    assert_eq!(process.pid(), pid);
+    process.terminate(PATIENCE).await.unwrap();
+}
+
+/// A sink that is to be written slowly is, from the edit on and until the next one; its rate says what it waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_is_written_at_the_rate_that_is_set_while_it_runs() {
+    let scene = Scene::two(
+        LOCKSTEP,
+        "sink_rate",
+        "CREATE TABLE public.t (id int PRIMARY KEY, v text)",
+        &[("public.t", &["id"])],
+    )
+    .await
+    .configure(|p| p.set("", "reload = true"));
+    let mut process = scene.start().await;
+    let scene = scene.configure(|p| p.set("sinks.orders", "rows_per_second = 50"));
+    scene.pipeline.write().unwrap();
+    let taken = |log: String| log.matches("the edited configuration is in force").count();
+    let first = |s: &Status| taken(scene.log()) == 1 && s.all_streaming();
+    process.wait_until("the edit is taken", PATIENCE, first).await.unwrap();
+    let source = scene.source.connect().await.unwrap();
+    let begun = Instant::now();
+    for id in 0..40 {
+        let rows = format!("INSERT INTO t SELECT i, 'v' FROM generate_series({0}, {0} + 9) AS i", id * 10);
+        source.batch_execute(&rows).await.unwrap();
+        // What the reader has put into one checkpoint is one transaction at a sink.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let held =
+        |s: &Status| s.0["sinks"]["orders"]["waiting_for"].as_str().is_some_and(|why| why.contains("rows_per_second"));
+    let status = process.wait_until("the sink waits for its turn", PATIENCE, held).await.unwrap();
+    assert_eq!(status.sink_state("orders"), "streaming", "{status}");
+    wait_text(&scene.sinks[1].1, "SELECT count(*) FROM t", "400", &mut process).await;
+    tokio::time::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed())).await;
+    let (written, took) = (text(scene.orders(), "SELECT count(*) FROM t").await, begun.elapsed());
+    let (written, most) = (written.parse::<f64>().unwrap(), 50.0 * took.as_secs_f64() + 110.0);
+    assert!(written > 0.0 && written <= most, "{written} rows in {took:?}");
+    let scene = scene.configure(|p| p.unset("sinks.orders"));
+    scene.pipeline.write().unwrap();
+    process.wait_until("the edit is taken", PATIENCE, |_| taken(scene.log()) == 2).await.unwrap();
+    wait_text(scene.orders(), "SELECT count(*) FROM t", "400", &mut process).await;
+    scene.equal(&mut process).await;
 }

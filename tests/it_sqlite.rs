@@ -344,21 +344,6 @@ async fn the_net_effect_is_the_changes_in_order() {
     assert!(applied > 1_000 && refused > 200, "{applied} {refused}");
 }
 
-/// Not a bench: a path that does each row's work twice would show.
-#[tokio::test]
-async fn many_rows_go_in_quickly() {
-    let file = File::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT, c INTEGER, d REAL)");
-    let mut a = file.sink().await;
-    let plan = a.plan(wanted("t", "id:int8! a:text b:text c:int4 d:float8")).await;
-    let rows: Vec<String> = (0..50_000).map(|i| format!("insert {i}|name {i}|text of {i}|{i}|{i}.5")).collect();
-    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
-    let begun = Instant::now();
-    a.ops(&plan, &rows).await.unwrap();
-    let took = begun.elapsed();
-    eprintln!("{:.0} rows/s", 50_000.0 / took.as_secs_f64());
-    assert!(took < Duration::from_secs(10), "{took:?}");
-}
-
 // ---- Behind a source and Kafka ----
 
 /// The sink `edge`, a file beside the configuration.
@@ -493,7 +478,12 @@ async fn a_file_follows_the_source() {
     scene.sql("BEGIN; UPDATE goods SET n = 42 WHERE id = 5; UPDATE goods SET f8 = 'NaN' WHERE id = 6; COMMIT").await;
     let status =
         process.wait_until("the halt", PATIENCE, |s| s.halt_code(Some("edge")) == Some("VALUE_REFUSED")).await.unwrap();
-    assert!(status.to_string().contains("column f8 of goods is to hold NaN"), "{status}");
+    let halt = &status.0["sinks"]["edge"]["halt"];
+    let message = halt["message"].as_str().unwrap();
+    let said = "column f8 of goods is to hold NaN, which SQLite stores as NULL; it is one row, known by its key (id)";
+    assert!(message.starts_with(said), "{status}");
+    let hint = halt["hint"].as_str().unwrap();
+    assert!(hint.ends_with("public.goods --where \"id = 6\" --sink edge"), "{status}");
     assert_eq!(edge.file.rows("SELECT count(*) FROM goods WHERE n = '42'"), "0");
     process.terminate(PATIENCE).await.unwrap();
 }

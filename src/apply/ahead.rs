@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use metrics::Gauge;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -76,6 +77,31 @@ struct Shared {
     generation: AtomicU64,
     /// Bytes fetched and not yet taken.
     held: AtomicUsize,
+    /// The same for people.
+    shown: Gauge,
+}
+
+impl Shared {
+    fn new(shown: Gauge) -> Arc<Shared> {
+        Arc::new(Shared { generation: AtomicU64::new(0), held: AtomicUsize::new(0), shown })
+    }
+
+    fn hold(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+        self.shown.increment(bytes as f64);
+    }
+
+    fn let_go(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+        self.shown.decrement(bytes as f64);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // What was never taken is gone with it.
+        self.shown.decrement(*self.held.get_mut() as f64);
+    }
 }
 
 /// What was ordered and not begun.
@@ -102,15 +128,16 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// For the records of `tables`, which may take `wait` to become readable.
+    /// For the records of `tables`, which may take `wait` to become readable. `held` shows how many bytes of them are held.
     pub fn open(
         kafka: &config::Kafka,
         tables: HashSet<TableName>,
         wait: Duration,
         stop: CancellationToken,
+        held: Gauge,
     ) -> Result<Ahead> {
         let spans = Spans::open(kafka, PREFETCH_BYTES)?;
-        let shared = Arc::new(Shared { generation: AtomicU64::new(0), held: AtomicUsize::new(0) });
+        let shared = Shared::new(held);
         let (orders, ordered) = std::sync::mpsc::channel();
         let (out, fetched) = mpsc::unbounded_channel();
         let told = RefCell::default();
@@ -232,7 +259,7 @@ impl Ahead {
         self.piece = Vec::new().into_iter();
         let bytes = std::mem::take(&mut self.piece_bytes);
         if bytes > 0 {
-            self.shared.held.fetch_sub(bytes, Ordering::AcqRel);
+            self.shared.let_go(bytes);
             if let Some(thread) = &self.thread {
                 thread.thread().unpark();
             }
@@ -327,7 +354,7 @@ impl Waiting {
             }
             std::thread::park_timeout(ROOM_INTERVAL);
         }
-        self.shared.held.fetch_add(bytes, Ordering::AcqRel);
+        self.shared.hold(bytes);
         self.send(Fetched::Records(records, bytes));
     }
 
@@ -403,7 +430,7 @@ mod tests {
         fn new() -> Bed {
             let (sender, orders) = std::sync::mpsc::channel();
             let (out, fetched) = mpsc::unbounded_channel();
-            let shared = Arc::new(Shared { generation: AtomicU64::new(0), held: AtomicUsize::new(0) });
+            let shared = Shared::new(Gauge::noop());
             Bed { ahead: Ahead::over(sender, fetched, shared, None), orders, out, state: State::default() }
         }
 

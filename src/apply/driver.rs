@@ -3,7 +3,9 @@
 //! After every connect the progress row is read again and the walk starts from it; nothing is remembered across connections.
 //! The worker runs on a thread of its own; the records are read and decoded on another one (`apply::ahead`).
 
+mod blocker;
 mod foreign_keys;
+mod refused;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::blocker::Blocker;
 use crate::apply::ahead::{Ahead, Next};
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
@@ -30,6 +33,7 @@ use crate::ledger::state::State;
 use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
 use crate::progress::Meters;
+use crate::rate::Rates;
 use crate::relation::TableName;
 use crate::sink::lease::Lease;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing};
@@ -49,8 +53,9 @@ const TRANSACTION_CHANGES_MAX: u64 = 160_000;
 /// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
 const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
 
-/// Entries of the ledger read ahead of what is applied.
+/// Entries of the ledger read ahead of what is applied, and their bytes: most have some hundred, and one may have half a MiB.
 const ITEMS_MAX: usize = 1024;
+const ITEMS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// An interval with nothing for this sink moves its progress at most this often.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
@@ -94,10 +99,14 @@ async fn apply<S: Sink>(
     tracing::info!(sink = name, position = %worker.row.standing.position, "applying");
     let (config, heard) = (worker.config.clone(), worker.writer.sink.heard());
     let (sink, owner) = (worker.sink.clone(), worker.row.owner.clone());
+    let blocker = Blocker::new(reporter);
     tokio::select! {
-        outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(error, &name)),
+        outcome = worker.run(&stop) => outcome.map_err(|error| for_sink(blocker.name(error), &name)),
         // The worker waits on a dead connection; only dropping it ends that.
-        error = S::watch(&sink, &config.name, owner, heard) => Err(error),
+        error = S::watch(&sink, &config.name, owner.clone(), heard.clone()) => Err(error),
+        () = S::watch_locks(&sink, &config.name, owner, heard, |who| blocker.tell(who)) => {
+            unreachable!("it looks for as long as it is polled")
+        }
     }
 }
 
@@ -120,6 +129,8 @@ struct Worker<S: Sink> {
     machine: Machine,
     assembler: Assembler,
     tail: Tail,
+    /// Bytes of entries that were read since none was left to apply.
+    items_bytes: usize,
     ahead: Ahead,
     writer: Writer<S>,
     metrics: SinkMetrics,
@@ -135,6 +146,12 @@ struct Worker<S: Sink> {
     meters: Meters,
     /// Records gathered into one transaction at most.
     gather_records: u64,
+    /// How much may be written in a second.
+    rates: Rates,
+    /// What `rates` counts from.
+    begun: Instant,
+    /// Bytes of records that were taken in by the open transaction.
+    bytes: usize,
     /// Stopped within a transaction that could not end yet: what it took in is not applied.
     abandoned: bool,
     teller: groups::Teller,
@@ -229,11 +246,13 @@ impl<S: Sink> Worker<S> {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let ahead = Ahead::open(&config.kafka, tables.keys().cloned().collect(), sink.span_wait, stop.clone())?;
+        let wanted = tables.keys().cloned().collect();
+        let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, stop.clone(), metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
             groups::Teller::open(&config.kafka, &groups::of_sink(&config.name, &sink.name), &config.kafka.ledger)?;
         let (assembler, now) = (Assembler::default(), Instant::now());
+        let rates = Rates::new(sink.rows_per_second, sink.bytes_per_second);
         Ok(Worker {
             config,
             routes,
@@ -241,6 +260,7 @@ impl<S: Sink> Worker<S> {
             machine,
             assembler,
             tail,
+            items_bytes: 0,
             ahead,
             writer,
             metrics,
@@ -252,6 +272,9 @@ impl<S: Sink> Worker<S> {
             loaded: HashMap::new(),
             meters: Meters::default(),
             gather_records: TRANSACTION_RECORDS_FIRST,
+            rates,
+            begun: now,
+            bytes: 0,
             abandoned: false,
             teller,
             told: None,
@@ -318,9 +341,10 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
-            if self.machine.waiting() == 0 || late {
+            let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
+            if self.machine.waiting() == 0 || late || owes {
                 self.quiet().await?;
-                self.report();
+                self.report(owes);
                 if stopped.is_some() {
                     if self.machine.waiting() > 0 {
                         tracing::warn!(
@@ -330,13 +354,16 @@ impl<S: Sink> Worker<S> {
                     }
                     return self.finish().await;
                 }
-                self.wait(stop).await?;
+                match owes {
+                    true => drop(stop.run_until_cancelled(tokio::time::sleep(TICK)).await),
+                    false => self.wait(stop).await?,
+                }
             } else {
                 self.step(stop).await?;
                 if self.abandoned {
                     return Ok(());
                 }
-                self.report();
+                self.report(false);
             }
         }
     }
@@ -357,7 +384,7 @@ impl<S: Sink> Worker<S> {
     async fn step(&mut self, stop: &CancellationToken) -> Result<()> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
-                let (intervals, begun) = (self.machine.gather(self.gather_records), Instant::now());
+                let (intervals, begun) = (self.machine.gather(self.gather_max()), Instant::now());
                 let share = existing_share(&intervals);
                 self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
                 let outcome = self.intervals(intervals, stop).await;
@@ -463,10 +490,10 @@ impl<S: Sink> Worker<S> {
 
     /// One transaction: as the net effect; where a unique constraint refuses it, with rows that hold unique values of others
     /// parked; where a foreign key refuses while tables are under load, with all that is still to come of them; where that is
-    /// refused too, or another constraint refuses, each change by itself, in order.
+    /// refused too, or another constraint refuses, each change by itself, in order. What is refused in the end is told of its row.
     async fn until_not_refused(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let loads = self.writer.loads.clone();
-        let mut handover = None;
+        let (mut handover, mut value) = (None, None);
         let outcome = loop {
             let outcome = self.transaction(items, stop).await;
             let mut ahead = None;
@@ -483,6 +510,10 @@ impl<S: Sink> Worker<S> {
                     self.writer.whole = true;
                 }
                 Err(Failure::Constraint(_) | Failure::Reference(_)) if !self.writer.strict => self.writer.strict = true,
+                // In pieces, so that the halt can say which row it is.
+                Err(Failure::Error(Error::Halt(halt))) if halt.code == Code::ValueRefused && self.writer.narrow() => {
+                    value.get_or_insert_with(|| halt.clone());
+                }
                 _ => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
@@ -495,10 +526,19 @@ impl<S: Sink> Worker<S> {
             self.fewer(items);
         };
         (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
-        // That no value can stand in says more than that one by one was refused as well.
-        match (outcome, handover) {
-            (Err(Failure::Unique(_)), Some(handover)) => Err(Failure::Unique(handover)),
-            (outcome, _) => outcome,
+        self.writer.pieces.clear();
+        let outcome = match outcome {
+            Err(failure) => Err(self.told_of_its_row(failure).await),
+            done => done,
+        };
+        // That no value can stand in says more than that one by one was refused as well. And in pieces another refusal may come
+        // first that is none as a whole.
+        match (outcome, handover, value) {
+            (Err(Failure::Unique(_)), Some(handover), _) => Err(Failure::Unique(handover)),
+            (Err(Failure::Unique(_) | Failure::Constraint(_) | Failure::Reference(_)), _, Some(value)) => {
+                Err(Failure::Error(Error::Halt(value)))
+            }
+            (outcome, ..) => outcome,
         }
     }
 
@@ -517,6 +557,11 @@ impl<S: Sink> Worker<S> {
         for item in items.drain(keep..).rev() {
             self.machine.put_back(item);
         }
+    }
+
+    /// Records that are gathered into one transaction: no more rows than a second may have.
+    fn gather_max(&self) -> u64 {
+        self.sink.rows_per_second.map_or(self.gather_records, |most| self.gather_records.min(most as u64))
     }
 
     /// The intervals without the spans of tables of which nothing is there yet: their changes are not wanted, and they may be
@@ -554,8 +599,10 @@ impl<S: Sink> Worker<S> {
             _ => TRANSACTION_CHANGES_MAX,
         };
         let changes: u64 = items.iter().map(plain).sum();
-        let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_records && 2 * rows <= changes);
-        if !few || changes >= TRANSACTION_CHANGES_MAX || !self.writer.loads.is_empty() {
+        let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_max() && 2 * rows <= changes);
+        let much =
+            changes >= TRANSACTION_CHANGES_MAX || self.sink.bytes_per_second.is_some_and(|most| self.bytes >= most);
+        if !few || much || !self.writer.loads.is_empty() {
             return Ok(None);
         }
         self.read_ahead()?;
@@ -574,6 +621,8 @@ impl<S: Sink> Worker<S> {
     /// One transaction of the sink: progress, rows, commit. It takes in what follows until it can end.
     async fn transaction(&mut self, items: &mut Vec<Item>, stop: &CancellationToken) -> Result<(), Failure> {
         let first = self.after(items).1;
+        self.bytes = 0;
+        self.writer.begin_transaction();
         self.writer.sink.begin(&self.row, &first).await?;
         let (mut done, mut foreign) = (0, 0);
         loop {
@@ -648,7 +697,10 @@ impl<S: Sink> Worker<S> {
                 None => self.writer.sink.meanwhile(self.ahead.take()).await?,
             };
             match next {
-                Next::Record(record) => self.writer.record(record, state).await?,
+                Next::Record(record) => {
+                    self.bytes += record.bytes;
+                    self.writer.record(record, state).await?;
+                }
                 Next::Waiting(what) => {
                     self.reporter.update(|s| (s.state, s.waiting_for) = (status::State::Retrying, Some(what)));
                     continue;
@@ -694,14 +746,14 @@ impl<S: Sink> Worker<S> {
             }
             self.read_ahead()?;
             if let Some(Item::Interval(_)) = self.machine.peek() {
-                let intervals = self.machine.gather(self.gather_records).into_iter();
+                let intervals = self.machine.gather(self.gather_max()).into_iter();
                 return Ok(intervals.map(|interval| Item::Interval(Box::new(interval))).collect());
             }
             if let Some(item) = self.machine.pop() {
                 return Ok(vec![item]);
             }
             self.writer.sink.keep_lease().await?;
-            self.report();
+            self.report(false);
             self.reporter.update(|s| {
                 s.waiting_for = Some("the rest of tables whose rows reference each other".to_owned());
             });
@@ -711,9 +763,14 @@ impl<S: Sink> Worker<S> {
 
     /// Takes in what there is of the ledger.
     fn read_ahead(&mut self) -> Result<()> {
+        if self.machine.waiting() == 0 {
+            self.items_bytes = 0;
+        }
         while self.machine.waiting() < ITEMS_MAX
+            && self.items_bytes < ITEMS_BYTES_MAX
             && let Some(record) = self.tail.try_recv()?
         {
+            self.items_bytes += record.value.as_deref().map_or(0, <[u8]>::len);
             self.entry(record.offset, record.value.as_deref())?;
         }
         Ok(())
@@ -735,7 +792,10 @@ impl<S: Sink> Worker<S> {
         self.metrics.rows(RowOp::Delete, counts.deleted);
         self.metrics.rows(RowOp::Truncate, counts.truncated);
         self.metrics.rows(RowOp::Snapshot, snapshot);
-        self.metrics.transaction(counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot);
+        let rows = counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot;
+        self.metrics.transaction(rows);
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        self.rates.spend(rows, self.bytes, self.begun.elapsed());
         self.metrics.missing_rows(counts.missing);
         self.metrics.foreign_records(foreign);
         self.metrics.overwritten(counts.overwritten);
@@ -797,7 +857,8 @@ impl<S: Sink> Worker<S> {
         Ok(())
     }
 
-    fn report(&mut self) {
+    /// `owes`: what there is to apply waits for its turn.
+    fn report(&mut self, owes: bool) {
         let newest = self.machine.end();
         let now = Instant::now();
         // Without a broker nothing is known of what there is to apply. A client that has just begun knows of no trouble.
@@ -824,14 +885,16 @@ impl<S: Sink> Worker<S> {
             (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
-        let at = self.at;
+        let (at, name) = (self.at, &self.sink.name);
+        let turn =
+            owes.then(|| format!("its turn: at most sinks.{name}.rows_per_second or bytes_per_second are written"));
         self.reporter.update(|s| {
             s.state = match away {
                 Some(_) => status::State::Retrying,
                 None if loading => status::State::Snapshot,
                 None => status::State::Streaming,
             };
-            s.waiting_for = away;
+            s.waiting_for = away.or(turn);
             s.position = Some(at.position.lsn);
             s.closed_lsn = Some(at.closed);
             s.lag_bytes = Some(lag_bytes);

@@ -8,6 +8,7 @@ pub mod fold;
 pub mod machine;
 mod merge;
 pub mod net;
+mod refused;
 mod routes;
 pub mod span;
 pub mod sparse;

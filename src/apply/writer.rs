@@ -12,6 +12,7 @@ use crate::apply::decode::{Content, Decoded, half, half_of, outside};
 use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::net::Folded;
+use crate::apply::refused::{self, Named};
 use crate::apply::targets;
 use crate::change::Op;
 use crate::config::{self, Evolve, Snapshot};
@@ -29,10 +30,12 @@ use crate::value::RowBuf;
 const PLAN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One relation version at this sink.
-struct Version<P> {
+pub struct Version<P> {
     table: TableName,
     wanted: WantedTable,
-    plan: P,
+    pub plan: P,
+    /// What its rows are called where one of them is refused.
+    pub named: Named,
     /// Without constants: what ranges speak of.
     key: Vec<usize>,
     orders: Vec<KeyOrder>,
@@ -51,6 +54,29 @@ struct OpenChunk {
     rows: Vec<RowBuf>,
     seen: u64,
 }
+
+/// What the sink was given when it refused.
+pub enum Refused<P> {
+    Row(Named, refused::Row),
+    /// So many changes.
+    Changes(u64),
+    Chunk(ChunkRows<P>),
+}
+
+pub struct ChunkRows<P> {
+    pub version: Arc<Version<P>>,
+    pub rows: Vec<RowBuf>,
+}
+
+/// Changes are written in pieces of so many.
+pub struct Pieces {
+    /// From this write of the transaction on.
+    from: u64,
+    every: u64,
+}
+
+/// Pieces of fewer changes than this are not divided once more before each change is written by itself.
+const PIECES_MIN: u64 = 64;
 
 /// Writes for one sink over one connection.
 pub struct Writer<S: Sink> {
@@ -86,6 +112,13 @@ pub struct Writer<S: Sink> {
     /// The transaction ends only when no table is under load any more. One of them does not take changes where it was
     /// not read yet, so a row there may still reference what the stream has deleted, or not be there for what it has brought.
     pub whole: bool,
+    /// What was refused last; for as long as nothing else is tried.
+    pub refused: Option<Refused<S::Plan>>,
+    pub pieces: Vec<Pieces>,
+    /// Writes of changes in the open transaction that were not refused.
+    writes: u64,
+    /// Changes since the last of them.
+    changes: u64,
 }
 
 impl<S: Sink> Writer<S> {
@@ -113,6 +146,10 @@ impl<S: Sink> Writer<S> {
             moved_in: None,
             parking: false,
             whole: false,
+            refused: None,
+            pieces: Vec::new(),
+            writes: 0,
+            changes: 0,
         }
     }
 
@@ -123,12 +160,38 @@ impl<S: Sink> Writer<S> {
         self.truncates.clear();
         self.chunks.clear();
         self.open = None;
+        self.changes = 0;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
         // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
         // hand-over takes longer than the hand-over.
         let tables = &self.tables;
         let follows = |table: &TableName| tables.get(table).is_none_or(|target| target.evolve != Evolve::Off);
         self.versions.retain(|_, version| !follows(&version.table));
+    }
+
+    /// Writes are counted from here on.
+    pub fn begin_transaction(&mut self) {
+        (self.writes, self.refused) = (0, None);
+    }
+
+    /// A value was refused: the next try writes what it was among in smaller pieces, after the same writes as before. False where
+    /// there is nothing to divide.
+    pub fn narrow(&mut self) -> bool {
+        let Some(Refused::Changes(changes)) = self.refused else { return false };
+        if self.strict || self.pieces.last().is_some_and(|pieces| pieces.every == 1) {
+            return false;
+        }
+        let every = if changes < PIECES_MIN || !self.pieces.is_empty() { 1 } else { changes.isqrt() };
+        self.pieces.push(Pieces { from: self.writes, every });
+        true
+    }
+
+    /// Changes that are written together at most.
+    fn every(&self) -> u64 {
+        match self.strict {
+            true => 1,
+            false => self.pieces.iter().rfind(|p| p.from <= self.writes).map_or(u64::MAX, |p| p.every),
+        }
     }
 
     /// From here on rows that hold unique values of others get out of their way.
@@ -300,7 +363,10 @@ impl<S: Sink> Writer<S> {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
-        self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await?;
+        if let Err(failure) = self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await {
+            self.refused = Some(Refused::Chunk(ChunkRows { version, rows }));
+            return Err(failure);
+        }
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
         self.loads.chunk(self.offset, &chunk, &state.relations);
@@ -355,7 +421,8 @@ impl<S: Sink> Writer<S> {
         }
         let key = relation.own_key();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
-        let version = Arc::new(Version { table: relation.name.clone(), wanted, plan, key, orders });
+        let named = Named::of(&relation);
+        let version = Arc::new(Version { table: relation.name.clone(), wanted, plan, named, key, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))
     }
@@ -400,7 +467,8 @@ impl<S: Sink> Writer<S> {
         }
         let rows: usize = self.pending.iter().map(|pending| pending.fold.rows()).sum();
         let bytes: usize = self.pending.iter().map(|pending| pending.fold.bytes()).sum();
-        if self.strict || rows >= self.rows_max || bytes >= self.bytes_max {
+        self.changes += 1;
+        if self.changes >= self.every() || rows >= self.rows_max || bytes >= self.bytes_max {
             self.flush().await?;
         }
         Ok(())
@@ -451,7 +519,8 @@ impl<S: Sink> Writer<S> {
 
     /// Rows that the changes of the open transaction come to; `None` once some of it is written, or is to be written one by one.
     pub fn unwritten(&self) -> Option<u64> {
-        let untouched = self.counts == Counts::default() && self.loaded.is_empty() && !self.strict && !self.parking;
+        let whole = !self.strict && !self.parking && self.pieces.is_empty();
+        let untouched = self.counts == Counts::default() && self.loaded.is_empty() && whole;
         let rows = || self.pending.iter().map(|pending| pending.fold.rows() as u64).sum();
         untouched.then(rows)
     }
@@ -467,17 +536,30 @@ impl<S: Sink> Writer<S> {
     pub async fn flush(&mut self) -> Outcome<()> {
         self.park();
         let pending = std::mem::take(&mut self.pending);
-        let mut batch = Vec::with_capacity(pending.len());
-        let mut nets: Vec<_> = pending.into_iter().map(|mut p| (p.version, p.fold.drain())).collect();
-        nets.retain(|(_, net)| !net.is_empty());
-        for (version, net) in &mut nets {
+        let nets = pending.into_iter().map(|mut p| (p.version, p.fold.drain()));
+        let (versions, nets): (Vec<_>, Vec<_>) = nets.filter(|(_, net)| !net.is_empty()).unzip();
+        let mut batch = Vec::with_capacity(nets.len());
+        for (version, mut net) in versions.iter().zip(nets) {
             net.loading = self.loads.is_loading(&version.table);
-            batch.push((&version.plan, std::mem::take(net)));
+            batch.push((&version.plan, net));
         }
         if !batch.is_empty() {
-            self.counts += self.sink.apply(&batch).await?;
+            match self.sink.apply(&batch).await {
+                Ok(counts) => self.counts += counts,
+                Err(failure) => {
+                    let only = match &batch[..] {
+                        [(_, net)] => versions[0].named.only_row(net),
+                        _ => None,
+                    };
+                    let row = only.map(|row| Refused::Row(versions[0].named.clone(), row));
+                    self.refused = Some(row.unwrap_or(Refused::Changes(self.changes)));
+                    return Err(failure);
+                }
+            }
             self.sink.hear();
+            self.writes += 1;
         }
+        self.changes = 0;
         Ok(())
     }
 

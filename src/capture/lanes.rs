@@ -118,7 +118,7 @@ impl Lane {
             Some(facts) => facts,
             None => {
                 let facts = catalog::table_facts(&**session, std::slice::from_ref(&read.table)).await?.remove(0);
-                let facts = facts.ok_or_else(|| gone(&config, &read.table))?;
+                let facts = facts.ok_or_else(|| dropped(&read.table))?;
                 withheld::check_rights(session, &facts).await?;
                 facts
             }
@@ -142,7 +142,9 @@ impl Lane {
             border: read.border_wanted.then_some(&border),
             ..request(&config, table, &relation, read)
         };
-        let found = chunk::read_chunk(session, &request).await?;
+        let found = chunk::read_chunk(session, &request).await;
+        let is_missing = |error: &Error| error.code() == Some(Code::TableMissing);
+        let found = found.map_err(|error| if is_missing(&error) { dropped(&read.table) } else { error })?;
         if found.severed {
             self.session = None;
         }
@@ -204,11 +206,8 @@ fn routed<'a>(config: &'a Config, name: &TableName) -> Result<&'a Table> {
     })
 }
 
-fn gone(config: &Config, name: &TableName) -> Error {
-    if config.is_by_pattern(name) {
-        // Whoever looks at the tables finds it gone too, and whoever asked for it lets go of it.
-        return Error::retry_plain(format!("table {name} was dropped while its rows were being read"));
-    }
-    let hint = format!("create it again, or take the connector of {name} away");
-    Error::halt(Code::TableMissing, format!("table {name} was dropped while its rows were being read"), hint)
+/// Whoever looks at the tables finds it gone too and knows what that means: one that was made again at once, one of a pattern
+/// that is let go of, or one that a connector names.
+fn dropped(name: &TableName) -> Error {
+    Error::retry_plain(format!("table {name} was dropped while its rows were being read"))
 }

@@ -1,7 +1,7 @@
 //! How fast existing rows are read and written: sizes, rates, and when to make way. Pure; time is an input.
 //!
 //! - A chunk aims at a number of rows, of bytes and at a time ([`ChunkSize`]): its lock and its snapshot are held that long.
-//! - What was read is paid for at a rate, if one is set ([`Rate`]); nothing is read while something is owed.
+//! - What was read is paid for at a rate, if one is set ([`Rates`]); nothing is read while something is owed.
 //! - While the stream is far behind nothing is read at all, and rows enter it only as fast as Kafka takes them, in small pieces
 //!   while others write: what they commit waits in the same queues ([`Pace`]). And only as fast as sinks apply them
 //!   ([`Ahead`]).
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::capture::ahead::Ahead;
 use crate::lsn::Position;
+use crate::rate::Rates;
 
 /// A chunk is never asked for with fewer rows than this, but for their bytes.
 pub const CHUNK_ROWS_MIN: usize = 10;
@@ -90,41 +91,6 @@ impl ChunkSize {
     }
 }
 
-/// So much a second: what was taken beyond it is owed, and paid off by waiting. At most a second's worth is saved up.
-#[derive(Debug, Clone)]
-pub struct Rate {
-    per_second: f64,
-    /// Below zero: owed.
-    saved: f64,
-    at: Duration,
-}
-
-impl Rate {
-    pub fn new(per_second: usize) -> Rate {
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let per_second = per_second as f64;
-        Rate { per_second, saved: 0.0, at: Duration::ZERO }
-    }
-
-    fn pass(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.at).as_secs_f64();
-        self.saved = (self.saved + passed * self.per_second).min(self.per_second);
-        self.at = self.at.max(now);
-    }
-
-    pub fn spend(&mut self, amount: usize, now: Duration) {
-        self.pass(now);
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let amount = amount as f64;
-        self.saved -= amount;
-    }
-
-    pub fn owes(&mut self, now: Duration) -> bool {
-        self.pass(now);
-        self.saved < 0.0
-    }
-}
-
 /// What is to be respected.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -160,8 +126,7 @@ impl std::fmt::Display for Hold {
 /// When to read and when to write.
 #[derive(Debug)]
 pub struct Pace {
-    rows: Option<Rate>,
-    bytes: Option<Rate>,
+    rates: Rates,
     lag_bytes_max: u64,
     /// When the stream had a transaction last.
     committed: Option<Duration>,
@@ -175,8 +140,7 @@ pub struct Pace {
 impl Pace {
     pub fn new(limits: &Limits) -> Pace {
         Pace {
-            rows: limits.rows_per_second.map(Rate::new),
-            bytes: limits.bytes_per_second.map(Rate::new),
+            rates: Rates::new(limits.rows_per_second, limits.bytes_per_second),
             lag_bytes_max: limits.lag_bytes_max,
             committed: None,
             due: None,
@@ -190,20 +154,12 @@ impl Pace {
         if lag_bytes > self.lag_bytes_max {
             return Some(Hold::Lag(lag_bytes));
         }
-        let owes = |rate: &mut Option<Rate>| rate.as_mut().is_some_and(|rate| rate.owes(now));
-        // Both are to pass the time.
-        let (rows, bytes) = (owes(&mut self.rows), owes(&mut self.bytes));
-        (rows || bytes).then_some(Hold::Rate)
+        self.rates.owes(now).then_some(Hold::Rate)
     }
 
     /// A chunk was read.
     pub fn read(&mut self, rows: usize, bytes: usize, now: Duration) {
-        if let Some(rate) = &mut self.rows {
-            rate.spend(rows, now);
-        }
-        if let Some(rate) = &mut self.bytes {
-            rate.spend(bytes, now);
-        }
+        self.rates.spend(rows, bytes, now);
         if let Some(average) = bytes.checked_div(rows) {
             self.row_bytes = average.max(1);
         }

@@ -47,8 +47,6 @@ pub enum Signal {
     Stop(Vec<String>),
     /// A line in our log.
     Log(String),
-    /// A mark that Debezium writes for itself into a table that both read.
-    Foreign,
 }
 
 /// Tables whose rows are to be read again.
@@ -94,23 +92,22 @@ struct LogData {
 }
 
 impl Signal {
-    /// The signal of a row's type and data.
-    pub fn parse(kind: &str, data: &str) -> Result<Signal> {
+    /// The signal of a row's type and data; none in a mark that Debezium writes for itself into a table that both read.
+    pub fn parse(kind: &str, data: &str) -> Result<Option<Signal>> {
         if data.len() > DATA_BYTES_MAX {
             let what = format!("its data has {} bytes, {DATA_BYTES_MAX} are looked at", data.len());
             return Err(refused(what, "write several signals"));
         }
-        match kind {
-            "execute-snapshot" => {
-                execute(read(data, r#"{"data-collections": ["schema.table"]}"#)?).map(Signal::Execute)
-            }
-            "pause-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Pause),
-            "resume-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Resume),
-            "stop-snapshot" => Ok(Signal::Stop(steer(data)?.unwrap_or_default())),
-            "log" => Ok(Signal::Log(read::<LogData>(data, r#"{"message": "at {}"}"#)?.message)),
-            "snapshot-window-open" | "snapshot-window-close" => Ok(Signal::Foreign),
-            other => Err(refused(format!("{other:?} is no type of a signal"), format!("write {TYPES}"))),
-        }
+        let signal = match kind {
+            "execute-snapshot" => Signal::Execute(execute(read(data, r#"{"data-collections": ["schema.table"]}"#)?)?),
+            "pause-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Pause)?,
+            "resume-snapshot" => steer(data).and_then(of_all).map(|()| Signal::Resume)?,
+            "stop-snapshot" => Signal::Stop(steer(data)?.unwrap_or_default()),
+            "log" => Signal::Log(read::<LogData>(data, r#"{"message": "at {}"}"#)?.message),
+            "snapshot-window-open" | "snapshot-window-close" => return Ok(None),
+            other => return Err(refused(format!("{other:?} is no type of a signal"), format!("write {TYPES}"))),
+        };
+        Ok(Some(signal))
     }
 }
 
@@ -168,21 +165,21 @@ mod tests {
                        "additional-conditions": [{"data-collection": "public.a", "filter": "id > 5"}]}"#;
         let conditions = vec![Condition { table: "public.a".into(), filter: "id > 5".into() }];
         let execute = Execute { tables: tables(&["public.a", r"public\.b.*"]), conditions };
-        assert_eq!(Signal::parse("execute-snapshot", data).unwrap(), Signal::Execute(execute));
+        assert_eq!(Signal::parse("execute-snapshot", data).unwrap(), Some(Signal::Execute(execute)));
         let plain = Execute { tables: tables(&["t"]), conditions: vec![] };
         let blocking = r#"{"data-collections": ["t"], "type": "blocking"}"#;
-        assert_eq!(Signal::parse("execute-snapshot", blocking).unwrap(), Signal::Execute(plain));
-        assert_eq!(Signal::parse("log", r#"{"message": "at {}"}"#).unwrap(), Signal::Log("at {}".into()));
-        assert_eq!(Signal::parse("snapshot-window-open", "").unwrap(), Signal::Foreign);
+        assert_eq!(Signal::parse("execute-snapshot", blocking).unwrap(), Some(Signal::Execute(plain)));
+        assert_eq!(Signal::parse("log", r#"{"message": "at {}"}"#).unwrap(), Some(Signal::Log("at {}".into())));
+        assert_eq!(Signal::parse("snapshot-window-open", "").unwrap(), None);
     }
 
     #[test]
     fn what_is_being_read_is_steered() {
-        assert_eq!(Signal::parse("pause-snapshot", "").unwrap(), Signal::Pause);
-        assert_eq!(Signal::parse("resume-snapshot", r#"{"type": "incremental"}"#).unwrap(), Signal::Resume);
-        assert_eq!(Signal::parse("stop-snapshot", "{}").unwrap(), Signal::Stop(vec![]));
+        assert_eq!(Signal::parse("pause-snapshot", "").unwrap(), Some(Signal::Pause));
+        assert_eq!(Signal::parse("resume-snapshot", r#"{"type": "incremental"}"#).unwrap(), Some(Signal::Resume));
+        assert_eq!(Signal::parse("stop-snapshot", "{}").unwrap(), Some(Signal::Stop(vec![])));
         let one = r#"{"data-collections": ["public.a"], "type": "incremental"}"#;
-        assert_eq!(Signal::parse("stop-snapshot", one).unwrap(), Signal::Stop(vec!["public.a".into()]));
+        assert_eq!(Signal::parse("stop-snapshot", one).unwrap(), Some(Signal::Stop(vec!["public.a".into()])));
         assert!(Signal::parse("pause-snapshot", one).unwrap_err().to_string().contains("leave data-collections out"));
     }
 

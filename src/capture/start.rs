@@ -162,11 +162,11 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     let (stream, timeline) = take_slot(config, &session, &identity, &state, reporter, stop).await?;
     check_routes(config, &session).await?;
     // Whoever had the slot meanwhile may have gone on, on another timeline than the one that we are on now: what the ledger
-    // says by now counts, and once the claim stands nobody can tell any more.
+    // says by now counts. A reader that would have to stop claims nothing.
+    let mut asking = Connection::open(&config.source, &application_name(config)).await?;
     if restart.is_none() {
         let shared = config.clone();
         let now = topic::beside(move || Reading::open(&shared.kafka)?.fold_all()).await?;
-        let mut asking = Connection::open(&config.source, &application_name(config)).await?;
         check_history(&mut asking, &now, timeline).await?;
     }
     let nonce = rand::random();
@@ -182,6 +182,11 @@ pub async fn start(config: &Arc<Config>, reporter: &SourceReporter, stop: &Cance
     appender.epoch = epoch;
     let (mut state, mut assembler) = read_back(config, epoch, offset).await?;
     let mut end = offset;
+    // Up to the claim somebody on another timeline could go on, behind a primary that nobody has stopped.
+    if state.asked.is_none() {
+        check_history(&mut asking, &state, timeline).await?;
+    }
+    drop(asking);
     if let Some(asked) = &state.asked {
         let entry = restart_entry(&state, asked, epoch)?;
         end = appender.append_and_wait(Body::Restart(entry), APPEND_TIMEOUT).await?;
@@ -533,11 +538,12 @@ async fn check_lineage(replication: &mut Connection, state: &State, system: &Sys
 }
 
 async fn check_history(replication: &mut Connection, state: &State, now: u32) -> Result<()> {
-    let (Some(ours), Some(last)) = (state.timeline, state.last) else { return Ok(()) };
+    let (Some(ours), Some(last)) = (state.read_on, state.last) else { return Ok(()) };
     if ours == now {
         return Ok(());
     }
-    let content = replication.timeline_history(now).await?;
+    // The first one has no history, and no file of it.
+    let content = if now == 1 { String::new() } else { replication.timeline_history(now).await? };
     let history = timeline::parse_history(&content).map_err(|e| {
         Error::halt(Code::SourceProtocol, format!("the source's timeline history: {e}"), "lockstep check")
     })?;

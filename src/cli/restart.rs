@@ -20,8 +20,8 @@ use crate::sink::{Sink, for_engine};
 
 /// Begin anew with a new slot after a loss, and read every table again while the sinks stay in use
 ///
-/// For SLOT_LOST, SLOT_MOVED, LEDGER_LOST, LEDGER_RECREATED, TOPIC_MISSING and TOPIC_RECREATED; for DIVERGED and
-/// SOURCE_MISMATCH once it is certain that the source is right as it is. Remove the cause first.
+/// For SLOT_LOST, SLOT_MOVED, SOURCE_UNDECODABLE, LEDGER_LOST, LEDGER_RECREATED, TOPIC_MISSING and TOPIC_RECREATED; for
+/// DIVERGED and SOURCE_MISMATCH once it is certain that the source is right as it is. Remove the cause first.
 ///
 /// Writes a request into the ledger, which is made if it is gone. The source role carries it out when it is started the next
 /// time: it drops its slot, makes a new one, and loads every table again. Sinks go on by themselves: rows that are right are not

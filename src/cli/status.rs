@@ -84,6 +84,14 @@ fn table(status: &Value) -> String {
         let _ = write!(out, "\nthe edited configuration is not taken:\n{why}\n");
     }
     for (name, role) in &roles {
+        let retry = &role["retry"];
+        if retry["breaker"] == "open" || retry["breaker"] == "half_open" {
+            let what = if retry["breaker"] == "open" { "the next probe is at" } else { "it is being probed, since" };
+            let (failures, since, next) =
+                (scalar(&retry["failures"]), scalar(&retry["since"]), scalar(&retry["next_try"]));
+            let error = scalar(&retry["error"]);
+            let _ = write!(out, "\n{name} failed {failures} times in a row since {since}; {what} {next}\n  {error}\n");
+        }
         let halt = &role["halt"];
         if halt.is_object() {
             let message = scalar(&halt["message"]).replace('\n', "\n  ");
@@ -140,6 +148,18 @@ fn scalar(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_open_breaker_says_why_and_when_it_is_probed() {
+        let mut status = serde_json::json!({"pipeline": "shop", "sinks": {"orders": {"state": "retrying", "retry": {
+            "failures": 4, "error": "connecting to orders: refused", "since": "T1", "next_try": "T2", "breaker": "open"}}}});
+        let shown = table(&status);
+        let line =
+            "sink:orders failed 4 times in a row since T1; the next probe is at T2\n  connecting to orders: refused\n";
+        assert!(shown.ends_with(line), "{shown}");
+        status["sinks"]["orders"]["retry"]["breaker"] = "closed".into();
+        assert!(!table(&status).contains("in a row"), "the next attempt is as good as made");
+    }
 
     #[test]
     fn the_status_reads_as_a_table() {

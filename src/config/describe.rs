@@ -71,12 +71,7 @@ fn snapshot(out: &mut String, snapshot: &SourceSnapshot) {
     pair(out, "chunk_bytes", text(&show_size(snapshot.chunk_bytes)));
     pair(out, "chunk_time", text(&show_duration(snapshot.chunk_time)));
     pair(out, "keyless_bytes", text(&show_size(snapshot.keyless_bytes)));
-    if let Some(rows) = snapshot.rows_per_second {
-        pair(out, "rows_per_second", rows.to_string());
-    }
-    if let Some(bytes) = snapshot.bytes_per_second {
-        pair(out, "bytes_per_second", text(&show_size(bytes)));
-    }
+    rates(out, snapshot.rows_per_second, snapshot.bytes_per_second);
     pair(out, "lag_bytes_max", text(&show_size(snapshot.lag_bytes_max)));
 }
 
@@ -205,6 +200,15 @@ fn database(out: &mut String, database: &Database, url: &str) {
     }
 }
 
+fn rates(out: &mut String, rows_per_second: Option<usize>, bytes_per_second: Option<usize>) {
+    if let Some(rows) = rows_per_second {
+        pair(out, "rows_per_second", rows.to_string());
+    }
+    if let Some(bytes) = bytes_per_second {
+        pair(out, "bytes_per_second", text(&show_size(bytes)));
+    }
+}
+
 fn sink(out: &mut String, sink: &Sink) {
     let _ = writeln!(out, "\n[sinks.{}]", sink.name);
     match &sink.engine {
@@ -214,6 +218,7 @@ fn sink(out: &mut String, sink: &Sink) {
     }
     pair(out, "batch_rows_max", sink.batch_rows_max.to_string());
     pair(out, "batch_bytes_max", text(&show_size(sink.batch_bytes_max)));
+    rates(out, sink.rows_per_second, sink.bytes_per_second);
     pair(out, "span_wait", text(&show_duration(sink.span_wait)));
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
     pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));

@@ -261,6 +261,10 @@ pub struct Sink {
     /// Rows folded in memory before they are written into the open transaction.
     pub batch_rows_max: usize,
     pub batch_bytes_max: usize,
+    /// Rows written in a second at most.
+    pub rows_per_second: Option<usize>,
+    /// The same in bytes of their records.
+    pub bytes_per_second: Option<usize>,
     /// How long records that the ledger counts may take to become readable.
     pub span_wait: Duration,
     pub lock_timeout: Duration,

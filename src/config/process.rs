@@ -141,11 +141,19 @@ fn snapshot(section: &mut Section<'_>) -> SourceSnapshot {
         chunk_time: section.duration("chunk_time", 250 * MS, 10 * MS..=MINUTE),
         // Nothing orders the rows of a table without a key, so they are one chunk.
         keyless_bytes: section.size("keyless_bytes", 256 * MIB, MIB..=16 * GIB),
-        rows_per_second: section.integer("rows_per_second", 1..=1_000_000_000).and_then(|n| usize::try_from(n).ok()),
-        bytes_per_second: section.optional_size("bytes_per_second", 64 * KIB..=16 * GIB),
+        rows_per_second: rows_per_second(section),
+        bytes_per_second: bytes_per_second(section),
         // More than a chunk's time leaves behind on a busy source, less than what fills its disk.
         lag_bytes_max: section.size("lag_bytes_max", 256 * MIB, MIB..=1024 * GIB),
     }
+}
+
+fn rows_per_second(section: &mut Section<'_>) -> Option<usize> {
+    section.integer("rows_per_second", 1..=1_000_000_000).and_then(|n| usize::try_from(n).ok())
+}
+
+fn bytes_per_second(section: &mut Section<'_>) -> Option<usize> {
+    section.optional_size("bytes_per_second", 64 * KIB..=16 * GIB)
 }
 
 /// Postgres takes only these characters in a slot's name (`ReplicationSlotValidateName`).
@@ -417,6 +425,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     // An interval is folded in memory up to these, then written into the open transaction.
     let batch_rows_max = section.count("batch_rows_max", 10_000, 1..=1_000_000);
     let batch_bytes_max = section.size("batch_bytes_max", 8 * MIB, 64 * KIB..=GIB);
+    let (rows_per_second, bytes_per_second) = (rows_per_second(section), bytes_per_second(section));
     let span_wait = section.duration("span_wait", MINUTE, SECOND..=HOUR);
     // Below 100 ms ordinary readers of the sink would stop it.
     let lock_timeout = section.duration("lock_timeout", 30 * SECOND, 100 * MS..=HOUR);
@@ -430,6 +439,8 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         engine,
         batch_rows_max: usize::try_from(batch_rows_max).expect("usize has at least 32 bits"),
         batch_bytes_max,
+        rows_per_second,
+        bytes_per_second,
         span_wait,
         lock_timeout,
         lease_timeout,

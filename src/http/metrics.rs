@@ -20,7 +20,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder
 
 use crate::lsn::Lsn;
 use crate::relation::TableName;
-use crate::status::{Board, Copy, SinkStatus, SourceStatus, State};
+use crate::status::{Board, BreakerState, Copy, SinkStatus, SourceStatus, State};
 
 /// Histograms keep single samples until someone drains them; so often is enough to keep them small at any rate that one
 /// process reaches, and cheap enough not to matter.
@@ -109,11 +109,14 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_closed_lsn", Kind::Gauge, SINK, BYTES, "Every commit that ends at or before this LSN is in."),
     metric("lockstep_sink_lag_bytes", Kind::Gauge, SINK, BYTES, "Bytes of log between closed_lsn and the newest checkpoint."),
     metric("lockstep_sink_lag_seconds", Kind::Gauge, SINK, SECONDS, "Seconds since the sink was level with the newest checkpoint; 0 while it is."),
+    metric("lockstep_sink_ahead_bytes", Kind::Gauge, SINK, BYTES, "Bytes of records that were read and decoded ahead of what the sink has taken; no more are read from 4 MiB on."),
     metric("lockstep_sink_foreign_records_total", Kind::Counter, SINK, COUNT, "Records in our topics that no reader of ours wrote; never applied."),
     metric("lockstep_sink_overwritten_rows_total", Kind::Counter, SINK, COUNT, "New rows of the source that were there already at the sink, where rows go in by COPY; somebody else wrote to the table."),
     metric("lockstep_sink_missing_rows_total", Kind::Counter, SINK, COUNT, "Updates and deletes left out because the sink does not have their rows (on_missing = skip)."),
     metric("lockstep_sink_tables_not_equal", Kind::Gauge, SINK, COUNT, "Tables that are not equal to the source's whatever is applied (snapshot = never)."),
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
+    metric("lockstep_sink_breaker_open", Kind::Gauge, SINK, None, "1 while the sink failed so often that it is only probed now and then; /status says why, and when next."),
+    metric("lockstep_sink_breaker_openings_total", Kind::Counter, SINK, COUNT, "Times that this began."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
     metric("lockstep_copy_rows_done", Kind::Gauge, COPY, COUNT, "Rows of a running copy that are done since its role started: read at the source, or written at a sink; 0 once it has ended."),
@@ -164,10 +167,12 @@ pub struct SinkMetrics {
     transactions: Counter,
     batch_rows: Histogram,
     commit_to_visible: Histogram,
+    ahead_bytes: Gauge,
     foreign_records: Counter,
     overwritten: Counter,
     missing_rows: Counter,
     retries: Counter,
+    breaker_openings: Counter,
 }
 
 /// What was done to rows at a sink.
@@ -262,10 +267,12 @@ impl Metrics {
             transactions: self.counter("lockstep_sink_transactions_total", label()),
             batch_rows: self.histogram("lockstep_sink_batch_rows", label()),
             commit_to_visible: self.histogram("lockstep_sink_commit_to_visible_seconds", label()),
+            ahead_bytes: self.gauge("lockstep_sink_ahead_bytes", label()),
             foreign_records: self.counter("lockstep_sink_foreign_records_total", label()),
             overwritten: self.counter("lockstep_sink_overwritten_rows_total", label()),
             missing_rows: self.counter("lockstep_sink_missing_rows_total", label()),
             retries: self.counter("lockstep_sink_retries_total", label()),
+            breaker_openings: self.counter("lockstep_sink_breaker_openings_total", label()),
         }
     }
 
@@ -315,6 +322,8 @@ impl Metrics {
         self.known("lockstep_sink_lag_seconds", label(), status.lag_seconds);
         let not_equal = status.tables.values().filter(|table| !table.equal).count();
         self.known("lockstep_sink_tables_not_equal", label(), Some(float(not_equal as u64)));
+        let is_open = status.retry.as_ref().is_some_and(|retry| retry.breaker != BreakerState::Closed);
+        self.known("lockstep_sink_breaker_open", label(), Some(flag(is_open)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));
         self.known("lockstep_sink_halted", label(), Some(flag(status.state == State::Halted)));
     }
@@ -433,6 +442,11 @@ impl SinkMetrics {
         self.commit_to_visible.record(latency);
     }
 
+    /// The gauge of what was read ahead. Whoever adds to it takes the same away again.
+    pub fn ahead_bytes(&self) -> Gauge {
+        self.ahead_bytes.clone()
+    }
+
     /// Changes were left out, because the sink does not have their rows.
     pub fn missing_rows(&self, count: u64) {
         self.missing_rows.increment(count);
@@ -446,8 +460,10 @@ impl SinkMetrics {
         self.overwritten.increment(rows);
     }
 
-    pub fn retry(&self) {
+    /// The sink failed. `opened`: and was not known to be out of order before.
+    pub fn retry(&self, opened: bool) {
         self.retries.increment(1);
+        self.breaker_openings.increment(u64::from(opened));
     }
 }
 

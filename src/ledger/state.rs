@@ -30,6 +30,9 @@ pub struct State {
     pub claim: Option<Epoch>,
     /// The source's timeline when the epoch in force began.
     pub timeline: Option<u32>,
+    /// The one that `last` was read on, or one that whoever wrote a base since then found to have all of it. A claim alone says
+    /// nothing of that: it may be of a reader that came too late, on a primary that nobody had stopped.
+    pub read_on: Option<u32>,
     /// A slot name that was about to be made and has no `source` yet.
     pub intent: Option<String>,
     pub source: Option<SourceIdentity>,
@@ -166,6 +169,7 @@ impl State {
             return Event::Superseded(checkpoint.epoch);
         }
         let before = self.last.map(|last| last.commit_time).unwrap_or_default();
+        self.read_on = self.timeline;
         self.last = Some(LastCheckpoint {
             anchor: Anchor { offset, epoch: checkpoint.epoch, to: checkpoint.to },
             closed: checkpoint.closed,
@@ -241,6 +245,7 @@ impl State {
         self.formerly.clear();
         (self.asked, self.intent) = (None, None);
         let anchor = Anchor { offset, epoch: restart.epoch, to: Position::ORIGIN };
+        self.read_on = self.timeline;
         self.last = Some(LastCheckpoint { anchor, closed: restart.new, commit_time: 0 });
         // Topics may be others, and every sink asks for its tables again.
         self.topics.clear();
@@ -264,6 +269,7 @@ impl State {
             if self.is_described_by(&base) {
                 self.base = Some(offset);
             }
+            self.read_on = self.timeline;
             self.topics = base.topics;
             self.catalog = base.catalog.into_iter().collect();
             self.route(offset, base.tables);
@@ -271,7 +277,7 @@ impl State {
         }
         self.base = Some(offset);
         self.claim = Some(base.epoch);
-        self.timeline = Some(base.timeline);
+        (self.timeline, self.read_on) = (Some(base.timeline), Some(base.timeline));
         self.last = base.last;
         self.source = base.source;
         self.topics = base.topics;
@@ -696,6 +702,29 @@ mod tests {
         let (slot, database) = (slot.to_owned(), "d".to_owned());
         let made = SourceIdentity { system_id: 1, timeline: 1, database, slot, consistent_point: Lsn(50) };
         Body::Source(SourceEntry { intent: None, made: Some(made) })
+    }
+
+    #[test]
+    fn a_claim_alone_does_not_say_on_which_timeline_the_last_checkpoint_was_read() {
+        let on = |timeline| {
+            let Body::Claim(made) = claim(5) else { unreachable!("just made") };
+            Body::Claim(Claim { timeline, ..made })
+        };
+        let epoch = |offset| Epoch { offset, nonce: 5 };
+        // A standby was promoted, and the reader of the old primary claims once more.
+        let mut bodies = vec![on(1), checkpoint(epoch(0), 10, vec![]), on(2), checkpoint(epoch(2), 20, vec![]), on(1)];
+        let told = |bodies: &[Body]| {
+            let (state, _) = fold(bodies);
+            (state.timeline, state.read_on)
+        };
+        assert_eq!(told(&bodies[..3]), (Some(2), Some(1)));
+        assert_eq!(told(&bodies), (Some(1), Some(2)));
+        // Who writes a base has looked at the history before.
+        bodies.truncate(3);
+        let base = fold(&bodies).0.as_base(epoch(2), BTreeMap::new(), BTreeMap::new(), vec![]);
+        bodies.push(Body::Base(Box::new(base)));
+        assert_eq!(told(&bodies), (Some(2), Some(2)));
+        assert_eq!(told(&bodies[3..]), (Some(2), Some(2)));
     }
 
     #[test]

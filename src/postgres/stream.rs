@@ -36,7 +36,7 @@ use super::failure::{is_not_utf8, not_utf8};
 use super::frame::{self, BUFFER_BYTES, Buffer, Frame, FrameError, MESSAGE_BYTES_MAX};
 use super::socket::Socket;
 use super::wire::Connection;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::Lsn;
 use crate::session::ServerError;
 
@@ -458,8 +458,20 @@ fn refused_in_stream(refusal: ServerError) -> Error {
             "SELECT pubname FROM pg_publication",
         ),
         state if is_not_utf8(state) => not_utf8("streaming", state),
+        state if state.starts_with(INTERNAL) => undecodable(refusal),
         _ => refusal.judge("streaming"),
     }
+}
+
+/// The class of internal errors: a damaged file, a broken invariant of the server.
+const INTERNAL: &str = "XX";
+
+/// The server fails at its own log: that may have been the moment's trouble, or meet every reader of this slot.
+fn undecodable(refusal: ServerError) -> Error {
+    let facts = [&refusal.detail, &refusal.hint].into_iter().flatten().cloned().collect();
+    let message = format!("the source can't decode its own log: {refusal}; no sink was touched");
+    let stays = Halt { code: Code::SourceUndecodable, message, facts, hint: "lockstep restart".to_owned() };
+    refusal.judge("streaming").if_it_stays(stays)
 }
 
 /// The process that holds the slot: the last number in the message, which may be translated, beside the slot's own name.
@@ -493,6 +505,8 @@ mod tests {
         assert_eq!(refused_in_stream(refusal("42704", "x")).code(), Some(Code::PublicationChanged));
         assert_eq!(refused_in_stream(refusal("57P01", "x")).code(), None);
         assert_eq!(refused_in_stream(refusal("55000", "x")).code(), None);
+        let Error::Retry(retry) = refused_in_stream(refusal("XX001", "x")) else { panic!("it may heal") };
+        assert_eq!(retry.if_it_stays.map(|halt| halt.code), Some(Code::SourceUndecodable));
     }
 
     fn status(received: u64) -> Status {

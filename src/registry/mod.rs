@@ -75,6 +75,8 @@ impl Registry {
                 let error = refusal(&endpoint, &answer, what, subject);
                 Err(match error.code() {
                     Some(Code::SchemaRefused) => {
+                        // The registry's words seldom say which part of it they mean.
+                        tracing::warn!(subject, schema, "the schema registry refuses this schema");
                         error.fact("no record with this schema was written and the slot was not moved past it")
                     }
                     _ => error,

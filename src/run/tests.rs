@@ -9,6 +9,7 @@ use std::sync::mpsc;
 const QUICK: Limits = Limits {
     retry_min: Duration::from_millis(5),
     retry_max: Duration::from_millis(20),
+    stays: 3,
     drain: Duration::from_millis(600),
     source_drain: Duration::from_millis(200),
     nothing_moves: Duration::from_millis(500),
@@ -111,6 +112,7 @@ async fn a_retry_starts_the_role_again_and_a_halt_stops_it_alone() {
     let text = metrics.render(&board);
     assert!(text.contains("lockstep_sink_retries_total{sink=\"flaky\"} 3"), "{text}");
     assert!(text.contains("lockstep_sink_halted{sink=\"broken\"} 1"), "{text}");
+    assert!(text.contains("lockstep_sink_breaker_openings_total{sink=\"flaky\"} 1"), "{text}");
 }
 
 #[tokio::test]
@@ -123,6 +125,24 @@ async fn while_it_retries_a_role_says_why() {
     let (exit, _) = run(roles, metrics, Duration::from_millis(100)).await;
     assert_eq!(exit, Exit::Drained);
     assert_eq!(board.status()["source"]["waiting_for"], "connecting to the source: connection refused");
+}
+
+#[tokio::test]
+async fn a_failure_that_stays_is_a_halt_in_the_end() {
+    let metrics = Metrics::new();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let counted = attempts.clone();
+    // The third attempt fails otherwise: what failed alike before it does not count.
+    let role = Role::source(&metrics, move |_, _, _| {
+        let attempt = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let Error::Halt(stays) = halt(Code::SourceUndecodable) else { unreachable!() };
+            let error = Error::retry_plain("streaming");
+            Err(if attempt == 2 { error } else { error.if_it_stays(*stays) })
+        }
+    });
+    let (exit, _) = run(vec![role], metrics, LONG).await;
+    assert_eq!((exit, attempts.load(Ordering::SeqCst)), (Exit::Halted, 6));
 }
 
 #[tokio::test]
@@ -240,15 +260,6 @@ async fn http_answers_until_the_roles_are_done() {
 }
 
 #[test]
-fn pauses_grow_to_their_limit_and_spread() {
-    let limits = Limits::default();
-    let pauses: Vec<u128> = (1..=8).map(|n| retry_pause(n, 0.0, &limits).as_millis()).collect();
-    assert_eq!(pauses, [400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
-    assert_eq!(retry_pause(1, 1.0, &limits), limits.retry_min);
-    assert_eq!(retry_pause(u32::MAX, 1.0, &limits), limits.retry_max / 2);
-}
-
-#[test]
 fn role_names_parse_as_they_print() {
     for text in ["source", "sink:orders", "sink:a:b"] {
         assert_eq!(text.parse::<RoleName>().unwrap().to_string(), text);
@@ -309,4 +320,97 @@ async fn progress_takes_the_last_failure_out_of_the_status() {
     let board = board("shop", &roles);
     assert_eq!(supervise("shop", roles, metrics, None, QUICK, shutdown).await, Exit::Drained);
     assert_eq!(board.status()["source"]["retry"], serde_json::Value::Null);
+}
+
+/// Three failures, and then an attempt that only comes up; what its status and its metrics say.
+#[tokio::test]
+async fn the_attempt_after_an_outage_is_a_probe_until_it_has_shown_something() {
+    let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+    let (attempts, stop) = (Arc::new(AtomicU32::new(0)), shutdown.clone());
+    let role = Role::sink("orders", &metrics, move |reporter, _, token| {
+        let (attempt, stop) = (attempts.fetch_add(1, Ordering::SeqCst), stop.clone());
+        async move {
+            if attempt < 3 {
+                return Err(Error::retry("connecting to orders", "connection refused"));
+            }
+            reporter.moving(State::Streaming);
+            sleep(Duration::from_millis(100)).await;
+            stop.cancel();
+            token.cancelled().await;
+            Ok(())
+        }
+    });
+    let roles = vec![role];
+    let board = board("shop", &roles);
+    assert_eq!(supervise("shop", roles, metrics.clone(), None, QUICK, shutdown).await, Exit::Drained);
+    let retry = board.status()["sinks"]["orders"]["retry"].clone();
+    assert_eq!((&retry["breaker"], &retry["failures"]), (&"half_open".into(), &3.into()), "{retry}");
+    let since: Timestamp = retry["since"].as_str().unwrap().parse().unwrap();
+    assert!(since < retry["next_try"].as_str().unwrap().parse().unwrap(), "{retry}");
+    let text = metrics.render(&board);
+    assert!(text.contains("lockstep_sink_breaker_open{sink=\"orders\"} 1"), "{text}");
+}
+
+/// What a sink says again and again, for long enough: level, or behind.
+#[tokio::test]
+async fn a_probe_has_shown_enough_once_it_had_nothing_to_do_for_a_while() {
+    for (lag, over) in [(0, true), (7, false)] {
+        let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
+        let (attempts, stop) = (Arc::new(AtomicU32::new(0)), shutdown.clone());
+        let role = Role::sink("orders", &metrics, move |reporter, _, token| {
+            let (attempt, stop) = (attempts.fetch_add(1, Ordering::SeqCst), stop.clone());
+            async move {
+                if attempt < 3 {
+                    return Err(Error::retry_plain("out of order"));
+                }
+                // The supervisor looks once a second.
+                for _ in 0..22 {
+                    reporter.update(|s| (s.state, s.lag_bytes) = (State::Streaming, Some(lag)));
+                    sleep(Duration::from_millis(100)).await;
+                }
+                stop.cancel();
+                token.cancelled().await;
+                Ok(())
+            }
+        });
+        let roles = vec![role];
+        let board = board("shop", &roles);
+        assert_eq!(supervise("shop", roles, metrics, None, QUICK, shutdown).await, Exit::Drained);
+        assert_eq!(board.status()["sinks"]["orders"]["retry"].is_null(), over, "{lag}");
+    }
+}
+
+/// A password that was never taken halts; one that was is waited for.
+#[tokio::test]
+async fn a_password_that_was_taken_before_is_waited_for() {
+    for (closed, state) in [(None, "halted"), (Some(Lsn(7)), "streaming")] {
+        let metrics = Metrics::new();
+        let attempts = Arc::new(AtomicU32::new(0));
+        let role = Role::sink("orders", &metrics, move |reporter, _, token| {
+            let attempt = attempts.fetch_add(1, Ordering::SeqCst);
+            async move {
+                reporter.update(|s| (s.state, s.closed_lsn) = (State::Streaming, closed));
+                if attempt == 0 {
+                    return Err(halt(Code::AuthFailed));
+                }
+                token.cancelled().await;
+                Ok(())
+            }
+        });
+        let (log, _order) = mpsc::channel();
+        let roles = vec![role, streaming_sink(&metrics, "stock", log)];
+        let board = board("shop", &roles);
+        let (shutdown, watched) = (CancellationToken::new(), board.clone());
+        let stop = shutdown.clone();
+        let look = tokio::spawn(async move {
+            sleep(Duration::from_millis(200)).await;
+            stop.cancel();
+            watched.status()
+        });
+        supervise("shop", roles, metrics, None, QUICK, shutdown).await;
+        let status = look.await.unwrap();
+        assert_eq!(status["sinks"]["orders"]["state"], state, "{status}");
+        let error = status["sinks"]["orders"]["retry"]["error"].as_str().unwrap_or_default();
+        assert_eq!(error.contains("found something; this password was taken before"), closed.is_some(), "{status}");
+    }
 }

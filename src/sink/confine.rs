@@ -36,6 +36,15 @@ pub(super) fn held(relation: &Relation, table: &TableName, columns: &[WantedColu
     relation.constants().into_iter().map(held).collect()
 }
 
+/// A table that holds rows under constants of before.
+pub(super) fn left(wanted: &WantedTable, table: &str, facts: Vec<String>, hint: String) -> Halt {
+    let message = format!(
+        "[add_columns] gives the rows of {} other values than before, and {table} still holds them under the earlier ones",
+        wanted.source
+    );
+    Halt { code: Code::SinkTable, message, facts, hint }
+}
+
 impl PostgresSink {
     /// Refuses a table that still holds rows under constants that a table of the source had before: no chunk of it replaces them.
     pub async fn check_left(&self, wanted: &WantedTable, before: &[(String, String)]) -> Outcome<()> {
@@ -49,12 +58,7 @@ impl PostgresSink {
         if !found.get::<_, bool>(0) {
             return Ok(());
         }
-        let message = format!(
-            "[add_columns] gives the rows of {} other values than before, and {} still holds them under the earlier ones",
-            wanted.source, wanted.table
-        );
-        let hint = format!("DELETE {rows}");
-        Err(Halt { code: Code::SinkTable, message, facts: vec![], hint }.into())
+        Err(left(wanted, &wanted.table.to_string(), vec![], format!("DELETE {rows}")).into())
     }
 }
 

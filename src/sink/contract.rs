@@ -42,7 +42,8 @@ use crate::value::RowBuf;
 ///   [`preflight`](Sink::preflight) beforehand, or refused when the value comes.
 /// - **Keys are told apart and ordered as at the source** ([`crate::key`]): a column whose equality or order is another one, by its
 ///   collation perhaps, is refused by `preflight`.
-/// - **No value in an error.** Messages name table, column and constraint.
+/// - **No value in an error.** Messages name table, column and constraint. Which row it was is found by the driver, which tells
+///   its key where that is needed to type a command.
 ///
 /// A plan is made from the sink's catalog as it then is. A column that its owner narrows later may round values without an
 /// error, so the driver plans again every some seconds; [`plan`](Sink::plan) halts on what no longer fits.
@@ -107,6 +108,18 @@ pub trait Sink: Sized {
     /// Watches the connection behind `owner` from beside it; resolves with the error once it is dead without anybody having said
     /// so. Never, where there is no link that could die.
     async fn watch(_sink: &config::Sink, _pipeline: &str, _owner: Owner, _heard: Heard) -> Error {
+        std::future::pending().await
+    }
+
+    /// Tells who has the lock that the connection behind `owner` waits for, and `None` once it waits no more; for as long as it is
+    /// polled. For people alone: where the database can't be asked, nobody is told.
+    async fn watch_locks(
+        _sink: &config::Sink,
+        _pipeline: &str,
+        _owner: Owner,
+        _heard: Heard,
+        _tell: impl Fn(Option<String>),
+    ) {
         std::future::pending().await
     }
 

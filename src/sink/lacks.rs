@@ -7,27 +7,34 @@ use crate::error::{Code, Halt, Result};
 
 /// All that is asked for of what an engine may do without.
 pub fn all(sink: &config::Sink, tables: &[&config::SinkTable]) -> Vec<Halt> {
-    let halt = |what: String, hint: String| Halt {
-        code: Code::Config,
-        message: format!("sink {} is {}, which can't {what}", sink.name, sink.engine.kind()),
-        facts: vec![],
-        hint,
-    };
-    let mut halts = Vec::new();
-    if sink.foreign_keys != ForeignKeys::Always {
-        let hint = format!("write foreign_keys = \"always\" under [sinks.{}]", sink.name);
-        halts.push(halt("set foreign keys aside for a first copy".to_owned(), hint));
-    }
-    if !sink.synchronous_commit {
-        let hint = format!("write synchronous_commit = true under [sinks.{}]", sink.name);
-        halts.push(halt("be told to answer a commit before it is safe".to_owned(), hint));
-    }
-    for table in tables.iter().filter(|table| table.evolve != Evolve::Off) {
+    let of_sink = foreign_keys_aside(sink).into_iter().chain(early_answers(sink));
+    of_sink.chain(evolution(sink, tables)).collect()
+}
+
+/// Foreign keys that are set aside for a first copy.
+pub fn foreign_keys_aside(sink: &config::Sink) -> Option<Halt> {
+    let hint = || format!("write foreign_keys = \"always\" under [sinks.{}]", sink.name);
+    (sink.foreign_keys != ForeignKeys::Always).then(|| halt(sink, "set foreign keys aside for a first copy", hint()))
+}
+
+/// Commits that are answered before they are safe.
+pub fn early_answers(sink: &config::Sink) -> Option<Halt> {
+    let hint = || format!("write synchronous_commit = true under [sinks.{}]", sink.name);
+    (!sink.synchronous_commit).then(|| halt(sink, "be told to answer a commit before it is safe", hint()))
+}
+
+/// Tables that follow the source's.
+pub fn evolution<'a>(sink: &'a config::Sink, tables: &'a [&config::SinkTable]) -> impl Iterator<Item = Halt> + 'a {
+    tables.iter().filter(|table| table.evolve != Evolve::Off).map(|table| {
         let hint =
             format!("write evolve = \"off\" under [sinks.{}] of the connector, and alter the table there", sink.name);
-        halts.push(halt(format!("let table {} follow the source's", table.table), hint));
-    }
-    halts
+        halt(sink, &format!("let table {} follow the source's", table.table), hint)
+    })
+}
+
+fn halt(sink: &config::Sink, what: &str, hint: String) -> Halt {
+    let message = format!("sink {} is {}, which can't {what}", sink.name, sink.engine.kind());
+    Halt { code: Code::Config, message, facts: vec![], hint }
 }
 
 /// As a start has it: the first of what the engine lacks.

@@ -29,6 +29,7 @@ mod range;
 pub mod refusal;
 pub mod sql;
 pub mod sqlite;
+mod step;
 pub mod stored;
 mod uniques;
 mod write;

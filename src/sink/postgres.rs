@@ -3,6 +3,7 @@
 //! Here: the session, the progress row's moves, begin and end of a transaction, statements prepared once. Writing rows is in
 //! `write` and `range`.
 
+mod blockers;
 mod contract;
 
 use std::cell::Cell;
@@ -307,9 +308,8 @@ impl PostgresSink {
         self.heard.set(self.beat_at);
     }
 
-    /// Also well within `idle_in_transaction_session_timeout`, however long the lease is.
     fn beat_interval(&self) -> Duration {
-        (self.lease_timeout / BEATS).min(BEAT_INTERVAL_MAX)
+        beat_interval(self.lease_timeout)
     }
 
     /// Speaks on the connection if it was silent for a while, also inside a transaction, so that others see that we are alive.
@@ -469,6 +469,11 @@ impl PostgresSink {
         self.stages_filled.remove(&plan.stage);
         Ok(())
     }
+}
+
+/// Also well within `idle_in_transaction_session_timeout`, however long the lease is.
+fn beat_interval(lease_timeout: Duration) -> Duration {
+    (lease_timeout / BEATS).min(BEAT_INTERVAL_MAX)
 }
 
 /// The way to look at our own connection from beside it.

@@ -117,6 +117,10 @@ const EXACT_KEY_TYPES: &[&str] = &[
 ];
 
 impl SinkTablePlan {
+    pub(super) fn references(&self, other: &SinkTablePlan) -> bool {
+        self.parents.contains(&other.oid)
+    }
+
     /// `facts` was judged to fit `wanted`; `role` is ours.
     pub fn compile(wanted: &WantedTable, facts: &TableFacts, role: &str) -> SinkTablePlan {
         let find = |name: &str| facts.columns.iter().find(|c| c.name == name).expect("judged: every column is there");
@@ -405,20 +409,6 @@ fn stage_name(oid: u32, columns: &[PlanColumn], key: &[usize]) -> String {
     format!("pg_temp.{}", quote_identifier(&format!("lockstep_{oid}_{hash:016x}")))
 }
 
-/// Places of `plans` such that a table comes after those that it references. Tables that reference each other in a circle
-/// come in the order given: only deferrable constraints help there.
-pub fn order(plans: &[&SinkTablePlan]) -> Vec<usize> {
-    let mut ordered: Vec<usize> = Vec::with_capacity(plans.len());
-    let mut waiting: Vec<usize> = (0..plans.len()).collect();
-    while !waiting.is_empty() {
-        let blocked =
-            |&i: &usize| waiting.iter().any(|&other| other != i && plans[i].parents.contains(&plans[other].oid));
-        let next = waiting.iter().position(|i| !blocked(i)).unwrap_or(0);
-        ordered.push(waiting.remove(next));
-    }
-    ordered
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -545,13 +535,5 @@ mod tests {
         assert!(loose.insert(Rows::Stage).contains("DO UPDATE SET \"a\" = excluded.\"a\", \"k\" = excluded.\"k\""));
         let clashing = SinkTablePlan { deletes_last: true, ..loose };
         assert!(!clashing.insert(Rows::Stage).contains("ON CONFLICT"));
-    }
-
-    #[test]
-    fn parents_come_first_and_circles_as_given() {
-        let (a, b, c) = (plan(1, &[2]), plan(2, &[3]), plan(3, &[]));
-        assert_eq!(order(&[&a, &b, &c]), [2, 1, 0]);
-        let (d, e) = (plan(4, &[5]), plan(5, &[4]));
-        assert_eq!(order(&[&d, &e, &c]), [2, 0, 1]);
     }
 }

@@ -26,13 +26,14 @@ use super::encode::{CopyText, TextArray};
 use super::park::{NewRows, Param};
 use super::postgres::PostgresSink;
 use super::refusal::{Class, classify, copied_column, failure, value_hint, value_message};
-use super::sql::{Rows, SinkTablePlan, order};
+use super::sql::{Rows, SinkTablePlan};
+use super::step::{StepRows, Verb, parents_first};
 use super::{Counts, Failure, Outcome};
 use crate::apply::net::NetEffect;
 use crate::change::Key;
 use crate::config::Truncate;
 use crate::error::{Code, Error, Halt};
-use crate::value::{Cell, RowBuf};
+use crate::value::Cell;
 
 /// More rows than this go by COPY.
 pub const PARAMETER_ROWS_MAX: usize = 2_000;
@@ -45,14 +46,6 @@ const PARAMETER_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(super) const LOOK_UP: &str = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 pub(super) const LOOK_UP_NO_MORE: &str = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on";
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Verb {
-    Delete,
-    Move,
-    Update,
-    Insert,
-}
-
 /// One statement's worth of rows of one table.
 pub(super) struct Step<'a> {
     pub plan: &'a SinkTablePlan,
@@ -62,52 +55,6 @@ pub(super) struct Step<'a> {
     rows: StepRows<'a>,
     /// See [`NetEffect::loading`].
     loading: bool,
-}
-
-#[derive(Clone, Copy)]
-enum StepRows<'a> {
-    Keys(&'a [Key]),
-    Full(&'a [RowBuf]),
-    Moved(&'a [(Key, RowBuf)]),
-}
-
-impl<'a> StepRows<'a> {
-    fn len(self) -> usize {
-        match self {
-            StepRows::Keys(keys) => keys.len(),
-            StepRows::Full(rows) => rows.len(),
-            StepRows::Moved(rows) => rows.len(),
-        }
-    }
-
-    fn bytes(self) -> usize {
-        match self {
-            StepRows::Keys(keys) => keys.iter().map(Key::bytes).sum(),
-            StepRows::Full(rows) => rows.iter().map(RowBuf::bytes).sum(),
-            StepRows::Moved(rows) => rows.iter().map(|(key, row)| key.bytes() + row.bytes()).sum(),
-        }
-    }
-
-    /// Cell `column` of the relation in row `row`.
-    fn cell(self, row: usize, column: usize) -> Cell<'a> {
-        match self {
-            StepRows::Full(rows) => rows[row].row().get(column),
-            StepRows::Moved(rows) => rows[row].1.row().get(column),
-            StepRows::Keys(_) => unreachable!("a delete carries no columns"),
-        }
-    }
-
-    fn old_key(self, row: usize) -> Option<&'a Key> {
-        match self {
-            StepRows::Keys(keys) => Some(&keys[row]),
-            StepRows::Moved(rows) => Some(&rows[row].0),
-            StepRows::Full(_) => None,
-        }
-    }
-
-    fn has_old_key(self) -> bool {
-        !matches!(self, StepRows::Full(_))
-    }
 }
 
 impl Step<'_> {
@@ -123,13 +70,7 @@ impl Step<'_> {
     }
 
     fn doing(&self) -> String {
-        let verb = match self.verb {
-            Verb::Delete => "deleting rows of",
-            Verb::Move => "moving rows of",
-            Verb::Update => "updating rows of",
-            Verb::Insert => "inserting rows into",
-        };
-        format!("{verb} {}", self.plan.table)
+        format!("{} {}", self.verb.doing(), self.plan.table)
     }
 
     fn new_rows(&self, rows: Rows) -> NewRows<'_> {
@@ -252,7 +193,9 @@ impl PostgresSink {
             self.truncate_whole(&whole).await?;
         }
         // Rows that reference others go before those.
-        for plan in order(&others).into_iter().rev().map(|i| others[i]) {
+        for plan in
+            parents_first(&others, |child, parent| child.references(parent)).into_iter().rev().map(|i| others[i])
+        {
             self.delete_ours(plan).await?;
         }
         for plan in plans {
@@ -463,10 +406,10 @@ impl PostgresSink {
 /// The statements of a batch, in the order of this file's head.
 fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
     let plans: Vec<&SinkTablePlan> = batch.iter().map(|(plan, _)| *plan).collect();
-    let parents_first = order(&plans);
+    let order = parents_first(&plans, |child, parent| child.references(parent));
     let mut steps = Vec::new();
     let deletes = |steps: &mut Vec<Step<'a>>, last: bool| {
-        for &i in parents_first.iter().rev() {
+        for &i in order.iter().rev() {
             let (plan, net) = &batch[i];
             if plan.deletes_last == last && !net.deletes.is_empty() {
                 steps.push(Step {
@@ -480,12 +423,12 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
         }
     };
     deletes(&mut steps, false);
-    for &i in &parents_first {
+    for &i in &order {
         let (plan, net) = &batch[i];
         let moves = net.moves.iter().map(|moves| (plan.places(&moves.columns), StepRows::Moved(&moves.rows)));
         steps.extend(moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows, loading: net.loading }));
     }
-    for &i in &parents_first {
+    for &i in &order {
         let (plan, net) = &batch[i];
         let updates = net.updates.iter().map(|updates| Step {
             plan,

@@ -82,6 +82,8 @@ impl Maria {
             batch_rows_max: 10_000,
             batch_bytes_max: 16 << 20,
             span_wait: Duration::from_secs(1),
+            rows_per_second: None,
+            bytes_per_second: None,
             lock_timeout: Duration::from_secs(1),
             lease_timeout: Duration::from_secs(1),
             foreign_keys: Default::default(),

@@ -220,6 +220,18 @@ pub struct Raw {
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
+/// A topic that was just made has no leader yet.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let deadline = Instant::now() + KAFKA_TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, KAFKA_TIMEOUT) {
+            Ok(watermarks) => return watermarks,
+            Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Everything in a topic of any format, partition by partition.
 pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
     let consumer: BaseConsumer = ClientConfig::new()
@@ -231,7 +243,7 @@ pub fn read_raw(brokers: &str, topic: &str) -> Vec<Raw> {
     let metadata = consumer.fetch_metadata(Some(topic), KAFKA_TIMEOUT).unwrap();
     let mut seen = Vec::new();
     for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), KAFKA_TIMEOUT).unwrap();
+        let (low, high) = watermarks(&consumer, topic, partition.id());
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
         consumer.assign(&list).unwrap();

@@ -129,8 +129,9 @@ async fn rounds(
             decks += 1;
         }
         let mut names = Vec::new();
-        let more = random.random_ratio(1, 3) || options.faults_max > 2;
-        for _ in 0..if more { random.random_range(2..=options.faults_max.max(2)) } else { 1 } {
+        let alone = !random.random_ratio(1, 3) && options.faults_max <= 2;
+        let faults = if alone { 1 } else { random.random_range(2..=options.faults_max.max(2)) };
+        for _ in 0..faults {
             let Some(kind) = deck.pop() else { break };
             names.push(kind.name());
             let (random, extras, alters) = (&mut random, &mut extras, &mut alters);

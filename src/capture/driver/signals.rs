@@ -93,7 +93,8 @@ impl Core {
             return self.outcome(at, &written, Err(unlike));
         };
         let asked = match Signal::parse(&written.kind, &written.data) {
-            Ok(signal) => self.requests(at, &written, &signal).await,
+            Ok(None) => return Ok(()),
+            Ok(Some(signal)) => self.requests(at, &written, &signal).await,
             Err(error) => Err(error),
         };
         self.outcome(at, &written, asked)
@@ -122,7 +123,6 @@ impl Core {
                 tracing::info!(signal = %shown(&written.id), "a signal says: {}", shown(&message));
                 Ok(Vec::new())
             }
-            Signal::Foreign => Ok(Vec::new()),
         }
     }
 
@@ -142,9 +142,6 @@ impl Core {
             }
             Err(error) => return Err(error),
         };
-        if written.kind.starts_with("snapshot-window-") {
-            return Ok(());
-        }
         let count = requests.len();
         for request in requests {
             self.append(Body::Request(Request { signal: Some(at), ..request }))?;

@@ -31,6 +31,7 @@ pub use sql::Plan;
 use self::link::Link;
 use self::progress::Name;
 use self::refusal::{class, classify};
+use super::confine::left;
 use super::lease::{self, Activity, BEATS, Heard, Probe};
 use super::park::Unread;
 use super::progress::{Owner, ProgressRow, Standing, TakeOver};
@@ -265,11 +266,7 @@ impl Sink for MariaDbSink {
         if found.map_err(|error| classify("looking for rows of before", error))?.is_empty() {
             return Ok(());
         }
-        let message = format!(
-            "[add_columns] gives the rows of {} other values than before, and {} still holds them under the earlier ones",
-            wanted.source, wanted.table
-        );
-        Err(Halt { code: Code::SinkTable, message, facts: vec![], hint: format!("DELETE {rows}") }.into())
+        Err(left(wanted, &wanted.table.to_string(), vec![], format!("DELETE {rows}")).into())
     }
 
     async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {

@@ -19,6 +19,7 @@ use super::sql::{Batch, Plan};
 use crate::apply::net::NetEffect;
 use crate::change::Key;
 use crate::error::{Code, Error, Halt};
+use crate::sink::step::{Verb, parents_first};
 use crate::sink::{Counts, Failure, Outcome};
 use crate::value::RowBuf;
 
@@ -28,25 +29,8 @@ const BULK_ROWS_MIN: usize = 8;
 /// Keys as texts in key order.
 pub(super) type Keys = Vec<Vec<Vec<u8>>>;
 
-/// What a statement does, for counts and messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Verb {
-    Delete,
-    Move,
-    Update,
-    Insert,
-}
-
-impl Verb {
-    fn doing(self, plan: &Plan) -> String {
-        let verb = match self {
-            Verb::Delete => "deleting rows of",
-            Verb::Move => "moving rows of",
-            Verb::Update => "updating rows of",
-            Verb::Insert => "inserting rows into",
-        };
-        format!("{verb} {}", plan.table)
-    }
+fn doing(verb: Verb, plan: &Plan) -> String {
+    format!("{} {}", verb.doing(), plan.table)
 }
 
 impl MariaDbSink {
@@ -55,7 +39,7 @@ impl MariaDbSink {
         let emptied: Vec<&Plan> = batch.iter().filter(|(_, net)| net.truncate).map(|(plan, _)| *plan).collect();
         self.empty(&emptied).await?;
         let plans: Vec<&Plan> = batch.iter().map(|(plan, _)| *plan).collect();
-        let order = parents_first(&plans);
+        let order = parents_first(&plans, |child, parent| child.references(parent));
         let mut counts = Counts::default();
         for last in [false, true] {
             if last {
@@ -76,7 +60,7 @@ impl MariaDbSink {
     /// Row by row, since TRUNCATE would end the transaction. As with TRUNCATE no other table's rows go along, unless that is asked for.
     pub(super) async fn empty(&mut self, plans: &[&Plan]) -> Outcome<()> {
         self.assert_open();
-        for &i in parents_first(plans).iter().rev() {
+        for &i in parents_first(plans, |child, parent| child.references(parent)).iter().rev() {
             let plan = plans[i];
             if let Some(child) = plan.left_behind(plans) {
                 self.fail();
@@ -247,7 +231,7 @@ impl MariaDbSink {
             self.fail();
             let message = format!(
                 "{} reached {reached} rows of the {named} that it names: the sink is not the state that it claims",
-                verb.doing(plan)
+                doing(verb, plan)
             );
             return Err(Error::halt(Code::SinkDiverged, message, format!("lockstep resync {}", plan.source)).into());
         }
@@ -312,7 +296,7 @@ impl MariaDbSink {
 
     fn failed(&mut self, plan: &Plan, verb: Verb, error: mysql_async::Error) -> Failure {
         self.fail();
-        failure(&verb.doing(plan), plan, error, self.parking)
+        failure(&doing(verb, plan), plan, error, self.parking)
     }
 }
 
@@ -338,17 +322,4 @@ pub(super) fn keys_of(plan: &Plan, rows: &[&RowBuf]) -> Keys {
     let cell =
         |row: &RowBuf, place: usize| row.row().get(plan.columns[place].index).text().unwrap_or_default().to_vec();
     rows.iter().map(|row| plan.key.iter().map(|&place| cell(row, place)).collect()).collect()
-}
-
-/// Places of plans such that a table comes after those that it references. Circles come in the order given: what helps there is
-/// only to write one by one.
-fn parents_first(plans: &[&Plan]) -> Vec<usize> {
-    let mut ordered: Vec<usize> = Vec::with_capacity(plans.len());
-    let mut waiting: Vec<usize> = (0..plans.len()).collect();
-    while !waiting.is_empty() {
-        let blocked = |&i: &usize| waiting.iter().any(|&other| other != i && plans[i].references(plans[other]));
-        let next = waiting.iter().position(|i| !blocked(i)).unwrap_or(0);
-        ordered.push(waiting.remove(next));
-    }
-    ordered
 }

@@ -62,6 +62,17 @@ impl Sink for PostgresSink {
         lease::watch_link(&super::Watch { sink, pipeline }, sink, owner, heard).await
     }
 
+    async fn watch_locks(
+        sink: &config::Sink,
+        pipeline: &str,
+        owner: Owner,
+        heard: Heard,
+        tell: impl Fn(Option<String>),
+    ) {
+        let beat = super::beat_interval(sink.lease_timeout);
+        super::blockers::watch(sink, pipeline, &owner, (heard, beat), tell).await;
+    }
+
     fn lacks(_sink: &config::Sink, _tables: &[&config::SinkTable]) -> Vec<Halt> {
         Vec::new()
     }

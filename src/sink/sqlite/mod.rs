@@ -44,6 +44,7 @@ pub use self::plan::TablePlan;
 use self::progress::{RowName, Us};
 use self::refusal::{failure, is_busy};
 use super::circles::Circles;
+use super::confine::left;
 use super::lacks;
 use super::lease::{BEATS, Heard};
 use super::park::Unread;
@@ -259,11 +260,10 @@ impl Sink for SqliteSink {
     }
 
     fn lacks(sink: &config::Sink, tables: &[&config::SinkTable]) -> Vec<Halt> {
-        // False is NORMAL in a write-ahead log: what a crash takes back are whole transactions, rows and progress together.
-        let sink = config::Sink { synchronous_commit: true, ..sink.clone() };
-        let mut halts = lacks::all(&sink, tables);
-        halts.extend(one_table(&sink, tables));
-        halts
+        // synchronous_commit = false is NORMAL in a write-ahead log: what a crash takes back are whole transactions, rows and
+        // progress together.
+        let lacks = lacks::foreign_keys_aside(sink).into_iter().chain(lacks::evolution(sink, tables));
+        lacks.chain(one_table(sink, tables)).collect()
     }
 
     async fn preflight(&mut self, wanted: &[WantedTable]) -> Result<Findings> {
@@ -306,13 +306,9 @@ impl Sink for SqliteSink {
         if !self.patiently("looking for rows of before", look).await? {
             return Ok(());
         }
-        let message = format!(
-            "[add_columns] gives the rows of {} other values than before, and {} still holds them under the earlier ones",
-            wanted.source, wanted.table.table
-        );
+        let table = &wanted.table.table;
         let facts = before.iter().map(|(column, value)| format!("{column} = {value}")).collect();
-        let hint = format!("delete those rows of {}", wanted.table.table);
-        Err(Halt { code: Code::SinkTable, message, facts, hint }.into())
+        Err(left(wanted, table, facts, format!("delete those rows of {table}")).into())
     }
 
     async fn begin(&mut self, from: &ProgressRow, to: &Standing) -> Outcome<()> {

@@ -22,10 +22,10 @@ use super::catalog::{UniqueFacts, same_name};
 use super::form::{Form, Held, Image};
 use super::plan::TablePlan;
 use super::refusal::{failure, named};
-use super::write::Verb;
 use crate::error::{Code, Halt};
 use crate::relation::quote_identifier;
 use crate::sink::park::{Loaded, Unread};
+use crate::sink::step::Verb;
 use crate::sink::{Failure, Outcome};
 
 /// A row that is about to be written.

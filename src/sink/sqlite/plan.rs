@@ -4,8 +4,6 @@
 //! everywhere, because a table may say `ON CONFLICT REPLACE` of its constraints, which deletes other rows. Comparisons name
 //! their collation, because a column may have another one than the index that tells rows apart.
 
-use std::collections::BTreeSet;
-
 use super::catalog::{TableFacts, same_name};
 use super::form::{Form, Held, Unfit};
 use crate::config::Truncate;
@@ -282,17 +280,4 @@ impl TablePlan {
 
 fn filter(conditions: &[String]) -> String {
     if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
-}
-
-/// Places of `plans` such that a table comes after those that it references. Tables in a circle come in the order given.
-pub(super) fn parents_first(plans: &[&TablePlan]) -> Vec<usize> {
-    let mut waiting: BTreeSet<usize> = (0..plans.len()).collect();
-    let mut ordered = Vec::with_capacity(plans.len());
-    while let Some(&first) = waiting.first() {
-        let is_free = |&&i: &&usize| waiting.iter().all(|&other| !plans[other].is_parent_of(plans[i]));
-        let next = waiting.iter().find(is_free).copied().unwrap_or(first);
-        waiting.remove(&next);
-        ordered.push(next);
-    }
-    ordered
 }

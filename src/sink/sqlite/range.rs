@@ -20,9 +20,10 @@ use super::form::{Held, Image};
 use super::park::NewRow;
 use super::plan::TablePlan;
 use super::refusal::failure;
-use super::write::{Verb, Written, write};
+use super::write::{Written, write};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
+use crate::sink::step::Verb;
 use crate::sink::{Counts, Failure, Outcome};
 use crate::value::RowBuf;
 

@@ -14,24 +14,15 @@ use rusqlite::{CachedStatement, Connection};
 use super::file::{OpenFile, diverged};
 use super::form::Held;
 use super::park::{NewRow, Parking};
-use super::plan::{TablePlan, parents_first};
+use super::plan::TablePlan;
 use super::refusal::{failure, is_unique};
 use crate::apply::net::NetEffect;
-use crate::change::Key;
 use crate::config::Truncate;
 use crate::error::{Code, Halt};
+use crate::sink::step::{StepRows, Verb, parents_first};
 use crate::sink::{Counts, Failure, Outcome};
-use crate::value::RowBuf;
 
 pub(super) type Batch = Vec<(Arc<TablePlan>, NetEffect)>;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
-    Delete,
-    Move,
-    Update,
-    Insert,
-}
 
 /// Rows of one table that are written alike.
 struct Step<'a> {
@@ -39,42 +30,9 @@ struct Step<'a> {
     verb: Verb,
     /// Places in the plan's columns that are written.
     places: Vec<usize>,
-    rows: Rows<'a>,
+    rows: StepRows<'a>,
     /// See [`NetEffect::loading`].
     loading: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Rows<'a> {
-    Keys(&'a [Key]),
-    Full(&'a [RowBuf]),
-    Moved(&'a [(Key, RowBuf)]),
-}
-
-impl<'a> Rows<'a> {
-    fn len(self) -> usize {
-        match self {
-            Rows::Keys(keys) => keys.len(),
-            Rows::Full(rows) => rows.len(),
-            Rows::Moved(rows) => rows.len(),
-        }
-    }
-
-    fn row(self, i: usize) -> Option<&'a RowBuf> {
-        match self {
-            Rows::Keys(_) => None,
-            Rows::Full(rows) => Some(&rows[i]),
-            Rows::Moved(rows) => Some(&rows[i].1),
-        }
-    }
-
-    fn old_key(self, i: usize) -> Option<&'a Key> {
-        match self {
-            Rows::Keys(keys) => Some(&keys[i]),
-            Rows::Moved(rows) => Some(&rows[i].0),
-            Rows::Full(_) => None,
-        }
-    }
 }
 
 impl Step<'_> {
@@ -83,15 +41,6 @@ impl Step<'_> {
             Verb::Delete => self.plan.delete(),
             Verb::Move | Verb::Update => self.plan.update(&self.places),
             Verb::Insert => self.plan.insert(),
-        }
-    }
-
-    fn doing(&self) -> &'static str {
-        match self.verb {
-            Verb::Delete => "deleting rows of",
-            Verb::Move => "moving rows of",
-            Verb::Update => "updating rows of",
-            Verb::Insert => "inserting rows into",
         }
     }
 
@@ -121,7 +70,7 @@ impl Step<'_> {
     fn count(&self, reached: u64, overwritten: u64) -> Outcome<Counts> {
         let named = self.rows.len() as u64;
         if reached < named && !self.may_fall_short() {
-            return Err(diverged(self.plan, self.doing(), named, reached));
+            return Err(diverged(self.plan, self.verb.doing(), named, reached));
         }
         let mut counts = Counts::default();
         if self.plan.skips_missing && !self.loading {
@@ -155,7 +104,7 @@ impl OpenFile {
 
     fn step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
         let (plan, connection) = (step.plan, &self.connection);
-        let failed = |error| failure(&format!("{} {}", step.doing(), plan.name()), Some(plan), error);
+        let failed = |error| failure(&format!("{} {}", step.verb.doing(), plan.name()), Some(plan), error);
         let mut statement = connection.prepare_cached(&step.sql()).map_err(failed)?;
         let (mut reached, mut overwritten) = (0, 0);
         for i in 0..step.rows.len() {
@@ -191,7 +140,9 @@ impl OpenFile {
         }
         let plans: Vec<&TablePlan> = plans.iter().map(|plan| &**plan).collect();
         // Rows that reference others go before those.
-        for plan in parents_first(&plans).into_iter().rev().map(|i| plans[i]) {
+        for plan in
+            parents_first(&plans, |child, parent| parent.is_parent_of(child)).into_iter().rev().map(|i| plans[i])
+        {
             self.check_plan(plan)?;
             let (sql, values) = plan.delete_ours()?;
             let done = self.connection.execute(&sql, rusqlite::params_from_iter(values));
@@ -279,26 +230,26 @@ fn overwrite(connection: &Connection, parking: &mut Parking, row: &NewRow<'_>) -
 /// The steps of a batch, in the order of this file's head.
 fn steps<'a>(batch: &'a Batch) -> Vec<Step<'a>> {
     let plans: Vec<&TablePlan> = batch.iter().map(|(plan, _)| &**plan).collect();
-    let order = parents_first(&plans);
+    let order = parents_first(&plans, |child, parent| parent.is_parent_of(child));
     let mut steps = Vec::new();
-    let step = |i: usize, verb: Verb, places: Vec<usize>, rows: Rows<'a>| {
+    let step = |i: usize, verb: Verb, places: Vec<usize>, rows: StepRows<'a>| {
         let (plan, net) = &batch[i];
         Step { plan, verb, places, rows, loading: net.loading }
     };
     let deletes = |steps: &mut Vec<Step<'a>>, last: bool| {
         let of = order.iter().rev().copied().filter(|&i| batch[i].0.deletes_last() == last);
-        steps.extend(of.map(|i| step(i, Verb::Delete, vec![], Rows::Keys(&batch[i].1.deletes))));
+        steps.extend(of.map(|i| step(i, Verb::Delete, vec![], StepRows::Keys(&batch[i].1.deletes))));
     };
     deletes(&mut steps, false);
     for &i in &order {
         let (plan, net) = &batch[i];
-        steps.extend(net.moves.iter().map(|m| step(i, Verb::Move, plan.places(&m.columns), Rows::Moved(&m.rows))));
+        steps.extend(net.moves.iter().map(|m| step(i, Verb::Move, plan.places(&m.columns), StepRows::Moved(&m.rows))));
     }
     for &i in &order {
         let (plan, net) = &batch[i];
         let set = |columns: &[usize]| plan.not_key(&plan.places(columns));
-        steps.extend(net.updates.iter().map(|u| step(i, Verb::Update, set(&u.columns), Rows::Full(&u.rows))));
-        steps.push(step(i, Verb::Insert, plan.all(), Rows::Full(&net.inserts)));
+        steps.extend(net.updates.iter().map(|u| step(i, Verb::Update, set(&u.columns), StepRows::Full(&u.rows))));
+        steps.push(step(i, Verb::Insert, plan.all(), StepRows::Full(&net.inserts)));
     }
     deletes(&mut steps, true);
     steps.retain(|step| step.rows.len() > 0);
