@@ -226,6 +226,10 @@ impl PostgresSink {
             tracing::warn!(table = %wanted.table, sql = %step, "the sink's table follows the source's");
             sql = step;
         }
+        // A column that has just come may be of a type that was there before, with fewer labels.
+        if let Some(after) = catalog::read(&self.client, &[&wanted.table]).await?.remove(0) {
+            self.add_labels(wanted, &after).await.inspect_err(|_| self.transaction = Transaction::Failed)?;
+        }
         Ok(true)
     }
 
