@@ -10,6 +10,8 @@ LOG4J_VERSION=2.25.1
 MAVEN_PLUGIN=org.apache.maven.plugins:maven-dependency-plugin:3.8.1
 # Enough for the tests, and four sets fit on a small machine.
 KAFKA_HEAP=512m
+# Of each of three.
+KAFKA_CLUSTER_HEAP=256m
 
 kafka_dir() {
     printf '%s/kafka-%s' "$CACHE" "$KAFKA_VERSION"
@@ -44,66 +46,82 @@ pom_dependency() {
     printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>' "$@"
 }
 
+# kafka_brokers: HOST:PORT of each, with commas between them.
+kafka_brokers() {
+    local all=127.0.0.1:${SET[port_kafka]}
+    ((${SET[brokers]:-1} == 1)) || all+=,127.0.0.1:${SET[port_kafka2]},127.0.0.1:${SET[port_kafka3]}
+    printf '%s' "$all"
+}
+
+# start_kafka NAME
 start_kafka() {
-    local dir=${SET[data]}/kafka java
+    local name=$1 dir=${SET[data]}/$1 java heap=$KAFKA_HEAP
+    ((${SET[brokers]:-1} == 1)) || heap=$KAFKA_CLUSTER_HEAP
     java=$(find_java "$CACHE" "${SET[user]}") || die "no Java $JAVA_VERSION_MIN or newer" "scripts/setup"
-    kafka_properties | write_as_services "$dir/server.properties"
+    kafka_properties "$name" | write_as_services "$dir/server.properties"
     kafka_log4j | write_as_services "$dir/log4j2.properties"
-    check_port_free kafka
-    check_port_free controller
-    [[ -e $dir/formatted ]] || format_kafka "$java"
+    check_port_free "$name"
+    check_port_free "${name/kafka/controller}"
+    [[ -e $dir/formatted ]] || format_kafka "$name" "$java"
     # The broker gets a session of its own, so that it outlives this shell and its terminal.
     # shellcheck disable=SC2016 # the inner shell expands these
     unlocked as_services bash -c 'pid=$1 log=$2; shift 2; setsid "$@" >>"$log" 2>&1 & echo $! >"$pid"' start-kafka \
-        "$dir/kafka.pid" "$(log_of kafka)" \
-        "$java" "-Xmx${LOCKSTEP_KAFKA_HEAP:-$KAFKA_HEAP}" -XX:+ExitOnOutOfMemoryError -Djava.awt.headless=true \
+        "$dir/kafka.pid" "$(log_of "$name")" \
+        "$java" "-Xmx${LOCKSTEP_KAFKA_HEAP:-$heap}" -XX:+ExitOnOutOfMemoryError -Djava.awt.headless=true \
         "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$(kafka_dir)/libs/*" kafka.Kafka "$dir/server.properties" \
         </dev/null >/dev/null 2>&1
-    wait_until "$START_SECONDS_MAX" kafka_decided || true
-    kafka_answers || die_with_log kafka
+    wait_until "$START_SECONDS_MAX" kafka_decided "$name" || true
+    kafka_answers "$name" || die_with_log "$name"
 }
 
 kafka_decided() {
-    kafka_answers || gone kafka
+    kafka_answers "$1" || gone "$1"
 }
 
-# format_kafka JAVA: gives the empty log directory its identity. A cluster id is 16 bytes in base64 without "/", "+" or padding.
+# format_kafka NAME JAVA: gives the empty log directory its identity. A cluster id is 16 bytes in base64 without "/", "+" or padding.
 format_kafka() {
-    local dir=${SET[data]}/kafka id
-    id=$(openssl rand -base64 16 | tr '+/' '_' | cut -c 1-22)
+    local dir=${SET[data]}/$1 id=${SET[cluster]:-} alone=(--standalone)
+    [[ -n $id ]] || id=$(openssl rand -base64 16 | tr '+/' '_' | cut -c 1-22)
+    ((${SET[brokers]:-1} == 1)) || alone=()
     as_services rm -rf -- "$dir/data"
-    logged kafka "$1" -Xmx128m "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$(kafka_dir)/libs/*" \
-        kafka.tools.StorageTool format --standalone -t "$id" -c "$dir/server.properties"
+    logged "$1" "$2" -Xmx128m "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$(kafka_dir)/libs/*" \
+        kafka.tools.StorageTool format "${alone[@]}" -t "$id" -c "$dir/server.properties"
     as_services touch "$dir/formatted"
 }
 
-# kafka_properties: one node that is broker and controller. Two settings are not the defaults, to make tests faster:
+# kafka_properties NAME: a node that is broker and controller. Two settings are not the defaults, to make tests faster:
 # - the inner topics have 4 partitions instead of 50, which with one broker only make recovery and the first transaction slower
 # - after a crash the controller takes the same broker back only once its old session is over; 3 s instead of 9, because a
 #   test that kills the broker waits for just that
 kafka_properties() {
-    local kafka=127.0.0.1:${SET[port_kafka]} controller=127.0.0.1:${SET[port_controller]}
+    local node=${1#kafka} kafka=127.0.0.1:${SET[port_$1]} controller=127.0.0.1:${SET[port_${1/kafka/controller}]} replicas=1 isr=1
+    local quorum=controller.quorum.bootstrap.servers=127.0.0.1:${SET[port_controller]}
+    if ((${SET[brokers]:-1} == 3)); then
+        replicas=3 isr=2
+        quorum=controller.quorum.voters=1@127.0.0.1:${SET[port_controller]},2@127.0.0.1:${SET[port_controller2]}
+        quorum+=,3@127.0.0.1:${SET[port_controller3]}
+    fi
     printf '%s\n' \
         "# Made by scripts/services at every start." \
         "process.roles=broker,controller" \
-        "node.id=1" \
+        "node.id=${node:-1}" \
         "listeners=PLAINTEXT://$kafka,CONTROLLER://$controller" \
         "advertised.listeners=PLAINTEXT://$kafka" \
         "controller.listener.names=CONTROLLER" \
-        "controller.quorum.bootstrap.servers=$controller" \
+        "$quorum" \
         "offsets.topic.num.partitions=4" \
-        "offsets.topic.replication.factor=1" \
+        "offsets.topic.replication.factor=$replicas" \
         "transaction.state.log.num.partitions=4" \
-        "transaction.state.log.replication.factor=1" \
-        "transaction.state.log.min.isr=1" \
+        "transaction.state.log.replication.factor=$replicas" \
+        "transaction.state.log.min.isr=$isr" \
         "share.coordinator.state.topic.num.partitions=1" \
-        "share.coordinator.state.topic.replication.factor=1" \
-        "share.coordinator.state.topic.min.isr=1" \
+        "share.coordinator.state.topic.replication.factor=$replicas" \
+        "share.coordinator.state.topic.min.isr=$isr" \
         "group.initial.rebalance.delay.ms=0" \
         "auto.create.topics.enable=false" \
         "broker.heartbeat.interval.ms=500" \
         "broker.session.timeout.ms=3000" \
-        "log.dirs=${SET[data]}/kafka/data"
+        "log.dirs=${SET[data]}/$1/data"
 }
 
 kafka_log4j() {
@@ -119,13 +137,13 @@ kafka_log4j() {
         "logger.server.level = info"
 }
 
-# kafka_answers: sends one metadata request and sees whether the answer names a broker. An open port says less: the broker may
+# kafka_answers NAME: sends one metadata request and sees whether the answer names a broker. An open port says less: the broker may
 # still be loading. In bash, because a JVM or even kcat per try would cost more than the start itself.
 kafka_answers() {
     local answer
     # length 14, api 3 (metadata), version 0, correlation 1, no client id, no topics; the answer is length, correlation, brokers
-    answer=$(exec 2>/dev/null 7<>"/dev/tcp/127.0.0.1/${SET[port_kafka]}" &&
+    answer=$(exec 2>/dev/null 7<>"/dev/tcp/127.0.0.1/${SET[port_$1]}" &&
         printf '\0\0\0\16\0\3\0\0\0\0\0\1\377\377\0\0\0\0' >&7 &&
         timeout 2 head -c 12 <&7 | od -An -v -tx1 | tr -d ' \n')
-    [[ ${answer:8} == 0000000100000001 ]]
+    [[ ${answer:8} == 000000010000000[1-3] ]]
 }

@@ -228,6 +228,8 @@ codes! {
     ValueRefused = "VALUE_REFUSED",
     /// A constraint of the sink refuses the rows, in whatever order they are applied.
     ConstraintRefused = "CONSTRAINT_REFUSED",
+    /// A sink with `consistency = "row"` can't be written row by row: something there, or in its configuration, is about several rows.
+    RowConsistency = "ROW_CONSISTENCY",
     /// Rows hand over a unique value at the sink, and no other value can stand in for it meanwhile.
     UniqueHandover = "UNIQUE_HANDOVER",
     /// A row would have to be made with a column whose value was never sent.

@@ -277,8 +277,23 @@ pub struct SinkStatus {
     pub retry: Option<RetryStatus>,
     /// In words, what keeps the sink from moving: a partition, another process, the last failure.
     pub waiting_for: Option<String>,
+    /// That this process has of a sink in row consistency; left out where it has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionStatus>,
     #[serde(skip)]
     pub tables: BTreeMap<TableName, TableStatus>,
+}
+
+/// A partition of a sink's topic that this process applies.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PartitionStatus {
+    pub topic: String,
+    pub partition: i32,
+    /// Of the last commit of which the partition's records are in.
+    pub position: Lsn,
+    pub next_offset: i64,
+    /// Records that count and are not in.
+    pub lag_records: u64,
 }
 
 impl Default for SourceStatus {
@@ -309,6 +324,7 @@ impl Default for SinkStatus {
             halt: None,
             retry: None,
             waiting_for: None,
+            partitions: Vec::new(),
             tables: BTreeMap::new(),
         }
     }

@@ -141,6 +141,7 @@ async fn a_label_of_an_enum_is_renamed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_has_a_label_that_nothing_told_of() {
     let schema = "CREATE TYPE public.mood AS ENUM ('sad', 'glad'); CREATE DOMAIN public.inner_mood AS public.mood;
+                  CREATE TYPE public.unused AS ENUM ('early');
                   CREATE TABLE public.items (id int PRIMARY KEY, v public.mood, l public.inner_mood[], n text)";
     let scene = Scene::bare(LOCKSTEP, "ddl_label", schema, 2).await;
     let connector = "[sinks.orders]\n[sinks.inventory]\nevolve = 'add'\n";
@@ -176,6 +177,15 @@ async fn a_row_has_a_label_that_nothing_told_of() {
     converge(&scene, &mut process, SUM).await;
     assert_eq!(rereads(&scene), 1, "{}", scene.log());
     assert_eq!(text(inventory, labels).await, "{new,sad,very,glad,lasting}");
+    // A column that comes with a type which no column of the table had until then.
+    let (label, column) = ("ALTER TYPE unused ADD VALUE 'late'", "ALTER TABLE items ADD COLUMN o unused");
+    for sql in [label, column] {
+        scene.orders().execute(sql).await.unwrap();
+        scene.sql(sql).await;
+    }
+    scene.sql("UPDATE items SET o = 'late' WHERE id = 1").await;
+    converge(&scene, &mut process, SUM).await;
+    wait_text(inventory, "SELECT o FROM items WHERE id = 1", "late", &mut process).await;
 }
 
 /// A composite's text has no names, so only a type with the same attributes in the same places takes it.

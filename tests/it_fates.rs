@@ -118,16 +118,19 @@ async fn what_may_heal_is_waited_for_with_words_and_nothing_is_lost() {
     let scene = Scene::new(LOCKSTEP, "for_now", ITEMS, &[("public.items", &["id"])]).await;
     let (role, admin) = (format!("r_{}", scene.orders().name), scene.orders().superuser().await.unwrap());
     let run = async |sql: &str| admin.batch_execute(&sql.replace("ROLE", &role)).await.unwrap();
-    run("CREATE role ROLE LOGIN PASSWORD 'first'; GRANT lockstep TO ROLE; ALTER role ROLE SET role = 'lockstep'").await;
+    run("CREATE role ROLE LOGIN PASSWORD 'first'; GRANT lockstep TO ROLE").await;
     let (port, name) = (scene.orders().server.port, scene.orders().name.clone());
     let url = |password: &str| format!("postgres://{role}:{password}@127.0.0.1:{port}/{name}");
+    // What is made at a start is to belong to the role that the test looks with.
+    scene.start().await.terminate(PATIENCE).await.unwrap();
+    scene.sql("INSERT INTO items VALUES (-1, 'first', 0)").await;
     let scene = scene.configure(|p| {
         p.sink_url("orders", url("first")).set("sinks.orders", "lock_timeout = \"4s\"\nlease_timeout = \"2s\"")
     });
     let mut process = scene.start().await;
 
-    let somebody = scene.orders().connect_with("-c application_name=nightly").await.unwrap();
-    somebody.batch_execute("BEGIN; LOCK TABLE items IN SHARE MODE").await.unwrap();
+    let somebody = scene.orders().connect().await.unwrap();
+    somebody.batch_execute("SET application_name = 'nightly'; BEGIN; LOCK TABLE items IN SHARE MODE").await.unwrap();
     for i in 0..20 {
         scene.sql(&format!("INSERT INTO items SELECT i, repeat('x', 1000), 0 FROM generate_series({i} * 1000 + 1, {i} * 1000 + 1000) i")).await;
     }

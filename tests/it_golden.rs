@@ -618,8 +618,11 @@ async fn settled(
         let all_asked = names.all(|name| asked.contains(&format!("{name:?}")));
         let unpublished: i64 = client.query_one(unpublished, &[]).await?.get(0);
         let done: Vec<Option<&Json>> = of("done").map(|(_, record)| record.value.get("id")).collect();
-        let is_left = |record: &Record| record.value.get("kind").and_then(Json::text) == Some("leave");
-        let mut loads = of("request").filter(|(_, record)| !is_left(record));
+        // A table that was let go of while its rows were to be read is told of no more.
+        let is_leave = |record: &Record| record.value.get("kind").and_then(Json::text) == Some("leave");
+        let tables_of = |record: &Record| record.value.get("tables").map(Json::to_string);
+        let left: Vec<_> = of("request").filter(|(_, r)| is_leave(r)).map(|(_, r)| tables_of(r)).collect();
+        let mut loads = of("request").filter(|(_, r)| !is_leave(r) && !left.contains(&tables_of(r)));
         let all_done = loads.all(|(_, record)| done.contains(&record.value.get("id")));
         if unpublished == 0 && all_asked && all_done {
             return Ok(());

@@ -31,7 +31,7 @@ impl Limit {
 
 impl Drop for Limit {
     fn drop(&mut self) {
-        // Empty only once its process has gone, which was declared later and so is dropped before.
+        // Fails while its process lives: of a test that failed an empty group stays.
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -386,7 +386,7 @@ impl Patience for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::decode::Content;
+    use crate::apply::decode::{Content, Place};
     use crate::apply::machine::At;
     use crate::record::{Header, Kind};
 
@@ -403,6 +403,7 @@ mod tests {
             chunks: vec![],
             again: vec![],
             forget: None,
+            barriers: None,
             prev: None,
         };
         Interval { offset, checkpoint, concerns: true }
@@ -415,7 +416,12 @@ mod tests {
             position: At::ORIGIN.position,
             relation: Fingerprint(0),
         };
-        let record = |i| Decoded { header: header(i), content: Ok(Content::Nothing), bytes: 100 };
+        let record = |i| Decoded {
+            header: header(i),
+            content: Ok(Content::Nothing),
+            bytes: 100,
+            place: Place { partition: 0, hash: None },
+        };
         Fetched::Records((0..n).map(record).collect(), 100 * n)
     }
 

@@ -10,6 +10,7 @@ use crate::change::Op;
 use crate::codec::{self, Decoder};
 use crate::error::{Code, Error, Result};
 use crate::kafka::consumer::Record;
+use crate::kafka::murmur2;
 use crate::record::{HEADER_ABSENT, HEADER_TEXT, Header, Kind, Side};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::value::RowBuf;
@@ -20,6 +21,22 @@ pub struct Decoded {
     pub content: Result<Content>,
     /// What it took in Kafka, for limits.
     pub bytes: usize,
+    pub place: Place,
+}
+
+/// Where a record stands, and what its key says where it should.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub partition: i32,
+    /// `None` for a record without a key.
+    pub hash: Option<u32>,
+}
+
+impl Place {
+    /// Whether a topic of so many partitions has the records of this key here.
+    pub fn is_of(self, partitions: i32) -> bool {
+        self.hash.is_none_or(|hash| murmur2::partition(hash, partitions) == self.partition)
+    }
 }
 
 pub enum Content {
@@ -57,7 +74,8 @@ impl Decoders {
 
     pub fn decode(&mut self, record: &Record<'_>, header: Header) -> Decoded {
         let bytes = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
-        Decoded { header, content: self.content(record, &header), bytes }
+        let place = Place { partition: record.partition(), hash: record.key().map(murmur2::hash) };
+        Decoded { header, content: self.content(record, &header), bytes, place }
     }
 
     fn content(&mut self, record: &Record<'_>, header: &Header) -> Result<Content> {

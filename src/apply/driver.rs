@@ -6,6 +6,7 @@
 mod blocker;
 mod foreign_keys;
 mod refused;
+mod rows;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -18,12 +19,13 @@ use self::blocker::Blocker;
 use crate::apply::ahead::{Ahead, Next};
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
+use crate::apply::rows::floor::Floor;
 use crate::apply::start::{
     Ledger, at, first_tables, fold_through, go_on_after_restart, identity, join, read_ledger, request, standing,
     take_over, taken,
 };
 use crate::apply::writer::Writer;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Consistency};
 use crate::error::{Code, Error, Result};
 use crate::http::metrics::{RowOp, SinkMetrics};
 use crate::kafka::consumer::Tail;
@@ -34,6 +36,7 @@ use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
 use crate::progress::Meters;
 use crate::rate::Rates;
+use crate::record::Kind;
 use crate::relation::TableName;
 use crate::sink::lease::Lease;
 use crate::sink::progress::{Phase as RowPhase, ProgressRow, Standing};
@@ -63,6 +66,9 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 /// The loop looks around at least this often.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often members are looked after during a stop.
+const SHARED_INTERVAL: Duration = Duration::from_millis(20);
+
 /// How long a stop may go on applying what the ledger already holds.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -81,10 +87,14 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<()> {
     let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
-    for_engine!(sink, S => apply::<S>(config, name, reporter, metrics, stop).await)
+    let rows = sink.consistency == Consistency::Row;
+    for_engine!(sink, S => match rows {
+        true => super::rows::run::<S>(config, sink, (reporter, metrics), stop).await,
+        false => apply::<S>(config, name, reporter, metrics, stop).await,
+    })
 }
 
-async fn apply<S: Sink>(
+pub(super) async fn apply<S: Sink>(
     config: Arc<Config>,
     name: String,
     reporter: SinkReporter,
@@ -160,6 +170,8 @@ struct Worker<S: Sink> {
     rows_passed: bool,
     /// Time spent with existing rows.
     busy: Duration,
+    /// Of a sink whose partitions may be ahead of it.
+    floor: Option<Floor>,
 }
 
 impl<S: Sink> Worker<S> {
@@ -224,6 +236,7 @@ impl<S: Sink> Worker<S> {
         worker.look_ahead(&state).await?;
         worker.set_foreign_keys_aside().await?;
         worker.end_of_load().await?;
+        worker.begin_rows().await?;
         Ok(Some(worker))
     }
 
@@ -280,6 +293,7 @@ impl<S: Sink> Worker<S> {
             told: None,
             rows_passed: false,
             busy: Duration::ZERO,
+            floor: None,
         })
     }
 
@@ -341,8 +355,9 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
+            let shared = self.share().await?;
             let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
-            if self.machine.waiting() == 0 || late || owes {
+            if self.machine.waiting() == 0 || late || owes || (shared && stopped.is_none()) {
                 self.quiet().await?;
                 self.report(owes);
                 if stopped.is_some() {
@@ -358,6 +373,8 @@ impl<S: Sink> Worker<S> {
                     true => drop(stop.run_until_cancelled(tokio::time::sleep(TICK)).await),
                     false => self.wait(stop).await?,
                 }
+            } else if shared {
+                tokio::time::sleep(SHARED_INTERVAL).await;
             } else {
                 self.step(stop).await?;
                 if self.abandoned {
@@ -385,6 +402,7 @@ impl<S: Sink> Worker<S> {
         match self.machine.peek() {
             Some(Item::Interval(_)) => {
                 let (intervals, begun) = (self.machine.gather(self.gather_max()), Instant::now());
+                let intervals = self.leave_plain(intervals);
                 let share = existing_share(&intervals);
                 self.rows_passed |= intervals.iter().any(|interval| !interval.checkpoint.chunks.is_empty());
                 let outcome = self.intervals(intervals, stop).await;
@@ -568,6 +586,9 @@ impl<S: Sink> Worker<S> {
     /// what can't be read. A chunk in an interval makes its table's span wanted.
     fn wanted(&self, intervals: &[Interval]) -> Vec<Interval> {
         let mut intervals = intervals.to_vec();
+        if let Some(floor) = &self.floor {
+            intervals.iter_mut().for_each(|interval| floor.narrow(interval));
+        }
         if self.writer.loads.is_empty() {
             return intervals;
         }
@@ -600,6 +621,8 @@ impl<S: Sink> Worker<S> {
         };
         let changes: u64 = items.iter().map(plain).sum();
         let few = self.writer.unwritten().is_some_and(|rows| rows < self.gather_max() && 2 * rows <= changes);
+        // What follows may be members'.
+        let few = few && self.floor.is_none();
         let much =
             changes >= TRANSACTION_CHANGES_MAX || self.sink.bytes_per_second.is_some_and(|most| self.bytes >= most);
         if !few || much || !self.writer.loads.is_empty() {
@@ -646,6 +669,7 @@ impl<S: Sink> Worker<S> {
             let moved = ProgressRow { standing: first, ..self.row.clone() };
             self.writer.sink.move_on(&moved, &standing).await?;
         }
+        self.move_partitions(items).await?;
         self.writer.sink.commit().await?;
         let commits = items.iter().any(|item| matches!(item, Item::Interval(i) if i.checkpoint.commit_time > 0));
         self.committed(standing, end, (foreign, commits));
@@ -697,6 +721,9 @@ impl<S: Sink> Worker<S> {
                 None => self.writer.sink.meanwhile(self.ahead.take()).await?,
             };
             match next {
+                // Of a chunk for others, of which a part is in.
+                Next::Record(record)
+                    if record.header.kind == Kind::ChunkRow && interval.checkpoint.chunks.is_empty() => {}
                 Next::Record(record) => {
                     self.bytes += record.bytes;
                     self.writer.record(record, state).await?;
@@ -779,6 +806,7 @@ impl<S: Sink> Worker<S> {
     fn committed(&mut self, standing: Standing, end: At, (foreign, committed): (u64, bool)) {
         self.row.standing = standing;
         self.at = end;
+        self.partitions_moved();
         self.gather_records = (self.gather_records * 2).min(TRANSACTION_RECORDS_MAX);
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
@@ -787,18 +815,8 @@ impl<S: Sink> Worker<S> {
             snapshot += rows;
             *self.loaded.entry(table).or_default() += rows;
         }
-        self.metrics.rows(RowOp::Insert, counts.inserted);
-        self.metrics.rows(RowOp::Update, counts.updated + counts.moved);
-        self.metrics.rows(RowOp::Delete, counts.deleted);
-        self.metrics.rows(RowOp::Truncate, counts.truncated);
-        self.metrics.rows(RowOp::Snapshot, snapshot);
-        let rows = counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot;
-        self.metrics.transaction(rows);
-        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        self.rates.spend(rows, self.bytes, self.begun.elapsed());
-        self.metrics.missing_rows(counts.missing);
-        self.metrics.foreign_records(foreign);
-        self.metrics.overwritten(counts.overwritten);
+        let rows = count(&self.metrics, counts, snapshot, foreign);
+        self.rates.spend(usize::try_from(rows).unwrap_or(usize::MAX), self.bytes, self.begun.elapsed());
         if committed {
             let now = jiff::Timestamp::now().as_microsecond();
             self.metrics
@@ -902,6 +920,21 @@ impl<S: Sink> Worker<S> {
             s.tables = tables;
         });
     }
+}
+
+/// Counts what a transaction wrote; gives its rows.
+pub(super) fn count(metrics: &SinkMetrics, counts: Counts, snapshot: u64, foreign: u64) -> u64 {
+    metrics.rows(RowOp::Insert, counts.inserted);
+    metrics.rows(RowOp::Update, counts.updated + counts.moved);
+    metrics.rows(RowOp::Delete, counts.deleted);
+    metrics.rows(RowOp::Truncate, counts.truncated);
+    metrics.rows(RowOp::Snapshot, snapshot);
+    let rows = counts.inserted + counts.updated + counts.moved + counts.deleted + snapshot;
+    metrics.transaction(rows);
+    metrics.missing_rows(counts.missing);
+    metrics.foreign_records(foreign);
+    metrics.overwritten(counts.overwritten);
+    rows
 }
 
 /// The phase of a sink that was asked to load: one that was whole reads again, one that never was goes on with its first copy.

@@ -513,6 +513,7 @@ mod tests {
             chunks: vec![],
             again: vec![],
             forget: None,
+            barriers: None,
             prev: prev.map(|(offset, epoch)| Anchor { offset, epoch, to: at(from) }),
         })
     }

@@ -10,6 +10,7 @@ mod merge;
 pub mod net;
 mod refused;
 mod routes;
+pub mod rows;
 pub mod span;
 pub mod sparse;
 pub mod start;

@@ -126,6 +126,7 @@ mod tests {
             chunks: vec![],
             again: vec![],
             forget: None,
+            barriers: None,
             prev: None,
         };
         SpanCheck::new(&checkpoint, &span)

@@ -234,6 +234,7 @@ pub(super) async fn go_on_after_restart(
         },
     };
     database.begin(&row, &to).await?;
+    database.reset_partitions(to.position).await?;
     database.commit().await?;
     Ok(ProgressRow { standing: to, ..row })
 }

@@ -234,6 +234,15 @@ impl<S: Sink> Writer<S> {
         configured || newest.is_some_and(|request| !request.reads(table))
     }
 
+    /// Tables at the source and what is taken of them.
+    pub fn tables(&self) -> impl Iterator<Item = (&TableName, &config::SinkTable)> {
+        self.tables.iter()
+    }
+
+    pub fn takes(&self, table: &TableName) -> bool {
+        self.tables.contains_key(table)
+    }
+
     /// Tables at the source and what they are here.
     pub fn targets(&self) -> impl Iterator<Item = (&TableName, &TableName)> {
         self.tables.iter().map(|(source, target)| (source, &target.table))

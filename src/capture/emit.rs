@@ -4,6 +4,7 @@
 //! with a position of its own. Back-pressure is in bytes: when the producer is full, the caller waits here, which stops the
 //! reading of the stream; status updates go on from their own timer.
 
+mod barriers;
 mod routed;
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,7 @@ use crate::relation::{Fingerprint, Relation};
 use crate::transform::Transformer;
 use crate::value::{Row, RowBuf};
 
+use barriers::Barriers;
 use routed::RoutedTopics;
 
 /// Some hundred records: fewer are a trickle, whose commits wait for nothing.
@@ -61,6 +63,8 @@ pub struct Version {
     /// Its records have headers beside ours and Debezium's.
     has_headers: bool,
     route: Route,
+    /// Its table's, for [`Barriers`].
+    number: usize,
     records: metrics::Counter,
 }
 
@@ -171,6 +175,7 @@ pub struct Emitter {
     config: Arc<Config>,
     events: EventEncoder,
     routed: RoutedTopics,
+    barriers: Barriers,
     /// The transaction that is told of, once it has a record; `None` where none are.
     counts: Option<Counts>,
     metrics: SourceMetrics,
@@ -231,6 +236,7 @@ impl Emitter {
             versions: HashMap::new(),
             events,
             routed: RoutedTopics::new(&config, topics, RoutedIds::new(registry)),
+            barriers: Barriers::default(),
             counts: config.wire.transaction_topic.is_some().then(Counts::default),
             config,
             metrics,
@@ -263,6 +269,7 @@ impl Emitter {
         let wire = table.map(|table| table.wire.clone()).unwrap_or_default();
         let skip_unchanged = table.is_some_and(|table| table.skip_unchanged);
         let collection = relation.name.to_string();
+        let number = self.barriers.number(&relation.name);
         let version = Arc::new(Version {
             relation,
             rows,
@@ -276,10 +283,18 @@ impl Emitter {
             outbox,
             has_headers,
             route,
+            number,
             records,
         });
         self.versions.insert(fingerprint, version.clone());
         Ok(version)
+    }
+
+    /// Tells the machine what the next record of the version is.
+    fn next_is(&mut self, machine: &mut Machine, version: &Version, kind: Kind) {
+        if self.barriers.is_at(version.number, version.relation.fingerprint, kind) {
+            machine.barrier(&version.relation.name);
+        }
     }
 
     fn route(&mut self, topic: &str, foreign: bool) -> Route {
@@ -526,6 +541,7 @@ impl Emitter {
         }
         let event = &self.counted(machine, Some(&version.collection), event).await?;
         version.encoder.truncate(event, &mut self.record)?;
+        self.next_is(machine, version, Kind::Truncate);
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header {
@@ -580,6 +596,7 @@ impl Emitter {
         }
         version.encoder.key(row, &mut self.record)?;
         version.encoder.read(event, row, &mut self.record)?;
+        self.next_is(machine, version, Kind::ChunkRow);
         let (position, token) = machine.chunk_record();
         let draft = Draft {
             header: Header {
@@ -611,6 +628,7 @@ impl Emitter {
         other_key: Option<&'static str>,
     ) -> Result<()> {
         let absent = after.and_then(record::absent_bitmap);
+        self.next_is(machine, version, kind);
         let (position, token) = machine.record();
         let draft = Draft {
             header: Header { kind, epoch: machine.epoch(), position, relation: version.relation.fingerprint },

@@ -20,6 +20,7 @@ use crate::ledger::entry::{Anchor, Checkpoint, Chunk, LastCheckpoint, Span};
 use crate::ledger::state::Event;
 use crate::lsn::{CHUNK_ORDINAL_BASE, Lsn, Position};
 use crate::record::Epoch;
+use crate::relation::TableName;
 
 /// An open interval is cut at a commit once it holds this many records: small enough that memory for spans stays small, large
 /// enough that single-row transactions share an interval when Kafka is the bottleneck.
@@ -74,9 +75,15 @@ struct Interval {
     acked: u64,
     spans: Vec<Acked>,
     chunks: Vec<Chunk>,
+    barriers: Vec<TableName>,
 }
 
 impl Interval {
+    fn empty(token: u64, to: Position, closed: Lsn) -> Interval {
+        let (spans, chunks, barriers) = (Vec::new(), Vec::new(), Vec::new());
+        Interval { token, to, closed, commit_time: 0, sent: 0, acked: 0, spans, chunks, barriers }
+    }
+
     fn is_ripe(&self) -> bool {
         self.sent == self.acked
     }
@@ -147,9 +154,8 @@ impl Machine {
     }
 
     fn push_interval(&mut self, token: u64, closed: Lsn) {
-        let (spans, chunks) = (Vec::new(), Vec::new());
-        let to = self.position;
-        self.intervals.push_back(Interval { token, to, closed, commit_time: 0, sent: 0, acked: 0, spans, chunks });
+        let interval = Interval::empty(token, self.position, closed);
+        self.intervals.push_back(interval);
     }
 
     fn current(&mut self) -> &mut Interval {
@@ -230,6 +236,11 @@ impl Machine {
         let current = self.current();
         current.sent += 1;
         current.token
+    }
+
+    /// The next record of the table is no matter of its key alone: who applies partitions apart from each other waits here.
+    pub fn barrier(&mut self, table: &TableName) {
+        note(&mut self.current().barriers, table);
     }
 
     /// The open transaction ends; `end` is where its commit record ends.
@@ -363,6 +374,7 @@ impl Machine {
             chunks: merged.chunks,
             again,
             forget,
+            barriers: Some(merged.barriers),
             prev: self.prev,
         };
         self.appended_at = Some(now);
@@ -385,16 +397,7 @@ impl Machine {
         let mut merged = if self.intervals.len() == 1 {
             let current = self.current();
             let (token, to, closed) = (current.token, current.to, current.closed);
-            return Interval {
-                token,
-                to,
-                closed,
-                commit_time: 0,
-                sent: 0,
-                acked: 0,
-                spans: Vec::new(),
-                chunks: Vec::new(),
-            };
+            return Interval::empty(token, to, closed);
         } else {
             self.intervals.pop_front().expect("more than one")
         };
@@ -410,6 +413,7 @@ impl Machine {
             merged.sent += next.sent;
             next.spans.into_iter().for_each(|span| merge_span(&mut merged.spans, span));
             merged.chunks.extend(next.chunks);
+            next.barriers.iter().for_each(|table| note(&mut merged.barriers, table));
         }
         merged
     }
@@ -485,6 +489,12 @@ impl Machine {
     /// Offset of the oldest append that was not read back yet, for telling how long it takes.
     pub fn oldest_unread(&self) -> Option<i64> {
         self.unread.front().map(|(offset, _)| *offset)
+    }
+}
+
+fn note(barriers: &mut Vec<TableName>, table: &TableName) {
+    if !barriers.contains(table) {
+        barriers.push(table.clone());
     }
 }
 

@@ -12,6 +12,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::Failure;
+use crate::apply::rows;
 use crate::apply::start::check_progress;
 use crate::capture::{routing, schemas, shape, signal_table, start, upgrade};
 use crate::codec;
@@ -293,6 +294,7 @@ async fn sink_findings<S: sink::Sink>(
 ) -> Result<()> {
     let targets = config.tables.iter().flat_map(|table| &table.sinks).filter(|target| target.sink == sink.name);
     findings.extend(S::lacks(sink, &targets.collect::<Vec<_>>()).into_iter().map(Finding::Halt));
+    findings.extend(rows::refusals(config, sink).into_iter().map(Finding::Halt));
     let mut database = S::connect(sink, &config.name, Uuid::new_v4()).await?;
     let row = database.found_progress().await;
     match (row, told) {

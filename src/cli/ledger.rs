@@ -189,6 +189,7 @@ mod tests {
             chunks: vec![],
             again: vec![],
             forget: None,
+            barriers: None,
             prev: None,
         });
         let mut state = State::default();

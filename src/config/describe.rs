@@ -223,6 +223,7 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "lock_timeout", text(&show_duration(sink.lock_timeout)));
     pair(out, "lease_timeout", text(&show_duration(sink.lease_timeout)));
     pair(out, "foreign_keys", text(sink.foreign_keys.as_str()));
+    pair(out, "consistency", text(sink.consistency.as_str()));
     pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
 }
 

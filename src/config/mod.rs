@@ -271,8 +271,27 @@ pub struct Sink {
     /// How long the worker that owns the sink may be silent before a standby takes it.
     pub lease_timeout: Duration,
     pub foreign_keys: ForeignKeys,
+    pub consistency: Consistency,
     /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
     pub synchronous_commit: bool,
+}
+
+/// What of the source becomes visible at a sink at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    #[default]
+    Transaction,
+    /// Each row by itself, in the order of its changes: partitions are spread over processes.
+    Row,
+}
+
+impl Consistency {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Transaction => "transaction",
+            Consistency::Row => "row",
+        }
+    }
 }
 
 /// When the sink's foreign keys between tables that we write are in force.

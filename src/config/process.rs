@@ -19,7 +19,8 @@ use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, DatabaseUrl, Fault, RootCert};
 use super::wire::wire;
 use super::{
-    Compression, Database, Engine, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot, Wire,
+    Compression, Consistency, Database, Engine, ForeignKeys, Http, Kafka, Sasl, Security, Sink, Source, SourceSnapshot,
+    Wire,
 };
 use crate::relation::Format;
 use crate::relation::names::is_topic_char;
@@ -433,6 +434,8 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let lease_timeout = section.duration("lease_timeout", 15 * SECOND, SECOND..=HOUR);
     let words = [ForeignKeys::Always, ForeignKeys::AfterLoad].map(|when| (when.as_str(), when));
     let foreign_keys = section.choice("foreign_keys", &words).unwrap_or_default();
+    let words = [Consistency::Transaction, Consistency::Row].map(|what| (what.as_str(), what));
+    let consistency = section.choice("consistency", &words).unwrap_or_default();
     let synchronous_commit = section.boolean("synchronous_commit", true);
     let sink = engine.map(|engine| Sink {
         name: name.value.clone(),
@@ -445,6 +448,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         lock_timeout,
         lease_timeout,
         foreign_keys,
+        consistency,
         synchronous_commit,
     });
     (name, sink)

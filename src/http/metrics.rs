@@ -20,7 +20,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder
 
 use crate::lsn::Lsn;
 use crate::relation::TableName;
-use crate::status::{Board, BreakerState, Copy, SinkStatus, SourceStatus, State};
+use crate::status::{Board, BreakerState, Copy, PartitionStatus, SinkStatus, SourceStatus, State};
 
 /// Histograms keep single samples until someone drains them; so often is enough to keep them small at any rate that one
 /// process reaches, and cheap enough not to matter.
@@ -72,6 +72,8 @@ const fn metric(
 }
 
 const SINK: &[&str] = &["sink"];
+/// Of a topic of the sink's.
+const PARTITION: &[&str] = &["partition", "sink", "topic"];
 /// `source`, or the sink that writes it.
 const COPY: &[&str] = &["at", "table"];
 const BYTES: Option<Unit> = Some(Unit::Bytes);
@@ -119,6 +121,9 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_breaker_openings_total", Kind::Counter, SINK, COUNT, "Times that this began."),
     metric("lockstep_sink_standby", Kind::Gauge, SINK, None, "1 while another process applies to this sink."),
     metric("lockstep_sink_halted", Kind::Gauge, SINK, None, "1 while halted by a named error; /status has the code and what to type."),
+    metric("lockstep_sink_partitions", Kind::Gauge, SINK, COUNT, "Partitions that this process applies, of a sink in row consistency."),
+    metric("lockstep_sink_partition_position_lsn", Kind::Gauge, PARTITION, BYTES, "Commit LSN of the last commit of which the partition's records are in; only where this process applies it."),
+    metric("lockstep_sink_partition_lag_records", Kind::Gauge, PARTITION, COUNT, "Records of the partition that count and are not in; only where this process applies it."),
     metric("lockstep_copy_rows_done", Kind::Gauge, COPY, COUNT, "Rows of a running copy that are done since its role started: read at the source, or written at a sink; 0 once it has ended."),
     metric("lockstep_copy_rows_estimated", Kind::Gauge, COPY, COUNT, "Rows that the table has about, as estimated when its load began, and never fewer than are done."),
     metric("lockstep_copy_rows_per_second", Kind::Gauge, COPY, COUNT, "Rows of the copy a second, over the last seconds."),
@@ -137,6 +142,8 @@ pub struct Metrics {
     started: SystemTime,
     /// Copies that were rendered: a recorder forgets no gauge, so what has ended must be said to have.
     copies: Arc<Mutex<BTreeSet<(String, TableName)>>>,
+    /// Partitions that were rendered, of the same reason: sink, topic and number.
+    partitions: Arc<Mutex<BTreeSet<(String, String, i32)>>>,
 }
 
 /// The source reader's handles.
@@ -227,7 +234,12 @@ impl Metrics {
                 Kind::Histogram => recorder.describe_histogram(name, metric.unit, help),
             }
         }
-        Metrics { recorder: Arc::new(recorder), started: SystemTime::now(), copies: Arc::default() }
+        Metrics {
+            recorder: Arc::new(recorder),
+            started: SystemTime::now(),
+            copies: Arc::default(),
+            partitions: Arc::default(),
+        }
     }
 
     /// An empty set for roles that begin anew in the same process: what is no more leaves no value behind.
@@ -326,6 +338,27 @@ impl Metrics {
         self.known("lockstep_sink_breaker_open", label(), Some(flag(is_open)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));
         self.known("lockstep_sink_halted", label(), Some(flag(status.state == State::Halted)));
+        self.known("lockstep_sink_partitions", label(), Some(float(status.partitions.len() as u64)));
+        self.take_partitions(sink, &status.partitions);
+    }
+
+    /// One that is another process' by now lags no more here.
+    fn take_partitions(&self, sink: &str, partitions: &[PartitionStatus]) {
+        let mut known = self.partitions.lock().expect("nobody panics with it");
+        known.extend(partitions.iter().map(|at| (sink.to_owned(), at.topic.clone(), at.partition)));
+        for (of, topic, number) in known.iter().filter(|(of, ..)| of == sink) {
+            let at = partitions.iter().find(|at| at.topic == *topic && at.partition == *number);
+            let labels = || {
+                let (number, of, topic) = (number.to_string(), of.clone(), topic.clone());
+                vec![Label::new("partition", number), Label::new("sink", of), Label::new("topic", topic)]
+            };
+            self.known("lockstep_sink_partition_position_lsn", labels(), at.map(|at| lsn(at.position)));
+            self.known(
+                "lockstep_sink_partition_lag_records",
+                labels(),
+                Some(at.map_or(0.0, |at| float(at.lag_records))),
+            );
+        }
     }
 
     fn take_copies(&self, copies: &[Copy]) {
@@ -565,6 +598,8 @@ mod tests {
             s.tables.insert(TableName::new("public", "t"), copying);
             (s.state, s.position, s.closed_lsn) = (State::Halted, Some(Lsn(8)), Some(Lsn(8)));
             (s.lag_bytes, s.lag_seconds) = (Some(1), Some(0.5));
+            let (topic, position) = ("shop.public.t".to_owned(), Lsn(8));
+            s.partitions = vec![PartitionStatus { topic, partition: 0, position, next_offset: 3, lag_records: 1 }];
         });
         let board = board(&source, &sink);
         (metrics, board)

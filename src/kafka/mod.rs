@@ -23,6 +23,8 @@ mod spans;
 
 pub mod consumer;
 pub mod groups;
+pub mod members;
+pub mod murmur2;
 pub mod producer;
 pub mod topics;
 

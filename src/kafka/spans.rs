@@ -70,6 +70,10 @@ impl Record<'_> {
         self.message.offset()
     }
 
+    pub fn partition(&self) -> i32 {
+        self.message.partition()
+    }
+
     pub fn key(&self) -> Option<&[u8]> {
         self.message.key()
     }

@@ -104,6 +104,10 @@ pub struct Checkpoint {
     /// What was loaded and no longer counts as loaded. `None`: nothing, or an older writer's, whose `again` says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forget: Option<Vec<Forget>>,
+    /// Tables whose records in it can't be told apart by their keys: a truncate, a key change, the first of a relation version.
+    /// `None`: an older writer's, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barriers: Option<Vec<TableName>>,
     /// The valid checkpoint before this one; `None` after the origin.
     pub prev: Option<Anchor>,
 }
@@ -522,6 +526,7 @@ mod tests {
                 chunks: vec![],
                 again: vec![],
                 forget: None,
+                barriers: None,
                 prev: None,
             }),
         );

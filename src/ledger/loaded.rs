@@ -262,6 +262,7 @@ pub(crate) mod tests {
             chunks: chunks.iter().map(chunk).collect(),
             again: vec![],
             forget: Some(forgets.iter().map(forget).collect()),
+            barriers: None,
             prev: None,
         }
     }

@@ -476,6 +476,7 @@ mod tests {
             chunks,
             again: vec![],
             forget: None,
+            barriers: None,
             prev: None,
         })
     }

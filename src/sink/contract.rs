@@ -13,12 +13,14 @@ use super::foreign_keys::{Found, SetAside, Sources};
 use super::lacks;
 use super::lease::Heard;
 use super::park::Unread;
+use super::partition_progress::{Partition, PartitionMove, PartitionRow};
 use super::progress::{Owner, ProgressRow, Standing, TakeOver};
 use super::{Ahead, Counts, Findings, Outcome, WantedTable};
 use crate::apply::net::NetEffect;
 use crate::config::{self, Evolve};
 use crate::error::{Error, Halt, Result};
 use crate::key::KeyRange;
+use crate::lsn::Position;
 use crate::relation::TableName;
 use crate::value::RowBuf;
 
@@ -121,6 +123,69 @@ pub trait Sink: Sized {
         _tell: impl Fn(Option<String>),
     ) {
         std::future::pending().await
+    }
+
+    // ---- `consistency = "row"`: see `super::partition_progress`. Of no use where `lacks` refuses it ----
+
+    /// Connects as a member of the sink's group: the owner of partitions, never of the sink's own row.
+    async fn connect_member(_sink: &config::Sink, _pipeline: &str, _worker: Uuid) -> Result<Self> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// This connection as [`watch`](Sink::watch) knows one.
+    async fn member(&mut self) -> Result<Owner> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Whether partitions may be ahead of the sink's own row.
+    async fn is_partitioned(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Takes every partition away from its owner and keeps it from others, as the owner of the sink's row, which is `owned`. Rows
+    /// of partitions that are not known yet begin where the sink's row stands.
+    async fn hold_partitions(
+        &mut self,
+        _owned: &ProgressRow,
+        _known: &[(Partition, Uuid)],
+        _create: bool,
+    ) -> Outcome<Vec<PartitionRow>> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Moves all that are held, and not ahead of it already, in the open transaction of the sink's row; `next` are offsets behind
+    /// what was applied.
+    async fn move_partitions(&mut self, _to: Position, _next: &[(Partition, i64)]) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Lets members take what is held.
+    async fn release_partitions(&mut self, _owned: &ProgressRow) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// The sink is one whole again: no partition is ahead of its row.
+    async fn forget_partitions(&mut self, _owned: &ProgressRow) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// In the open transaction: the source's history is another one from here on, which no partition is ahead of.
+    async fn reset_partitions(&mut self, _to: Position) -> Outcome<()> {
+        Ok(())
+    }
+
+    async fn partitions(&mut self) -> Result<Vec<PartitionRow>> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Becomes the owner of those among `wanted` that are not held.
+    async fn take_partitions(&mut self, _wanted: &[Partition]) -> Outcome<Vec<PartitionRow>> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Opens a transaction and moves these partitions, each from what this member last read or wrote.
+    async fn begin_partitions(&mut self, _moves: &[(PartitionRow, PartitionMove)]) -> Outcome<()> {
+        unreachable!("row consistency is refused")
     }
 
     // ---- What can be written ----

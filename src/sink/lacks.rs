@@ -2,12 +2,12 @@
 //! start, before anything is written.
 
 use super::Sink;
-use crate::config::{self, Evolve, ForeignKeys};
+use crate::config::{self, Consistency, Evolve, ForeignKeys};
 use crate::error::{Code, Halt, Result};
 
 /// All that is asked for of what an engine may do without.
 pub fn all(sink: &config::Sink, tables: &[&config::SinkTable]) -> Vec<Halt> {
-    let of_sink = foreign_keys_aside(sink).into_iter().chain(early_answers(sink));
+    let of_sink = foreign_keys_aside(sink).into_iter().chain(early_answers(sink)).chain(rows_apart(sink));
     of_sink.chain(evolution(sink, tables)).collect()
 }
 
@@ -21,6 +21,12 @@ pub fn foreign_keys_aside(sink: &config::Sink) -> Option<Halt> {
 pub fn early_answers(sink: &config::Sink) -> Option<Halt> {
     let hint = || format!("write synchronous_commit = true under [sinks.{}]", sink.name);
     (!sink.synchronous_commit).then(|| halt(sink, "be told to answer a commit before it is safe", hint()))
+}
+
+/// Partitions that are written each in its own time.
+pub fn rows_apart(sink: &config::Sink) -> Option<Halt> {
+    let hint = || format!("write consistency = \"transaction\" under [sinks.{}]", sink.name);
+    (sink.consistency != Consistency::Transaction).then(|| halt(sink, "be written partition by partition", hint()))
 }
 
 /// Tables that follow the source's.

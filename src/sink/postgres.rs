@@ -5,6 +5,7 @@
 
 mod blockers;
 mod contract;
+mod partitions;
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -22,9 +23,10 @@ use super::lease::{Activity, BEATS, Heard, Probe};
 use super::park::Parking;
 use super::progress::{self, Cas, Owner, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
+use super::rows;
 use super::sql::SinkTablePlan;
 use super::{Ahead, Failure, Findings, Outcome, WantedTable};
-use crate::config::{self, Database, Engine, Evolve};
+use crate::config::{self, Consistency, Database, Engine, Evolve};
 use crate::error::{Code, Error, Halt, Result};
 use crate::relation::quote_identifier;
 use crate::session::{self, Session};
@@ -77,6 +79,7 @@ pub struct PostgresSink {
     pub(super) name: RowName,
     /// This worker: new with every process, kept over reconnects.
     worker: Uuid,
+    consistency: Consistency,
     transaction: Transaction,
     /// Rows were written in the open transaction, so constraint checks may be pending.
     pub(super) written: bool,
@@ -113,6 +116,7 @@ impl PostgresSink {
             lock_timeout,
             name: RowName { pipeline: pipeline.to_owned(), sink: sink.name.clone(), role: database.user.clone() },
             worker,
+            consistency: sink.consistency,
             transaction: Transaction::None,
             written: false,
             statements: HashMap::new(),
@@ -157,6 +161,9 @@ impl PostgresSink {
             let found = fit::judge(wanted, facts.as_ref(), &role);
             all.halts.extend(found.halts);
             all.notes.extend(found.notes);
+        }
+        if self.consistency == Consistency::Row {
+            all.halts.extend(rows::findings(&self.client, wanted, &facts).await?);
         }
         Ok(all)
     }
@@ -225,6 +232,10 @@ impl PostgresSink {
             let Some(step) = next.next() else { break };
             tracing::warn!(table = %wanted.table, sql = %step, "the sink's table follows the source's");
             sql = step;
+        }
+        // A column that has just come may be of a type that was there before, with fewer labels.
+        if let Some(after) = catalog::read(&self.client, &[&wanted.table]).await?.remove(0) {
+            self.add_labels(wanted, &after).await.inspect_err(|_| self.transaction = Transaction::Failed)?;
         }
         Ok(true)
     }

@@ -64,6 +64,7 @@ impl File {
             lock_timeout: Duration::from_millis(300),
             lease_timeout: Duration::from_secs(1),
             foreign_keys: Default::default(),
+            consistency: Default::default(),
             synchronous_commit: false,
         }
     }

@@ -87,6 +87,7 @@ impl Maria {
             lock_timeout: Duration::from_secs(1),
             lease_timeout: Duration::from_secs(1),
             foreign_keys: Default::default(),
+            consistency: Default::default(),
             synchronous_commit: true,
         }
     }

@@ -50,8 +50,19 @@ impl Drop for Ballast {
     }
 }
 
+impl Ballast {
+    /// Fills the disk to the last byte.
+    pub fn fill(folder: &Path) -> Ballast {
+        let ballast = Ballast(folder.join("ballast"));
+        let mut file = fs::File::create(&ballast.0).unwrap();
+        let block = [0; 1 << 12];
+        while file.write_all(&block).is_ok() {}
+        ballast
+    }
+}
+
 /// A disk in memory, for the owner of the place beside; fails where we have no right to it.
-fn mount(at: &Path, beside: &Path, megabytes: u32) -> Option<()> {
+pub fn mount(at: &Path, beside: &Path, megabytes: u32) -> Option<()> {
     let owner = fs::metadata(beside).unwrap();
     fs::create_dir(at).unwrap();
     let options = format!("size={megabytes}m,mode=0700,uid={},gid={}", owner.uid(), owner.gid());
@@ -111,11 +122,7 @@ impl OwnServer {
     /// Fills its disk to the last byte; what is in the way goes with the value.
     pub fn fill_disk(&self) -> Ballast {
         assert!(self.disk, "only a disk of its own");
-        let ballast = Ballast(self.data.join("ballast"));
-        let mut file = fs::File::create(&ballast.0).unwrap();
-        let block = [0; 1 << 12];
-        while file.write_all(&block).is_ok() {}
-        ballast
+        Ballast::fill(&self.data)
     }
 
     /// Lines for its configuration; read at its next start.

@@ -33,7 +33,7 @@ pub struct Services {
     pub catalog: Server,
     pub orders: Server,
     pub inventory: Server,
-    /// HOST:PORT of the broker.
+    /// HOST:PORT of the broker, or of each of three with commas between them.
     pub kafka: String,
     /// The schema registry's address; empty for a set without one.
     pub registry: String,
@@ -53,9 +53,26 @@ impl Services {
     /// # Panics
     /// Without it: nothing of a test could go on.
     pub fn from_env() -> Services {
+        Services::read(|name| env::var(name).ok())
+    }
+
+    /// A set of a test's own, started; the owner takes it down.
+    pub fn start_set(dir: &PathBuf) -> Result<Services> {
+        services(dir, &["up"])?;
+        let printed = services(dir, &["env"])?;
+        let exports = printed.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        let exports: std::collections::HashMap<&str, &str> = exports.collect();
+        Ok(Services::read(|name| exports.get(name).map(|value| (*value).to_owned())))
+    }
+
+    pub fn take_down(&self) -> Result<()> {
+        services(&self.dir, &["down", "--purge"]).map(drop)
+    }
+
+    fn read(find: impl Fn(&str) -> Option<String>) -> Services {
         let get = |name: &str| {
             let name = format!("LOCKSTEP_TEST_{name}");
-            env::var(&name).unwrap_or_else(|_| {
+            find(&name).unwrap_or_else(|| {
                 panic!(
                     "{name} is not set: run scripts/test, or: scripts/services up && eval \"$(scripts/services env)\""
                 )
@@ -75,12 +92,21 @@ impl Services {
             orders: server("orders", "ORDERS_PORT"),
             inventory: server("inventory", "INVENTORY_PORT"),
             kafka: get("KAFKA"),
-            registry: env::var("LOCKSTEP_TEST_REGISTRY").unwrap_or_default(),
+            registry: find("LOCKSTEP_TEST_REGISTRY").unwrap_or_default(),
             ca: PathBuf::from(get("CA")),
             socket_dir: PathBuf::from(get("SOCKET_DIR")),
             postgres_version: number("POSTGRES_VERSION"),
             dir,
         }
+    }
+
+    /// The broker with that node's number, crashed with SIGKILL.
+    pub fn crash_broker(&self, node: i32) -> Result<()> {
+        script(&self.dir, "crash", &broker(node))
+    }
+
+    pub fn start_broker(&self, node: i32) -> Result<()> {
+        script(&self.dir, "start", &broker(node))
     }
 
     /// The broker, crashed with SIGKILL.
@@ -105,13 +131,23 @@ impl Services {
     }
 }
 
+/// What scripts/services calls it.
+fn broker(node: i32) -> String {
+    if node == 1 { "kafka".to_owned() } else { format!("kafka{node}") }
+}
+
 /// Runs `scripts/services COMMAND NAME` on a set.
 fn script(set: &PathBuf, command: &str, name: &str) -> Result<()> {
+    services(set, &[command, name]).map(drop)
+}
+
+/// What scripts/services prints.
+fn services(set: &PathBuf, arguments: &[&str]) -> Result<String> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let output = Command::new(path).arg("--dir").arg(set).args([command, name]).output().context(path)?;
+    let output = Command::new(path).arg("--dir").arg(set).args(arguments).output().context(path)?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "scripts/services {command} {name}: {}\n{stderr}", output.status);
-    Ok(())
+    ensure!(output.status.success(), "scripts/services {arguments:?}: {}\n{stderr}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// A name that no other test of this machine has, of this run or one before: `products_mha3k2_1f0c_0`.

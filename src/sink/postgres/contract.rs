@@ -9,11 +9,13 @@ use crate::apply::net::NetEffect;
 use crate::config::{self, Evolve};
 use crate::error::{Error, Halt, Result};
 use crate::key::KeyRange;
+use crate::lsn::Position;
 use crate::relation::TableName;
 use crate::sink::circles::Circles;
 use crate::sink::foreign_keys::{Found, SetAside, Sources};
 use crate::sink::lease::{self, Heard};
 use crate::sink::park::Unread;
+use crate::sink::partition_progress::{Partition, PartitionMove, PartitionRow};
 use crate::sink::progress::{Owner, ProgressRow, Standing, TakeOver};
 use crate::sink::sql::SinkTablePlan;
 use crate::sink::{Ahead, Counts, Findings, Outcome, Sink, WantedTable};
@@ -71,6 +73,55 @@ impl Sink for PostgresSink {
     ) {
         let beat = super::beat_interval(sink.lease_timeout);
         super::blockers::watch(sink, pipeline, &owner, (heard, beat), tell).await;
+    }
+
+    async fn connect_member(sink: &config::Sink, pipeline: &str, worker: Uuid) -> Result<PostgresSink> {
+        PostgresSink::connect_member(sink, pipeline, worker).await
+    }
+
+    async fn member(&mut self) -> Result<Owner> {
+        PostgresSink::member(self).await
+    }
+
+    async fn is_partitioned(&mut self) -> Result<bool> {
+        PostgresSink::is_partitioned(self).await
+    }
+
+    async fn hold_partitions(
+        &mut self,
+        owned: &ProgressRow,
+        known: &[(Partition, Uuid)],
+        create: bool,
+    ) -> Outcome<Vec<PartitionRow>> {
+        PostgresSink::hold_partitions(self, owned, known, create).await
+    }
+
+    async fn move_partitions(&mut self, to: Position, next: &[(Partition, i64)]) -> Outcome<()> {
+        PostgresSink::move_partitions(self, to, next).await
+    }
+
+    async fn release_partitions(&mut self, owned: &ProgressRow) -> Outcome<()> {
+        PostgresSink::release_partitions(self, owned).await
+    }
+
+    async fn forget_partitions(&mut self, owned: &ProgressRow) -> Outcome<()> {
+        PostgresSink::forget_partitions(self, owned).await
+    }
+
+    async fn reset_partitions(&mut self, to: Position) -> Outcome<()> {
+        PostgresSink::reset_partitions(self, to).await
+    }
+
+    async fn partitions(&mut self) -> Result<Vec<PartitionRow>> {
+        PostgresSink::partitions(self).await
+    }
+
+    async fn take_partitions(&mut self, wanted: &[Partition]) -> Outcome<Vec<PartitionRow>> {
+        PostgresSink::take_partitions(self, wanted).await
+    }
+
+    async fn begin_partitions(&mut self, moves: &[(PartitionRow, PartitionMove)]) -> Outcome<()> {
+        PostgresSink::begin_partitions(self, moves).await
     }
 
     fn lacks(_sink: &config::Sink, _tables: &[&config::SinkTable]) -> Vec<Halt> {

@@ -1,0 +1,81 @@
+//! Row consistency: the partitions of a sink's topics are spread over processes, each of which writes the rows of its partitions in
+//! transactions of its own. What is kept and what is not stands in docs/design.md, section 5.
+//!
+//! Each process is two things. One of all is the **owner** of the sink ([`super::driver`], as ever): it walks the ledger, and what
+//! is no matter of one key (barriers: truncates, key changes, other relation versions, existing rows) it applies by itself, whole and
+//! in order, with all partitions in its hand. Every process is a **member** ([`member`]): of what lies between barriers it applies the
+//! spans of the partitions that Kafka has assigned to it. Owner and members meet in the sink's database only
+//! ([`crate::sink::partition_progress`]), and judge alike what is a barrier, from the ledger alone.
+//!
+//! A member decides nothing and halts nothing: what it can't apply it leaves, and the owner, who sees that a partition stands still,
+//! takes all of them and does it, or halts.
+
+pub mod floor;
+mod member;
+mod refusals;
+mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use refusals::refusals;
+
+use crate::apply::start::taken;
+use crate::config::{self, Config};
+use crate::error::Result;
+use crate::http::metrics::SinkMetrics;
+use crate::sink::{Sink, lacks};
+use crate::status::{PartitionStatus, SinkReporter, SinkStatus, State};
+
+/// How often what owner and member say of themselves is put together.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The role of one process: runs until it is stopped or fails.
+pub async fn run<S: Sink>(
+    config: Arc<Config>,
+    sink: config::Sink,
+    (reporter, metrics): (SinkReporter, SinkMetrics),
+    stop: CancellationToken,
+) -> Result<()> {
+    lacks::refuse::<S>(&sink, taken(&config, &sink.name).values())?;
+    if let Some(halt) = refusals(&config, &sink).into_iter().next() {
+        return Err(halt.into());
+    }
+    let (owner, member) = (SinkReporter::default(), SinkReporter::default());
+    // Members go on until the owner has counted what they do.
+    let after = CancellationToken::new();
+    let owned = async {
+        let name = sink.name.clone();
+        let outcome =
+            super::driver::apply::<S>(config.clone(), name, owner.clone(), metrics.clone(), stop.clone()).await;
+        after.cancel();
+        outcome
+    };
+    let shared = member::run::<S>(config.clone(), sink.clone(), (member.clone(), metrics.clone()), after.clone());
+    let told = async {
+        loop {
+            let (owner, member) = (owner.watch().borrow().clone(), member.watch().borrow().clone());
+            reporter.update(|status| tell(status, owner, member));
+            tokio::time::sleep(REPORT_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        outcome = async { tokio::try_join!(owned, shared) } => outcome.map(drop),
+        () = told => unreachable!("it never ends"),
+    }
+}
+
+/// One word of both: the owner's, or the member's where another process has the owner.
+fn tell(status: &mut SinkStatus, owner: SinkStatus, member: SinkStatus) {
+    let partitions: Vec<PartitionStatus> = member.partitions;
+    let (halt, retry) = (status.halt.take(), status.retry.take());
+    let told = match owner.state {
+        State::Standby => {
+            SinkStatus { state: member.state, position: member.position, closed_lsn: member.closed_lsn, ..owner }
+        }
+        _ => owner,
+    };
+    *status = SinkStatus { halt, retry, partitions, ..told };
+}
