@@ -140,7 +140,7 @@ codes! {
     Config = "CONFIG",
     /// The source's wal_level is not logical.
     WalLevel = "WAL_LEVEL",
-    /// The source is older than Postgres 14, or a minor release with a known loss of changes; or the server of a sink is one that is not known.
+    /// The source is older than Postgres 14, or a minor release with a known loss of changes; or older than 17 where a slot is to outlive pg_upgrade; or the server of a sink is one that is not known.
     ServerVersion = "SERVER_VERSION",
     /// The source is in recovery (a standby); only a primary can be read.
     SourceInRecovery = "SOURCE_IN_RECOVERY",

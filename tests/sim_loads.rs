@@ -5,10 +5,10 @@
 //! sent, requests of sinks and of people, restarts, tables that a sink leaves and joins again, readers and workers that die or
 //! are replaced without knowing, bases and a ledger that is trimmed behind them, and a schedule of all their steps.
 //!
-//! Nothing is ever lost here, so nobody may halt; after every commit at a sink what is loaded there equals
-//! the source as of that commit, and when the faults end every load ends and everything is equal.
+//! Nobody may halt but for what was lost; after every commit at a sink what is loaded there equals the source as of that commit,
+//! and when the faults end every load ends and everything is equal.
 //!
-//! What Kafka or the source can lose is `sim`'s subject. [`Bug`]s are mistakes that a driver could make; each must be found.
+//! [`Bug`]s are mistakes that a driver could make; each must be found.
 //! `LOCKSTEP_SIM_SEED=N` runs one seed, `LOCKSTEP_LONG=1` many. A failing seed is shrunk to the choices that matter.
 
 #![allow(clippy::cast_possible_truncation, reason = "offsets of a log in memory, partitions of a few")]

@@ -57,7 +57,7 @@ enum Verb {
     /// still those that it was written for.
     ///
     /// Exits with 0 when nothing was found (warnings are printed all the same), 1 when something could not be reached, 2 when
-    /// the configuration has findings, 3 when `run` would halt.
+    /// the configuration has findings, 3 when `run` would halt (with --upgrade: or the slot is not drained).
     #[command(verbatim_doc_comment)]
     Check(check::CheckArgs),
     Status(status::StatusArgs),

@@ -1,4 +1,4 @@
-//! `lockstep restart`: the way on after a loss that no one can make good.
+//! `lockstep restart`: the way on after a loss that no one can make good, or after pg_upgrade of the source.
 //!
 //! The command only asks, by a request in the ledger; the source role does it at its next start: a new slot, then an entry that
 //! every sink goes on from, then every table read again through the snapshot mechanism. Whatever dies meanwhile goes on where it

@@ -108,6 +108,13 @@ impl<S: Sink> Member<S> {
         let joined = standing.join_offset.unwrap_or(-1);
         let mut machine = Machine::new(&config.name, &sink.name, tables.clone(), place, joined);
         let (mut assembler, mut tail) = (Assembler::default(), tail);
+        let shared = config.clone();
+        let bounds = topic::beside(move || Reading::open(&shared.kafka)?.bounds());
+        let (_, high) = database.meanwhile(bounds).await?;
+        if place.offset >= high {
+            // The ledger lost its end: what the row names does not come.
+            machine.check_row()?;
+        }
         while place.offset >= 0 && machine.state().offset.is_none_or(|offset| offset < place.offset) {
             let record = database.meanwhile(tail.recv()).await?;
             entry(&mut assembler, &mut machine, &record)?;

@@ -24,13 +24,15 @@ pub use refusals::refusals;
 
 use crate::apply::start::taken;
 use crate::config::{self, Config};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::http::metrics::SinkMetrics;
 use crate::sink::{Sink, lacks};
 use crate::status::{PartitionStatus, SinkReporter, SinkStatus, State};
 
-/// How often what owner and member say of themselves is put together.
+/// How often at most what owner and member say of themselves is put together.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// So long a member that can't go on leaves the word to the owner.
+const OWNER_FIRST: Duration = Duration::from_secs(10);
 
 /// The role of one process: runs until it is stopped or fails.
 pub async fn run<S: Sink>(
@@ -44,6 +46,10 @@ pub async fn run<S: Sink>(
         return Err(halt.into());
     }
     let (owner, member) = (SinkReporter::default(), SinkReporter::default());
+    // What is known of the sink outlives an attempt.
+    let last = reporter.watch().borrow().clone();
+    owner.update(|status| *status = last.clone());
+    member.update(|status| *status = last);
     // Members go on until the owner has counted what they do.
     let after = CancellationToken::new();
     let owned = async {
@@ -53,12 +59,30 @@ pub async fn run<S: Sink>(
         after.cancel();
         outcome
     };
-    let shared = member::run::<S>(config.clone(), sink.clone(), (member.clone(), metrics.clone()), after.clone());
+    let shared = async {
+        let running =
+            member::run::<S>(config.clone(), sink.clone(), (member.clone(), metrics.clone()), after.clone()).await;
+        let Err(Error::Halt(halt)) = running else { return running };
+        // Whether that is one the owner says, which reads the same ledger; and what it does about it may be all that is needed.
+        tracing::warn!(code = %halt.code, hint = %halt.hint, "a member can't go on, and leaves its partitions: {}", halt.message);
+        tokio::select! {
+            () = after.cancelled() => Ok(()),
+            () = tokio::time::sleep(OWNER_FIRST) => {
+                Err(Error::retry_plain(format!("a member can't go on: {} ({})", halt.message, halt.hint)))
+            }
+        }
+    };
     let told = async {
+        let (mut owner, mut member) = (owner.watch(), member.watch());
         loop {
-            let (owner, member) = (owner.watch().borrow().clone(), member.watch().borrow().clone());
-            reporter.update(|status| tell(status, owner, member));
+            let (of_owner, of_member) = (owner.borrow_and_update().clone(), member.borrow_and_update().clone());
+            reporter.update(|status| tell(status, of_owner, of_member));
             tokio::time::sleep(REPORT_INTERVAL).await;
+            // Only what is new is told: a role that is silent is to be seen as one that is.
+            let _ = tokio::select! {
+                changed = owner.changed() => changed,
+                changed = member.changed() => changed,
+            };
         }
     };
     tokio::select! {
