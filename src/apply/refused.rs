@@ -92,8 +92,8 @@ impl Named {
         let Some(condition) = condition else { return Halt { code, message: named, facts, hint } };
         let right = "once the row is right at the source, type this; or let the sink take it, and start again";
         let resync = format!("lockstep resync {}", self.table);
-        // What an engine knows to be lacking at the sink, an enum's label perhaps, is no fault of this row.
-        let mends_sink = hint.starts_with("ALTER ");
+        // An enum refuses nothing but labels that it lacks, and that is no fault of this row.
+        let mends_sink = hint.starts_with("ALTER TYPE ");
         let hint = match row.way {
             _ if mends_sink => hint,
             Way::Delete => format!("{hint} -- the row is gone at the source: {condition}"),
