@@ -196,12 +196,13 @@ async fn tables_that_go_in_the_middle_of_their_load() {
     midway(&mut process, "public.items_a").await;
     scene.sql("DROP TABLE items_a").await;
     midway(&mut process, "public.named").await;
-    assert!(process.status().await.unwrap().0["tables"]["public.items_a"].is_null());
     scene
         .sql(&format!("BEGIN; DROP TABLE named; {} UPDATE named SET v = 'of the new one'; COMMIT", table("named")))
         .await;
     converge(&scene, &mut process, "named").await;
     scene.equal(&mut process).await;
+    let gone = |s: &Status| s.0["tables"]["public.items_a"].is_null();
+    process.wait_until("the table is let go of", PATIENCE, gone).await.unwrap();
 
     let ask = scene.pipeline.command(&["resync", "public.named"]).unwrap();
     assert!(ask.status.success(), "{}", String::from_utf8_lossy(&ask.stderr));

@@ -223,18 +223,14 @@ pub(super) async fn go_on_after_restart(
     row: ProgressRow,
     ledger: &Ledger,
 ) -> Result<ProgressRow> {
-    let to = match standing_after_restart(&row, ledger) {
-        Some(to) => {
-            tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
-            to
-        }
-        None => match upgraded_row(&row, ledger) {
-            Some(to) => to,
-            None => return Ok(row),
-        },
-    };
+    let restarted = standing_after_restart(&row, ledger);
+    let Some(to) = restarted.clone().or_else(|| upgraded_row(&row, ledger)) else { return Ok(row) };
     database.begin(&row, &to).await?;
-    database.reset_partitions(to.position).await?;
+    if restarted.is_some() {
+        tracing::info!(entry = to.ledger_offset, "the source was begun anew: every table is loaded again");
+        // After an upgrade partitions that are ahead stay so.
+        database.reset_partitions(to.position).await?;
+    }
     database.commit().await?;
     Ok(ProgressRow { standing: to, ..row })
 }

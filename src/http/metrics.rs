@@ -106,7 +106,7 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_rows_total", Kind::Counter, &["op", "sink"], COUNT, "Rows written, by what was done: insert, update, delete, truncate (one a table), snapshot."),
     metric("lockstep_sink_transactions_total", Kind::Counter, SINK, COUNT, "Transactions committed at the sink."),
     metric("lockstep_sink_batch_rows", Kind::Histogram, SINK, COUNT, "Rows written by one transaction at the sink."),
-    metric("lockstep_sink_commit_to_visible_seconds", Kind::Histogram, SINK, SECONDS, "From the commit at the source to the commit at the sink, by the two clocks."),
+    metric("lockstep_sink_commit_to_visible_seconds", Kind::Histogram, SINK, SECONDS, "From the commit at the source to the commit at the sink, by the two clocks. In row consistency of what the owner applies alone."),
     metric("lockstep_sink_position_lsn", Kind::Gauge, SINK, BYTES, "Commit LSN of the last transaction of the source that is in."),
     metric("lockstep_sink_closed_lsn", Kind::Gauge, SINK, BYTES, "Every commit that ends at or before this LSN is in."),
     metric("lockstep_sink_lag_bytes", Kind::Gauge, SINK, BYTES, "Bytes of log between closed_lsn and the newest checkpoint."),

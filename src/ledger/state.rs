@@ -227,6 +227,8 @@ impl State {
         }
         self.claim = None;
         self.timeline = Some(to.timeline);
+        // Its histories begin with itself.
+        self.read_on = Some(to.timeline);
         if let Some(last) = &mut self.last {
             last.closed = last.closed.max(to.consistent_point);
         }
@@ -780,7 +782,7 @@ mod tests {
             (2, Lsn(50)),
             "it has all of the old one"
         );
-        assert_eq!((state.claim, state.timeline), (None, Some(7)));
+        assert_eq!((state.claim, state.timeline, state.read_on), (None, Some(7), Some(7)));
         let (state, _) = fold(&bodies);
         assert_eq!(
             (state.source.clone().unwrap().system_id, &state.formerly),

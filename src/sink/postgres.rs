@@ -347,7 +347,7 @@ impl PostgresSink {
         self.transaction = Transaction::Failed;
         // Sent together: one round trip.
         let (begun, moved) = futures_util::future::join(
-            self.client.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED"),
+            self.client.batch_execute(progress::BEGIN),
             self.client.execute(&move_row, &params),
         )
         .await;

@@ -316,12 +316,19 @@ pub(super) async fn evict(client: &Client, name: &RowName, owner: &Owner) -> Res
     Ok(rows.first().is_some_and(|row| row.get(0)))
 }
 
+/// Opens a transaction for a compare-and-set, which is sent together with this.
+pub(super) const BEGIN: &str = "BEGIN; SET CONSTRAINTS ALL DEFERRED; SET LOCAL lockstep.begun = 'yes'";
+
+/// Whether [`BEGIN`] was carried out. If it was not, cancelled perhaps, what was sent behind it is a transaction of its own, in
+/// which progress must not move without rows.
+pub(super) const BEGUN: &str = "pg_catalog.current_setting('lockstep.begun', true) = 'yes'";
+
 /// The compare-and-set: parameters as [`cas_params`] gives them.
 pub(super) fn cas_sql() -> String {
     format!(
         "UPDATE lockstep.progress p SET ({STANDING_COLUMNS}, updated_at) = ROW({STANDING_VALUES}, clock_timestamp()) \
          WHERE {NAMED} AND p.ledger_offset = $16::int8 AND p.reader_epoch = $17::int8 AND p.reader_nonce = $18::int8 \
-           AND p.worker_epoch = $19::int8 AND p.worker_id = $20::uuid"
+           AND p.worker_epoch = $19::int8 AND p.worker_id = $20::uuid AND {BEGUN}"
     )
 }
 

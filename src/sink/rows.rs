@@ -12,15 +12,18 @@ use crate::error::{Code, Halt, Result};
 use crate::relation::{Column, TypeKind};
 use crate::session;
 
-/// bool, bytea, int8, int2, int4, text, oid, bpchar, varchar, date, timestamp, timestamptz, uuid: pg_type.dat. Equal values
-/// have equal texts. Not so intervals, floats (-0 and 0), numerics without a scale (1.0 and 1.00), citext.
-const ONE_TEXT: [u32; 13] = [16, 17, 20, 21, 23, 25, 26, 1042, 1043, 1082, 1114, 1184, 2950];
-const NUMERIC: u32 = 1700;
+/// bool, bytea, int8, int2, int4, text, oid, varchar, date, timestamp, timestamptz, uuid: pg_type.dat. Equal values
+/// have equal texts. Not so intervals, floats (-0 and 0), citext.
+const ONE_TEXT: [u32; 12] = [16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184, 2950];
+/// bpchar and numeric: so do these with a length or a scale; without one `a` and `a `, 1.0 and 1.00 are equal.
+const WITH_MODIFIER: [u32; 2] = [1042, 1700];
 
 fn has_one_text(column: &Column) -> bool {
     match column.kind {
         TypeKind::Enum { .. } => true,
-        TypeKind::Base => ONE_TEXT.contains(&column.type_oid) || (column.type_oid == NUMERIC && column.typmod >= 0),
+        TypeKind::Base => {
+            ONE_TEXT.contains(&column.type_oid) || (WITH_MODIFIER.contains(&column.type_oid) && column.typmod >= 0)
+        }
         _ => false,
     }
 }

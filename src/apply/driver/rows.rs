@@ -168,8 +168,7 @@ impl<S: Sink> Worker<S> {
                         continue;
                     }
                     if floor.is_stalled(interval, now) {
-                        self.hold(Why::Stall).await?;
-                        return Ok(false);
+                        return self.help(now).await;
                     }
                     break;
                 }
@@ -182,6 +181,22 @@ impl<S: Sink> Worker<S> {
         }
         self.quiet().await?;
         Ok(true)
+    }
+
+    /// Partitions stand still. Whoever has them in a transaction and is alive works on something large, or waits for a lock, and
+    /// is let be.
+    async fn help(&mut self, now: Instant) -> Result<bool> {
+        match self.hold(Why::Stall).await {
+            Err(error @ Error::Retry(_)) => {
+                tracing::warn!(sink = self.sink.name, "partitions stand still, and are in use: {}", error.chain());
+                if let Some(floor) = &mut self.floor {
+                    floor.counted(now);
+                }
+                self.quiet().await?;
+                Ok(true)
+            }
+            held => held.map(|()| false),
+        }
     }
 
     /// Moves the partitions of what is applied in the open transaction, which it belongs to.

@@ -28,7 +28,7 @@ use crate::lsn::Position;
 use crate::record::Kind;
 use crate::relation::TableName;
 use crate::sink::partition_progress::{Partition, PartitionRow};
-use crate::sink::progress::ProgressRow;
+use crate::sink::progress::{ProgressRow, Standing};
 use crate::sink::{Failure, Sink};
 use crate::status::{PartitionStatus, SinkReporter, State};
 
@@ -68,6 +68,8 @@ pub(super) async fn run<S: Sink>(
 struct Member<S: Sink> {
     sink: config::Sink,
     tables: BTreeSet<TableName>,
+    /// Where the whole sink stood when it was looked at last.
+    standing: Standing,
     machine: Machine,
     assembler: Assembler,
     tail: Tail,
@@ -123,7 +125,8 @@ impl<S: Sink> Member<S> {
         if place.offset >= 0 {
             machine.check_row()?;
         }
-        let window = Window::new(&sink.name, tables.clone(), machine.loads());
+        let mut window = Window::new(&sink.name, tables.clone(), machine.loads());
+        window.knows(machine.state().joined(&sink.name));
         let topics = config.tables.iter().filter(|table| tables.contains(&table.name));
         let topics: BTreeSet<String> = topics.map(|table| table.topic.clone()).collect();
         let group = members::group(&config.name, &sink.name);
@@ -135,6 +138,7 @@ impl<S: Sink> Member<S> {
         let writer = Writer::new(database, &sink, targets);
         Ok(Member {
             sink,
+            standing: floor.standing,
             tables,
             machine,
             assembler,
@@ -190,6 +194,8 @@ impl<S: Sink> Member<S> {
 
     fn entry(&mut self, record: &LedgerRecord) -> Result<()> {
         entry(&mut self.assembler, &mut self.machine, record)?;
+        // Whoever shares the sink may have a newer configuration than this process.
+        self.window.knows(self.machine.state().joined(&self.sink.name));
         while let Some(item) = self.machine.pop() {
             self.window.push(item);
         }
@@ -246,6 +252,7 @@ impl<S: Sink> Member<S> {
             }
         }
         if let Some(floor) = self.writer.sink.found_progress().await? {
+            self.check_history(&floor.standing)?;
             self.window.prune(floor.standing.position);
             self.reporter.update(|status| {
                 status.state = State::Streaming;
@@ -253,6 +260,16 @@ impl<S: Sink> Member<S> {
                 status.closed_lsn = Some(floor.standing.closed_lsn);
             });
         }
+        Ok(())
+    }
+
+    /// What waits here is of the history that the sink went by when this member started.
+    fn check_history(&mut self, now: &Standing) -> Result<()> {
+        let of = |standing: &Standing| (standing.ledger_topic_id, standing.source_system_id);
+        if of(now) != of(&self.standing) || now.position < self.standing.position {
+            return Err(Error::retry_plain("the sink goes by another history of the source by now"));
+        }
+        self.standing = now.clone();
         Ok(())
     }
 
@@ -278,7 +295,8 @@ impl<S: Sink> Member<S> {
                         self.looked = None;
                         Ok(())
                     }
-                    Failure::Error(error @ Error::Retry(_)) | Failure::OutcomeUnknown(error) => Err(error),
+                    Failure::OutcomeUnknown(error) => Err(error),
+                    // A lock, mostly. Where it is the connection, this says so.
                     other => {
                         self.writer.sink.rollback().await?;
                         let why = Error::from(other);

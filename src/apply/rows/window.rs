@@ -41,6 +41,11 @@ impl Window {
         Window { sink: sink.to_owned(), tables, steps: VecDeque::new(), loads, ends: BTreeMap::new() }
     }
 
+    /// Other tables that the sink takes.
+    pub fn knows(&mut self, tables: BTreeSet<TableName>) {
+        self.tables.extend(tables);
+    }
+
     pub fn push(&mut self, item: Item) {
         match item {
             Item::Interval(interval) => {
@@ -200,6 +205,11 @@ mod tests {
         assert_eq!(choose(&window, &[(0, 0), (1, 0)]), "1:0+1 -> 0@1 1@1");
         assert_eq!(choose(&window, &[(1, 1)]), " -> ", "it has no record in the barrier, and waits all the same");
         assert_eq!(choose(&window, &[(1, 2)]), "3:1 -> 1@3");
+        // Of a table that only others are told to take.
+        let mut behind = self::tests::window();
+        behind.knows(other.into());
+        behind.push(interval(1, &[0], Some(&[TableName::new("s", "other")])));
+        assert_eq!(choose(&behind, &[(0, 0)]), " -> ");
         // A writer that does not say, and a partition that the sink does not know.
         window.push(interval(4, &[1], None));
         window.push(interval(5, &[1], Some(&[])));

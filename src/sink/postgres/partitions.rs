@@ -120,21 +120,25 @@ impl PostgresSink {
         outcome
     }
 
-    /// Ends the backends of members that own rows of this sink, but for this one's.
+    /// Ends the backends of members that own rows of this sink and have said nothing for a lease, but for this one's.
     async fn evict_members(&mut self) -> Result<()> {
         let sql = format!(
             "SELECT count(pg_catalog.pg_terminate_backend(a.pid)) FROM pg_catalog.pg_stat_activity a \
               WHERE a.pid <> pg_catalog.pg_backend_pid() AND a.application_name IN \
                     (SELECT 'lockstep:rows:' || p.worker_id FROM lockstep.partition_progress p WHERE {NAMED} AND p.worker_id IS NOT NULL) \
-                AND a.state LIKE 'idle in transaction%'"
+                AND a.state LIKE 'idle in transaction%' \
+                AND a.state_change < pg_catalog.clock_timestamp() - $3::float8 * interval '1 second'"
         );
-        let ended = self.client.query_one(&sql, &[&self.name.pipeline, &self.name.sink]).await;
+        let lease = self.lease_timeout.as_secs_f64();
+        let ended = self.client.query_one(&sql, &[&self.name.pipeline, &self.name.sink, &lease]).await;
         let ended: i64 = ended.map_err(|error| classify("ending a worker that is silent", error))?.get(0);
-        tracing::warn!(
-            sink = self.name.sink,
-            ended,
-            "partitions' last owners are silent in their transactions, ending these"
-        );
+        if ended > 0 {
+            tracing::warn!(
+                sink = self.name.sink,
+                ended,
+                "partitions' last owners are silent in their transactions: ended"
+            );
+        }
         Ok(())
     }
 
@@ -197,10 +201,13 @@ impl PostgresSink {
             }
             let (names, ids): (Vec<Partition>, Vec<Uuid>) = known.iter().cloned().unzip();
             let (topics, numbers) = split(&names);
+            // Of a topic that gets more of them none is added: as long as members judge by how many there were at first, every
+            // key that may have moved is left to the owner, wherever its records are.
             let insert = format!(
                 "INSERT INTO lockstep.partition_progress \
                  SELECT $1, $2, t.topic, t.id, t.number, 0, $6::text::pg_lsn, $7, 0, NULL, {FORMAT} \
-                   FROM unnest($3::text[], $4::int4[], $5::uuid[]) AS t(topic, number, id) ON CONFLICT DO NOTHING"
+                   FROM unnest($3::text[], $4::int4[], $5::uuid[]) AS t(topic, number, id) \
+                  WHERE NOT EXISTS (SELECT FROM lockstep.partition_progress p WHERE {NAMED} AND p.topic = t.topic)"
             );
             let position = owned.standing.position;
             let (lsn, ordinal) = (position.lsn.to_string(), position.ordinal.cast_signed());
@@ -309,7 +316,8 @@ impl PostgresSink {
                FROM unnest($4::text[], $5::int4[], $6::int8[], $7::text[], $8::int8[], $9::int8[], $10::text[], $11::int8[]) \
                     AS t(topic, number, epoch, from_lsn, from_ordinal, next, lsn, ordinal) \
               WHERE {NAMED} AND p.worker_id = $3 AND p.topic = t.topic AND p.partition = t.number AND p.worker_epoch = t.epoch \
-                AND p.commit_lsn = t.from_lsn::pg_lsn AND p.ordinal = t.from_ordinal"
+                AND p.commit_lsn = t.from_lsn::pg_lsn AND p.ordinal = t.from_ordinal AND {}",
+            progress::BEGUN
         );
         let lock = format!(
             "SELECT FROM lockstep.partition_progress p WHERE {NAMED} AND {AMONG} ORDER BY p.topic, p.partition FOR UPDATE"
@@ -326,7 +334,7 @@ impl PostgresSink {
         self.transaction = Transaction::Failed;
         // Sent together: one round trip.
         let (begun, locked, moved) = futures_util::future::join3(
-            self.client.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED"),
+            self.client.batch_execute(progress::BEGIN),
             self.client.query(&lock, &[pipeline, sink, &topics, &numbers]),
             self.client.execute(
                 &cas,
