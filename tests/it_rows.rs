@@ -292,13 +292,16 @@ async fn a_zombie_that_comes_back_is_a_member_like_any_other() {
     // The next reader's client knows of them at once.
     source.kill9().unwrap();
     let _source = scene.spawn(&["source"]);
-    wait_spread(&[&one], 6 + 5).await;
+    let arrived = format!("SELECT EXISTS (SELECT FROM events WHERE tx > {})", events.committed());
+    wait_text(scene.orders(), &arrived, "true", &mut one).await;
     two.signal(Signal::CONT).unwrap();
-    wait_spread(&[&one, &two], 6 + 5).await;
     events.stop().await;
     items.stop().await;
     scene.equal(&mut one).await;
     assert_once(scene.orders()).await;
+    // By the number that it knew first it tells whose place a key's records are.
+    let known = text(scene.orders(), "SELECT count(*) FROM lockstep.partition_progress").await;
+    assert_eq!(known, PARTITIONS.to_string());
 }
 
 /// What sees several rows is refused by its name, before anything is written.
