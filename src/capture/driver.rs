@@ -478,12 +478,12 @@ impl Core {
         self.began.elapsed()
     }
 
-    /// One pgoutput message.
     /// The server has sent everything below this.
     fn check_past(&self, beyond: Lsn) -> Result<()> {
         self.machine.missed(beyond).map_or(Ok(()), |owed| Err(timeline::overwritten(owed, beyond)))
     }
 
+    /// One pgoutput message.
     async fn message(&mut self, start: Lsn, data: &[u8]) -> Result<()> {
         match pgoutput::decode(data, &mut self.scratch)? {
             Message::Begin { final_lsn, commit_time_us, xid } => {
