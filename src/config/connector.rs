@@ -10,6 +10,7 @@
 //! with both spellings as the hint.
 
 use super::constants::{self, ConstantsText, constants};
+use super::delete::delete;
 use super::findings::At;
 use super::names;
 use super::outbox::{OutboxText, format_of, outbox};
@@ -20,7 +21,7 @@ use super::records::{Places, snapshot_where};
 use super::shape::{self, ShapeText, shape};
 use super::snapshot::{on_missing, order, snapshot};
 use super::wire::table_wire;
-use super::{Evolve, OnMissing, Snapshot, TableWire, Truncate};
+use super::{Delete, Evolve, OnMissing, Snapshot, TableWire, Truncate};
 use crate::relation::{TableName, quote_identifier};
 
 /// Kafka has no limit; each partition costs its broker files and every sink a fetch.
@@ -59,6 +60,7 @@ pub(super) struct ConnectorSink {
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
     pub truncate: Truncate,
+    pub delete: Delete,
     pub on_missing: OnMissing,
 }
 
@@ -156,9 +158,10 @@ fn sink(name: Text, section: &mut Section<'_>) -> ConnectorSink {
     let words = [Truncate::Truncate, Truncate::Delete].map(|how| (how.as_str(), how));
     let truncate = section.choice("truncate", &words).unwrap_or_default();
     let columns = shape::names(section, "columns", "[\"id\", \"name\"]");
+    let delete = delete(section, truncate, columns.as_deref());
     let columns = columns.map(|columns| columns.into_iter().map(|column| column.value).collect());
     let on_missing = on_missing(section);
-    ConnectorSink { name, table, columns, evolve, truncate, on_missing }
+    ConnectorSink { name, table, columns, evolve, truncate, delete, on_missing }
 }
 
 /// A message and a spelling that may be meant.

@@ -1,6 +1,7 @@
 //! Whole configurations: what a folder of files becomes, or what is said about it.
 
 mod constants;
+mod delete;
 mod records;
 
 use std::collections::BTreeMap;

@@ -152,7 +152,8 @@ pub mod tests {
         };
         let columns = columns.iter().enumerate().map(column).collect();
         let (hidden, held, composites, truncate) = (vec![], vec![], vec![], Truncate::Truncate);
-        WantedTable { source: table.clone(), table, columns, hidden, composites, held, truncate, skips_missing: false }
+        let (source, skips_missing, mark) = (table.clone(), false, None);
+        WantedTable { source, table, columns, hidden, composites, held, truncate, skips_missing, mark }
     }
 
     pub fn facts(columns: &[(&str, &str)]) -> TableFacts {

@@ -7,6 +7,7 @@
 
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
 use super::composites;
+use super::soft;
 use super::stored::Stored;
 use super::{Findings, WantedColumn, WantedTable};
 use crate::error::{Code, Halt};
@@ -31,8 +32,12 @@ pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Fi
             format!("ALTER TABLE {} SET LOGGED", wanted.table.quoted()),
         ));
     }
-    for wanted_column in &wanted.columns {
+    for (place, wanted_column) in wanted.columns.iter().enumerate() {
         let column = facts.columns.iter().find(|c| c.name == wanted_column.column.name);
+        if wanted.mark == Some(place) {
+            halts.extend(soft::judge(wanted, &wanted_column.column.name, column));
+            continue;
+        }
         halts.extend(
             judge_column(wanted, wanted_column, column)
                 .or_else(|| judge_composite(wanted, facts, wanted_column, column?)),

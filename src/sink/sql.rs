@@ -17,6 +17,7 @@ use super::confine::Held;
 use super::direct;
 use super::fit;
 use super::labels;
+use super::soft::Mark;
 use crate::apply::fold::Fold;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
@@ -44,6 +45,8 @@ pub struct SinkTablePlan {
     pub(super) keyless: bool,
     /// Columns that hold the same in every row, by their places in `columns`.
     pub(super) held: Vec<Held>,
+    /// Deleted rows stay, marked in this column.
+    pub(super) mark: Option<Mark>,
     /// The sink database's.
     encoding: String,
     /// The key index's equality, by key column.
@@ -172,6 +175,7 @@ impl SinkTablePlan {
             key,
             keyless,
             held: wanted.held.clone(),
+            mark: wanted.mark.map(|place| Mark::of(place, &find(&wanted.columns[place].column.name).stored)),
             encoding: facts.encoding.clone(),
         }
     }
@@ -181,12 +185,14 @@ impl SinkTablePlan {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
         let key = if self.keyless { Vec::new() } else { self.key.iter().map(|&k| relation(k)).collect() };
-        Fold::new(self.table.clone(), wanted, key, self.skips_missing)
+        let mark = self.mark.map(|mark| (relation(mark.place), self.exact_key));
+        Fold::new(self.table.clone(), wanted, key, mark, self.skips_missing)
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
     pub(super) fn inserts_first(&self) -> bool {
-        self.references_itself
+        // Another text of a key that is marked brings its row back to life, so the mark must not come later.
+        self.references_itself && (self.mark.is_none() || self.exact_key)
     }
 
     /// Places in `columns` of the relation's columns `indexes`.
@@ -208,7 +214,7 @@ impl SinkTablePlan {
     pub(super) fn insert(&self, rows: Rows) -> String {
         let all = self.all();
         let insert = self.insert_into(rows, &all);
-        match self.keyless || (self.deletes_last && !self.exact_key) {
+        match self.keyless || (self.deletes_last && !self.exact_key && self.mark.is_none()) {
             true => insert,
             false => format!("{insert} {}", self.on_conflict()),
         }
@@ -238,7 +244,7 @@ impl SinkTablePlan {
             self.assignments(rows, &set),
             self.from(rows, present, false),
             self.same_key("t", |k| self.value(rows, self.key[k]))
-        )
+        ) + &self.and_alive("t")
     }
 
     pub(super) fn shift(&self, rows: Rows, present: &[usize]) -> String {
@@ -262,7 +268,7 @@ impl SinkTablePlan {
 
     /// Rows of a range that are not in the stage.
     pub(super) fn delete_phantoms(&self, range: &KeyRange) -> String {
-        format!("DELETE FROM {} AS t WHERE {}", self.table.quoted(), self.phantoms(range))
+        self.take_out(None, Some(self.phantoms(range)))
     }
 
     /// Rows `t` of the table that are in the range and not among the staged ones.
@@ -310,7 +316,7 @@ impl SinkTablePlan {
         )
     }
 
-    fn on_conflict(&self) -> String {
+    pub(super) fn on_conflict(&self) -> String {
         // Another text of the same key is written too; an equal one would only cost.
         let written = |place: &usize| !self.exact_key || !self.key.contains(place);
         let set: Vec<String> = self
@@ -435,6 +441,7 @@ mod tests {
             key: vec![1],
             keyless: false,
             held: vec![],
+            mark: None,
             skips_missing: false,
             encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],
