@@ -380,16 +380,16 @@ async fn a_sink_keeps_what_the_source_deletes_and_its_living_rows_are_the_source
     scene.streaming(&mut process).await;
     assert_eq!(text(scene.orders(), held).await, before);
 
-    // Who keeps no marks any more keeps no marked rows.
+    // Who keeps no marks any more keeps no marked rows; and what is computed is there of rows that nobody touches.
     process.terminate(PATIENCE).await.unwrap();
     scene.sql("SELECT pg_logical_emit_message(true, 'test', '')").await;
     let scene = scene.configure(|p| {
         p.connector(
             "public.t",
-            "partitions = 3\n[sinks.orders]\n[sinks.inventory]\ndelete = 'soft'\ndeleted_column = 'gone'\n",
+            "partitions = 3\n[sinks.orders]\nevolve = 'add'\nvalues.region = { constant = 'eu' }\n[sinks.inventory]\ndelete = 'soft'\ndeleted_column = 'gone'\n",
         )
     });
     let mut process = scene.start().await;
-    assert_eq!(text(scene.orders(), "SELECT string_agg(id || '', ' ') FROM t").await, "5");
+    assert_eq!(text(scene.orders(), "SELECT string_agg(id || region, ' ') FROM t").await, "5eu");
     process.terminate(PATIENCE).await.unwrap();
 }

@@ -185,7 +185,7 @@ mod tests {
         let mut one = join(1, "a", &["child", "parent"]);
         let streamed = |name| {
             let (table, into) = (table(name), table(name));
-            Taken { table, into, columns: None, streamed: true, mark: None }
+            Taken { table, into, columns: None, streamed: true, mark: None, values: None }
         };
         one.request.taken = vec![streamed("child")];
         let alone = state(vec![one.clone(), join(2, "b", &["parent"])]);

@@ -284,6 +284,9 @@ fn alike(out: &mut String, table: &Table, targets: &[String]) {
             pair(out, "deleted_column", text(column));
         }
         pair(out, "on_missing", text(sink.on_missing.as_str()));
+        for value in &sink.values {
+            pair(out, &format!("values.{}", text(&value.column)), value.expression.to_string());
+        }
     }
 }
 

@@ -258,7 +258,7 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
         wire.skip_all();
     }
     let like_sink =
-        |ConnectorSink { name: sink, table, columns, evolve, truncate, delete, on_missing }: ConnectorSink| {
+        |ConnectorSink { name: sink, table, columns, evolve, truncate, delete, values, on_missing }: ConnectorSink| {
             let (target, at) = table.unzip();
             targets.push(target);
             sinks_at.push(at.unwrap_or(sink.at));
@@ -269,6 +269,7 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
                 evolve,
                 truncate,
                 delete,
+                values,
                 on_missing,
                 snapshot: mode,
             }

@@ -32,6 +32,7 @@ mod sqlite;
 mod tests;
 mod units;
 mod url;
+mod values;
 mod wire;
 
 pub use describe::describe;
@@ -45,6 +46,7 @@ pub use snapshot::{OnMissing, Snapshot};
 #[cfg(test)]
 pub(crate) use tests::example;
 pub use url::UrlRefused;
+pub use values::{Expression, Function, Value};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -405,6 +407,8 @@ pub struct SinkTable {
     pub evolve: Evolve,
     pub truncate: Truncate,
     pub delete: Delete,
+    /// Columns that only the sink has, in order of name.
+    pub values: Vec<Value>,
     pub on_missing: OnMissing,
     /// The table's: what the sink is to get of the rows that are there.
     pub snapshot: Snapshot,
@@ -413,8 +417,8 @@ pub struct SinkTable {
 impl SinkTable {
     /// All of a table, with everything as it is where nothing is said.
     pub fn new(sink: impl Into<String>, table: TableName) -> SinkTable {
-        let (evolve, truncate, delete, on_missing, snapshot) = Default::default();
-        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, delete, on_missing, snapshot }
+        let (evolve, truncate, delete, values, on_missing, snapshot) = Default::default();
+        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, delete, values, on_missing, snapshot }
     }
 }
 

@@ -35,6 +35,7 @@ pub mod sqlite;
 mod step;
 pub mod stored;
 mod uniques;
+pub mod values;
 mod write;
 
 pub use contract::Sink;
@@ -191,6 +192,8 @@ pub struct WantedTable {
     pub held: Vec<confine::Held>,
     /// Place in `columns`, behind the relation's: deleted rows stay and are marked there.
     pub mark: Option<usize>,
+    /// Columns of the table's that are computed of the others.
+    pub values: Vec<values::WantedValue>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,11 +232,12 @@ impl WantedTable {
         let mut columns: Vec<_> =
             columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
+        let values = values::wanted(relation, target, &columns, &[newest, &[relation]].concat())?;
         let mark = soft::mark(relation, target, &mut columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
         let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
         let skips_missing = target.on_missing == OnMissing::Skip;
-        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held, mark })
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held, mark, values })
     }
 
     /// Nothing folded yet, for this table.

@@ -26,6 +26,7 @@ use super::refusal::{ended, failure};
 use super::rows;
 use super::soft;
 use super::sql::SinkTablePlan;
+use super::values;
 use super::{Ahead, Failure, Findings, Outcome, WantedTable};
 use crate::config::{self, Consistency, Database, Engine, Evolve};
 use crate::error::{Code, Error, Halt, Result};
@@ -166,6 +167,7 @@ impl PostgresSink {
             all.halts.extend(found.halts);
             all.notes.extend(found.notes);
         }
+        all.halts.extend(values::findings(&self.client, wanted, &facts).await?);
         all.halts.extend(soft::findings(&self.client, wanted, &facts).await?);
         if self.consistency == Consistency::Row {
             all.halts.extend(rows::findings(&self.client, wanted, &facts).await?);

@@ -327,14 +327,16 @@ impl SinkTablePlan {
     pub(super) fn carry_over(&self, rows: Rows, present: &[usize]) -> String {
         let all = self.all();
         let names: Vec<&str> = all.iter().map(|&place| self.columns[place].quoted.as_str()).collect();
-        let values = all.iter().map(|&place| match present.contains(&place) {
+        let value = |place: usize| match present.contains(&place) {
             true => self.value(rows, place),
             false => format!("o.{}", self.columns[place].quoted),
-        });
+        };
         format!(
-            "INSERT INTO {table} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} JOIN {table} AS o ON {} {}",
+            "INSERT INTO {table} AS t ({}{}) OVERRIDING SYSTEM VALUE SELECT {}{} FROM {} JOIN {table} AS o ON {} {}",
             names.join(", "),
-            values.collect::<Vec<_>>().join(", "),
+            self.value_names(),
+            all.iter().map(|&place| value(place)).collect::<Vec<_>>().join(", "),
+            self.computed(value),
             self.source_of(rows, present, true),
             self.same_key("o", |k| self.old_value(rows, k)),
             self.on_conflict(),
