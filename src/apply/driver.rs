@@ -19,6 +19,7 @@ use uuid::Uuid;
 use self::blocker::Blocker;
 use self::held::Held;
 use crate::apply::ahead::{Ahead, Next};
+use crate::apply::decode::Needs;
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
 use crate::apply::rows::floor::Floor;
@@ -259,7 +260,7 @@ impl<S: Sink> Worker<S> {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let wanted = tables.keys().cloned().collect();
+        let wanted = tables.iter().map(|(name, target)| (name.clone(), Needs::of(target))).collect();
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, stop.clone(), metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
