@@ -420,7 +420,7 @@ mod tests {
             header: header(i),
             content: Ok(Content::Nothing),
             bytes: 100,
-            place: Place { partition: 0, hash: None },
+            place: Place { partition: 0, offset: 0, hash: None },
         };
         Fetched::Records((0..n).map(record).collect(), 100 * n)
     }

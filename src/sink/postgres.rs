@@ -5,6 +5,7 @@
 
 mod blockers;
 mod contract;
+mod letters;
 mod partitions;
 
 use std::cell::Cell;
@@ -91,6 +92,8 @@ pub struct PostgresSink {
     pub(super) stages_filled: HashSet<String>,
     /// While rows are parked: to the end of the transaction.
     pub(super) parking: Option<Parking>,
+    /// Keys that the next range leaves as they are.
+    pub(super) spared: Vec<Vec<String>>,
     /// How long we may be silent before a standby takes the sink.
     lease_timeout: Duration,
     /// When the server last answered.
@@ -124,6 +127,7 @@ impl PostgresSink {
             stages_new: HashSet::new(),
             stages_filled: HashSet::new(),
             parking: None,
+            spared: Vec::new(),
             lease_timeout: sink.lease_timeout,
             heard: Rc::new(Cell::new(Instant::now())),
             beat_at: Instant::now(),
