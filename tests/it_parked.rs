@@ -138,6 +138,7 @@ async fn a_refused_row_is_parked_and_put_back() {
     let again =
         format!("SELECT string_agg(key, '') FROM lockstep.parked WHERE settled_at IS NULL AND \"offset\" > {before}");
     wait_text(scene.orders(), &again, r#"{"id":"4"}"#, &mut one).await;
+    wait_parked(&scene, r#"{"id":"4"}:1"#, &mut one).await;
     assert_eq!(text(scene.orders(), "SELECT count(*) FROM own").await, "1");
     let (code, told) = retry(&scene, &["--table", "public.items", "--key", "4"]);
     assert!(code == 1 && told.contains("0 rows put back, 1 still parked"), "{told}");
@@ -146,6 +147,23 @@ async fn a_refused_row_is_parked_and_put_back() {
     assert!(code == 0 && told.contains("1 rows put back, 0 still parked"), "{told}");
     scene.equal(&mut one).await;
     wait_text(scene.orders(), "SELECT count(*) FROM lockstep.parked", "0", &mut one).await;
+
+    // A new history of the source reads all tables again: what was parked in the old one is settled, what is refused is parked anew.
+    scene.sql("UPDATE items SET v = 4 WHERE id = 4").await;
+    scene.equal(&mut one).await;
+    scene.orders().execute(FEW).await.unwrap();
+    scene.sql("UPDATE items SET v = 9000 WHERE id = 5").await;
+    wait_parked(&scene, r#"{"id":"5"}:1"#, &mut one).await;
+    let before = text(scene.orders(), changed).await;
+    drop((one, two));
+    assert!(scene.pipeline.command(&["restart"]).unwrap().status.success());
+    let mut one = scene.spawn(&[]);
+    let anew = "SELECT string_agg(key, '') FROM lockstep.parked WHERE settled_at IS NULL";
+    wait_text(scene.orders(), &format!("{anew} AND \"offset\" > {before}"), r#"{"id":"5"}"#, &mut one).await;
+    assert_eq!(text(scene.orders(), anew).await, r#"{"id":"5"}"#);
+    scene.sql("UPDATE items SET v = 5, note = 'right' WHERE id = 5").await;
+    wait_parked(&scene, "NULL", &mut one).await;
+    scene.equal(&mut one).await;
 }
 
 /// The process that says it.
@@ -189,7 +207,7 @@ async fn what_is_parked_outlives_deaths_and_ends_with_its_table() {
     scene.sql("UPDATE items SET id = 1001, v = 1, note = 'moved' WHERE id = 1").await;
     wait_parked(&scene, r#"{"id":"2"}:2"#, &mut one).await;
     wait_text(scene.orders(), "SELECT string_agg(note, '') FROM items WHERE id IN (1, 1001)", "moved", &mut one).await;
-    scene.sql("TRUNCATE items; INSERT INTO items SELECT i, i, 'new' FROM generate_series(1, 5) i").await;
+    scene.sql("TRUNCATE items; INSERT INTO items SELECT i, i, 'new' FROM generate_series(3, 7) i").await;
     wait_parked(&scene, "NULL", &mut one).await;
     scene.equal(&mut one).await;
     // A value that does not fit, among many that do.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::apply::decode::{Content, Decoders, Place, Raw};
 use crate::apply::letters::{At, is_by, key_of};
 use crate::apply::net::NetEffect;
+use crate::apply::refused::refusal;
 use crate::apply::writer::{Change, Refused, Version, Writer};
 use crate::change::Op;
 use crate::error::{Code, Error, Result};
@@ -16,7 +17,7 @@ use crate::lsn::Position;
 use crate::record::{HEADER, HEADER_ABSENT, HEADER_TEXT, Header};
 use crate::relation::TableName;
 use crate::sink::letters::{Letter, LetterKey, Reason, Spot, key_text, texts_of};
-use crate::sink::{Outcome, Sink};
+use crate::sink::{Failure, Outcome, Sink};
 use crate::value::RowBuf;
 
 /// What a letter, or a change of a row that has some, comes to.
@@ -168,6 +169,44 @@ impl<S: Sink> Writer<S> {
         }
     }
 
+    /// The change that is about to be written by itself, if it is parked where the sink refuses it: then that is all that comes to
+    /// nothing, and one try is enough for many of them.
+    pub(super) async fn save_for_last(&mut self) -> Outcome<Option<(LetterKey, Change)>> {
+        let last = self.last.filter(|_| self.changes == 1).zip(self.last_key.take());
+        if last.is_some() {
+            self.sink.save().await?;
+        }
+        Ok(last.map(|(change, of)| (of, change)))
+    }
+
+    /// Whether the change that was refused is parked.
+    pub(super) async fn park_last(
+        &mut self,
+        version: &Arc<Version<S::Plan>>,
+        (of, change): (LetterKey, Change),
+        failure: &Failure,
+    ) -> Outcome<bool> {
+        let Some(halt) = refusal(failure) else { return Ok(false) };
+        self.letters.room().map_err(|full| Error::Halt(full).fact(format!("the next one: {}", halt.message)))?;
+        if !self.sink.take_back().await? {
+            return Ok(false);
+        }
+        let reason = Reason::of(halt);
+        tell_parked(&self.name, &version.at(&change.place), &reason);
+        self.keep(version, of, &change, reason).await?;
+        Ok(true)
+    }
+
+    /// What is parked of a change that is written by itself.
+    pub(super) fn last_key(&self, version: &Version<S::Plan>, op: &Op) -> Option<LetterKey> {
+        match op {
+            Op::Insert(row) | Op::Update(row) | Op::Delete(row) if self.letters.parks && self.every() == 1 => {
+                version.letter_key(row)
+            }
+            _ => None,
+        }
+    }
+
     /// Parks a record.
     pub(super) async fn keep(
         &mut self,
@@ -306,6 +345,12 @@ fn op_of(decoders: &mut Decoders, letter: &Letter) -> Result<Option<(Header, Op)
 fn unknown(letter: &Letter) -> Error {
     let message = format!("nobody knows any more what the columns of a parked record of {} were", letter.of.table);
     Error::halt(Code::ParkedKey, message, format!("lockstep resync {}", letter.of.table))
+}
+
+pub(super) fn tell_parked(sink: &str, at: &At, reason: &Reason) {
+    let At { table, partition, offset } = at;
+    let Reason { code, message, .. } = reason;
+    tracing::warn!(sink, code, %table, partition, offset, "a row is parked, lockstep retry puts it back: {message}");
 }
 
 impl Change {

@@ -26,6 +26,7 @@ use crate::lsn::Position;
 use crate::record::{Header, Kind};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
+use crate::sink::letters::LetterKey;
 use crate::sink::{Counts, Outcome, Sink, WantedTable, missing};
 use crate::value::RowBuf;
 
@@ -137,11 +138,13 @@ pub struct Writer<S: Sink> {
     /// For records that are parked.
     pub again: Option<Reread>,
     /// What was folded last, if it is of one row.
-    last: Option<Change>,
+    pub(super) last: Option<Change>,
+    /// Its row, where it is written by itself and may be parked.
+    pub(super) last_key: Option<LetterKey>,
     /// Writes of changes in the open transaction that were not refused.
     writes: u64,
     /// Changes since the last of them.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 impl<S: Sink> Writer<S> {
@@ -174,6 +177,7 @@ impl<S: Sink> Writer<S> {
             letters: Letters::of(&config.name, config.parking.records_max),
             again: None,
             last: None,
+            last_key: None,
             writes: 0,
             changes: 0,
         }
@@ -214,7 +218,7 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Changes that are written together at most.
-    fn every(&self) -> u64 {
+    pub(super) fn every(&self) -> u64 {
         match self.strict {
             true => 1,
             false => self.pieces.iter().rfind(|p| p.from <= self.writes).map_or(u64::MAX, |p| p.every),
@@ -508,6 +512,7 @@ impl<S: Sink> Writer<S> {
         let Some(op) = self.admitted(version, op)? else { return Ok(()) };
         let Some(mut op) = self.around_letters(version, op, &at).await? else { return Ok(()) };
         let is_of_one = !matches!(op, Op::Rekey { .. });
+        let last_key = self.last_key(version, &op);
         loop {
             let index = self.pending_of(version).await?;
             match self.pending[index].fold.fold(op)? {
@@ -521,7 +526,7 @@ impl<S: Sink> Writer<S> {
         let rows: usize = self.pending.iter().map(|pending| pending.fold.rows()).sum();
         let bytes: usize = self.pending.iter().map(|pending| pending.fold.bytes()).sum();
         self.changes += 1;
-        self.last = is_of_one.then_some(at);
+        (self.last, self.last_key) = (is_of_one.then_some(at), last_key);
         if self.changes >= self.every() || rows >= self.rows_max || bytes >= self.bytes_max {
             self.flush().await?;
         }
@@ -598,9 +603,16 @@ impl<S: Sink> Writer<S> {
             batch.push((&version.plan, net));
         }
         if !batch.is_empty() {
+            let last = self.save_for_last().await?;
             match self.sink.apply(&batch).await {
                 Ok(counts) => self.counts += counts,
                 Err(failure) => {
+                    if let Some(last) = last
+                        && self.park_last(&versions[0], last, &failure).await?
+                    {
+                        self.changes = 0;
+                        return Ok(());
+                    }
                     let only = match &batch[..] {
                         [(_, net)] => versions[0].named.only_row(net),
                         _ => None,

@@ -311,6 +311,16 @@ pub trait Sink: Sized {
         blank: &[TableName],
     ) -> Outcome<Counts>;
 
+    /// In the open transaction: what is written from here on may be taken back by itself. What was so before stays.
+    async fn save(&mut self) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Takes back what was written since [`save`](Sink::save), also after a failure. False: the whole transaction is gone.
+    async fn take_back(&mut self) -> Result<bool> {
+        unreachable!("row consistency is refused")
+    }
+
     /// Rows with these keys (of the table's own key, as texts) stay as they are in the range that is replaced next: they belong there,
     /// and what they should be is parked.
     fn spare(&mut self, _keys: Vec<Vec<String>>) {

@@ -92,6 +92,8 @@ pub struct PostgresSink {
     pub(super) stages_filled: HashSet<String>,
     /// While rows are parked: to the end of the transaction.
     pub(super) parking: Option<Parking>,
+    /// The stages made and filled before what may be taken back.
+    pub(super) saved: Option<(HashSet<String>, HashSet<String>)>,
     /// Keys that the next range leaves as they are.
     pub(super) spared: Vec<Vec<String>>,
     /// How long we may be silent before a standby takes the sink.
@@ -127,6 +129,7 @@ impl PostgresSink {
             stages_new: HashSet::new(),
             stages_filled: HashSet::new(),
             parking: None,
+            saved: None,
             spared: Vec::new(),
             lease_timeout: sink.lease_timeout,
             heard: Rc::new(Cell::new(Instant::now())),
@@ -440,6 +443,7 @@ impl PostgresSink {
         self.written = false;
         self.stages_new.clear();
         self.stages_filled.clear();
+        self.saved = None;
         self.parking = None;
     }
 

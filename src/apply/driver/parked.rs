@@ -7,8 +7,9 @@
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::refused::refusal;
 use crate::apply::letters::At;
+use crate::apply::parking::tell_parked;
+use crate::apply::refused::refusal;
 use crate::apply::writer::Refused;
 use crate::config::{Consistency, OnRefused};
 use crate::error::{Code, Error, Halt, Result};
@@ -110,16 +111,7 @@ impl<S: Sink> Worker<S> {
     }
 
     fn park_next(&mut self, at: At, reason: Reason, halt: &Halt) -> Result<(), Failure> {
-        let (sink, code) = (&self.sink.name, &halt.code);
-        tracing::warn!(
-            sink,
-            %code,
-            topic_of = %at.table,
-            partition = at.partition,
-            offset = at.offset,
-            "a row is parked, lockstep retry puts it back: {}",
-            reason.message
-        );
+        tell_parked(&self.sink.name, &at, &reason);
         self.writer.letters.refuse(at, reason).map_err(|mut full| {
             full.facts.push(format!("the next one: {}", halt.message));
             Failure::Error(Error::Halt(full))

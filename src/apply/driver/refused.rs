@@ -5,9 +5,9 @@
 
 use super::Worker;
 use crate::apply::net::NetEffect;
-use crate::apply::refused::Way;
+use crate::apply::refused::{Way, refusal};
 use crate::apply::writer::{ChunkRows, Refused};
-use crate::error::{Code, Error, Halt};
+use crate::error::{Error, Halt};
 use crate::sink::{Failure, Sink};
 use crate::value::RowBuf;
 
@@ -61,17 +61,5 @@ impl<S: Sink> Worker<S> {
             Ok(_) => Some(false),
             Err(failure) => Some(refusal(&failure)?.message == words),
         }
-    }
-}
-
-/// What a sink says of rows that it does not take.
-pub(super) fn refusal(failure: &Failure) -> Option<&Halt> {
-    match failure {
-        Failure::Constraint(halt) | Failure::Reference(halt) | Failure::Unique(halt) => Some(halt),
-        Failure::Error(Error::Halt(halt)) => {
-            let is_of_rows = matches!(halt.code, Code::ValueRefused | Code::ConstraintRefused | Code::UniqueHandover);
-            is_of_rows.then_some(halt)
-        }
-        _ => None,
     }
 }

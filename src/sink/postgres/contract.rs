@@ -229,6 +229,14 @@ impl Sink for PostgresSink {
         PostgresSink::replace_range(self, plan, range, rows, blank).await
     }
 
+    async fn save(&mut self) -> Outcome<()> {
+        PostgresSink::save(self).await
+    }
+
+    async fn take_back(&mut self) -> Result<bool> {
+        PostgresSink::take_back(self).await
+    }
+
     fn spare(&mut self, keys: Vec<Vec<String>>) {
         self.spared = keys;
     }

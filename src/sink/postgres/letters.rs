@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::PostgresSink;
+use super::{PostgresSink, Transaction};
 use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::reread::Bytes;
 use crate::lsn::Position;
@@ -191,5 +191,32 @@ impl PostgresSink {
         let (pipeline, sink) = (&self.name.pipeline, &self.name.sink);
         let asked = self.client.execute(&sql, &[pipeline, sink, &of.table.schema, &of.table.table, &of.key]).await;
         asked.map(drop).map_err(|error| classify("writing lockstep.parked", error))
+    }
+
+    pub(super) async fn save(&mut self) -> Outcome<()> {
+        self.assert_open();
+        // They would pile up otherwise.
+        let sql = match self.saved {
+            Some(_) => "RELEASE SAVEPOINT lockstep_row; SAVEPOINT lockstep_row",
+            None => "SAVEPOINT lockstep_row",
+        };
+        let saved = self.client.batch_execute(sql).await;
+        saved.map_err(|error| {
+            self.fail();
+            failure("writing a row by itself", None, error)
+        })?;
+        self.saved = Some((self.stages_new.clone(), self.stages_filled.clone()));
+        Ok(())
+    }
+
+    pub(super) async fn take_back(&mut self) -> Result<bool> {
+        let Some((new, filled)) = self.saved.take() else { return Ok(false) };
+        let back = "ROLLBACK TO SAVEPOINT lockstep_row; RELEASE SAVEPOINT lockstep_row";
+        let done = self.client.batch_execute(back).await;
+        done.map_err(|error| classify("taking a row back", error))?;
+        (self.stages_new, self.stages_filled) = (new, filled);
+        self.transaction = Transaction::Open;
+        self.hear();
+        Ok(true)
     }
 }
