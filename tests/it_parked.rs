@@ -224,6 +224,6 @@ async fn what_is_parked_outlives_deaths_and_ends_with_its_table() {
     scene.equal(&mut one).await;
     scene.sql("INSERT INTO items SELECT i, 1000 + i, 'bad' FROM generate_series(11, 30) i").await;
     let (message, hint) = halted(&mut one, "PARKED_FULL").await;
-    assert!(message.contains("sink orders refuses more rows than are parked of it"), "{message}");
+    assert!(message.contains("sink orders refuses more rows than may be parked of it"), "{message}");
     assert_eq!(hint, "lockstep retry --sink orders --list");
 }

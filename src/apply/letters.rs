@@ -102,7 +102,7 @@ impl Letters {
         }
         Err(Box::new(Halt {
             code: Code::ParkedFull,
-            message: format!("sink {} refuses more rows than are parked of it: {held} records are", self.sink),
+            message: format!("sink {} refuses more rows than may be parked of it: {held} records are", self.sink),
             facts: vec![format!("parked_max = {} under [sinks.{}] in lockstep.toml", self.records_max, self.sink)],
             hint: format!("lockstep retry --sink {} --list", self.sink),
         }))
