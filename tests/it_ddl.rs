@@ -475,6 +475,12 @@ async fn a_sink_that_follows_in_everything() {
     scene.equal(&mut process).await;
     let columns = text(scene.orders(), COLUMNS).await;
     assert_eq!(columns, "id integer, more integer, own text, v text");
+    // Its key is given up, and NULL comes where that was.
+    let none = "ALTER TABLE items DROP CONSTRAINT items_pkey, ALTER COLUMN id DROP NOT NULL, REPLICA IDENTITY FULL";
+    scene.sql(&format!("BEGIN; {none}; INSERT INTO items (id, v) VALUES (NULL, 'none'), (400, 'more'); COMMIT")).await;
+    scene.equal(&mut process).await;
+    let rows = "SELECT count(*) || ' of ' || count(id) FROM items WHERE id = 400 OR id IS NULL";
+    assert_eq!(text(scene.orders(), rows).await, "2 of 1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

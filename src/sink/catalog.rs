@@ -81,6 +81,8 @@ pub struct UniqueFacts {
     pub equals: Vec<String>,
     /// False for a deferrable constraint.
     pub immediate: bool,
+    /// Its columns can't be NULL while it is there.
+    pub primary: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +183,7 @@ const UNIQUES: &str = "
 SELECT i.indrelid, c.relname::text, i.indimmediate,
        pg_catalog.array_agg(a.attname::text ORDER BY k.ordinal),
        pg_catalog.array_agg(e.nspname::text ORDER BY k.ordinal),
-       pg_catalog.array_agg(o.oprname::text ORDER BY k.ordinal)
+       pg_catalog.array_agg(o.oprname::text ORDER BY k.ordinal), i.indisprimary
   FROM pg_catalog.pg_index i
   JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
  CROSS JOIN LATERAL unnest(i.indkey, i.indclass) WITH ORDINALITY AS k(attnum, opclass, ordinal)
@@ -295,7 +297,8 @@ fn unique(row: &tokio_postgres::Row) -> UniqueFacts {
     let (schemas, operators): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
     // Operator names need no quotes: their characters are a closed list.
     let equals = schemas.iter().zip(&operators).map(|(s, o)| format!("OPERATOR({}.{o})", quote_identifier(s)));
-    UniqueFacts { index: row.get(1), immediate: row.get(2), columns: row.get(3), equals: equals.collect() }
+    let equals = equals.collect();
+    UniqueFacts { index: row.get(1), immediate: row.get(2), columns: row.get(3), equals, primary: row.get(6) }
 }
 
 fn foreign_key(row: &tokio_postgres::Row) -> ForeignKey {

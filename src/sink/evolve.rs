@@ -10,7 +10,7 @@
 use super::WantedTable;
 use super::catalog::{ColumnFacts, TableFacts};
 use super::composites;
-use super::fit::{declaration, holds, renamed_type};
+use super::fit::{declaration, holds, may_be_null, renamed_type};
 use crate::config::Evolve;
 use crate::relation::quote_identifier;
 
@@ -55,7 +55,8 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
                     steps.push(alter(format!("ALTER COLUMN {name} TYPE {declared} USING {name}::text::{declared}")));
                 }
                 if sink.not_null && column.nullable && column.key.is_none() {
-                    steps.push(alter(format!("ALTER COLUMN {name} DROP NOT NULL")));
+                    let step = alter(may_be_null(&column.name, &sink.name, facts, &steps));
+                    steps.push(step);
                 }
             }
             steps.extend(leaving.iter().map(|column| alter(format!("DROP COLUMN {}", quote_identifier(&column.name)))));

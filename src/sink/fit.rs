@@ -40,7 +40,7 @@ pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Fi
             continue;
         }
         halts.extend(
-            judge_column(wanted, wanted_column, column)
+            judge_column(wanted, facts, wanted_column, column)
                 .or_else(|| judge_composite(wanted, facts, wanted_column, column?)),
         );
     }
@@ -94,7 +94,12 @@ fn key_list(wanted: &WantedTable) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-fn judge_column(wanted: &WantedTable, source: &WantedColumn, sink: Option<&ColumnFacts>) -> Option<Halt> {
+fn judge_column(
+    wanted: &WantedTable,
+    facts: &TableFacts,
+    source: &WantedColumn,
+    sink: Option<&ColumnFacts>,
+) -> Option<Halt> {
     let name = &source.column.name;
     let alter = |what: String| format!("ALTER TABLE {} {what}", wanted.table.quoted());
     let quoted = quote_identifier(name);
@@ -129,7 +134,7 @@ fn judge_column(wanted: &WantedTable, source: &WantedColumn, sink: Option<&Colum
         if sink.not_null && source.column.nullable && source.column.key.is_none() {
             return Some(halt(
                 format!("column {name} of {} is not null at the sink, but may be NULL at the source", wanted.table),
-                alter(format!("ALTER COLUMN {quoted} DROP NOT NULL")),
+                alter(may_be_null(name, name, facts, &[])),
             ));
         }
         return None;
@@ -179,6 +184,19 @@ pub fn renamed_type(source: &Column, sink: &ColumnFacts) -> Option<String> {
         let old = format!("{}.{}", quote_identifier(&schema), quote_identifier(&old));
         format!("ALTER TYPE {old} RENAME TO {}", quote_identifier(&new))
     })
+}
+
+/// What lets a column of the table be NULL that is called `before` in the facts: one of its primary key can't be while the source
+/// has given that up and it has not, which one of `steps` may have done.
+pub fn may_be_null(name: &str, before: &str, facts: &TableFacts, steps: &[String]) -> String {
+    let nullable = format!("ALTER COLUMN {} DROP NOT NULL", quote_identifier(name));
+    let mut primary =
+        facts.uniques.iter().filter(|unique| unique.primary && unique.columns.iter().any(|c| c == before));
+    let given_up = primary.next().map(|unique| format!("DROP CONSTRAINT {}, ", quote_identifier(&unique.index)));
+    match given_up {
+        Some(drop) if !steps.iter().any(|step| step.contains(&drop)) => drop + &nullable,
+        _ => nullable,
+    }
 }
 
 /// Columns that we don't write must fill themselves.
