@@ -21,6 +21,7 @@ use self::blocker::Blocker;
 use self::held::Held;
 use self::parked::Parked;
 use crate::apply::ahead::{Ahead, Next};
+use crate::apply::decode::Needs;
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
 use crate::apply::rows::floor::Floor;
@@ -262,7 +263,7 @@ impl<S: Sink> Worker<S> {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let wanted = tables.keys().cloned().collect();
+        let wanted = tables.iter().map(|(name, target)| (name.clone(), Needs::of(target))).collect();
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, stop.clone(), metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
@@ -359,7 +360,7 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
-            self.look_after_letters().await?;
+            Box::pin(self.look_after_letters()).await?;
             let shared = self.share().await?;
             let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
             if self.machine.waiting() == 0 || late || owes || (shared && stopped.is_none()) {
@@ -537,7 +538,7 @@ impl<S: Sink> Worker<S> {
                 Err(Failure::Error(Error::Halt(halt))) if halt.code == Code::ValueRefused && self.writer.narrow() => {
                     value.get_or_insert_with(|| halt.clone());
                 }
-                Err(failure) => match self.parks(failure).await {
+                Err(failure) => match Box::pin(self.parks(failure)).await {
                     // What was refused before may have been for this row.
                     Ok(true) => (handover, value) = (None, None),
                     Ok(false) => break outcome,

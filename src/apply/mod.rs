@@ -13,6 +13,7 @@ mod parking;
 mod refused;
 mod routes;
 pub mod rows;
+pub mod soft;
 pub mod span;
 pub mod sparse;
 pub mod start;

@@ -14,7 +14,7 @@ use crate::apply::letters::Letters;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::net::Folded;
 use crate::apply::refused::{self, Named};
-use crate::apply::targets;
+use crate::apply::{soft, targets};
 use crate::change::Op;
 use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
@@ -28,7 +28,7 @@ use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
 use crate::sink::letters::LetterKey;
 use crate::sink::{Counts, Outcome, Sink, WantedTable, missing};
-use crate::value::RowBuf;
+use crate::value::{Cell, RowBuf};
 
 /// How often the sink's tables are looked at again.
 const PLAN_INTERVAL: Duration = Duration::from_secs(10);
@@ -53,6 +53,21 @@ pub struct Version<P> {
 pub struct Change {
     pub place: Place,
     pub position: Position,
+}
+
+impl<P> Version<P> {
+    /// The change as it is folded; rows that it ends are marked with their transaction's commit time where they stay.
+    fn marked(&self, op: Op, commit_time_us: Option<i64>) -> Op {
+        if self.wanted.mark.is_some() { soft::marked(op, commit_time_us) } else { op }
+    }
+
+    /// A row that is there, as it is written.
+    fn living(&self, mut row: RowBuf) -> RowBuf {
+        if self.wanted.mark.is_some() {
+            row.push(Cell::Null);
+        }
+        row
+    }
 }
 
 /// Changes of one table that are not written yet.
@@ -115,6 +130,8 @@ pub struct Writer<S: Sink> {
     /// The delete half of a key change; its create half follows.
     moving: Option<(Fingerprint, RowBuf)>,
     truncates: Vec<Arc<Version<S::Plan>>>,
+    /// When their transaction was committed, where rows are marked with it.
+    truncated_us: Option<i64>,
     /// Of the interval that is being written.
     offset: i64,
     planned: Instant,
@@ -163,6 +180,7 @@ impl<S: Sink> Writer<S> {
             pending: Vec::new(),
             moving: None,
             truncates: Vec::new(),
+            truncated_us: None,
             offset: -1,
             planned: Instant::now(),
             circles: None,
@@ -311,13 +329,15 @@ impl<S: Sink> Writer<S> {
         self.reach(Some(&header), state).await?;
         let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
         let at = Change::new(record.place, header.position);
-        if header.kind != Kind::Truncate {
+        let committed_us = record.commit_time_us;
+        let other_time = committed_us.zip(self.truncated_us).is_some_and(|(now, before)| now != before);
+        if header.kind != Kind::Truncate || other_time {
             self.write_truncates().await?;
         }
         match header.kind {
             Kind::Tombstone | Kind::Foreign => Ok(()),
             Kind::Change => match record.content? {
-                Content::Change(op) => self.change(&version, op, at).await,
+                Content::Change(op) => self.change(&version, version.marked(op, committed_us), at).await,
                 _ => Err(half(&version.table).into()),
             },
             Kind::KeyChangeDelete => match record.content? {
@@ -331,12 +351,14 @@ impl<S: Sink> Writer<S> {
                 let old = self.moving.take().filter(|(relation, _)| *relation == header.relation);
                 match (old, record.content?) {
                     (Some((_, old)), Content::Change(Op::Insert(new))) => {
-                        self.change(&version, Op::Rekey { old, new }, at).await
+                        self.change(&version, version.marked(Op::Rekey { old, new }, committed_us), at).await
                     }
                     _ => Err(half(&version.table).into()),
                 }
             }
             Kind::Truncate => {
+                record.content?;
+                self.truncated_us = committed_us.or(self.truncated_us);
                 self.truncates.push(version);
                 Ok(())
             }
@@ -350,7 +372,7 @@ impl<S: Sink> Writer<S> {
         if open.mine {
             match content? {
                 Content::Row(row) => {
-                    open.rows.push(row);
+                    open.rows.push(version.living(row));
                     open.changes.push(at);
                 }
                 _ => return Err(outside(&version.table).into()),
@@ -415,7 +437,7 @@ impl<S: Sink> Writer<S> {
         }
         self.settle_range(&version, &chunk.range).await?;
         for (of, change, reason) in left_out {
-            self.keep(&version, of, &change, reason).await?;
+            Box::pin(self.keep(&version, of, &change, reason)).await?;
         }
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
@@ -510,7 +532,12 @@ impl<S: Sink> Writer<S> {
     /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
     async fn change(&mut self, version: &Arc<Version<S::Plan>>, op: Op, at: Change) -> Outcome<()> {
         let Some(op) = self.admitted(version, op)? else { return Ok(()) };
-        let Some(mut op) = self.around_letters(version, op, &at).await? else { return Ok(()) };
+        let mut op = op;
+        if !self.letters.is_idle() {
+            // Boxed, as all that is about letters: what hardly ever happens must not make every future below it larger.
+            let Some(left) = Box::pin(self.around_letters(version, op, &at)).await? else { return Ok(()) };
+            op = left;
+        }
         let is_of_one = !matches!(op, Op::Rekey { .. });
         let last_key = self.last_key(version, &op);
         loop {
@@ -608,7 +635,7 @@ impl<S: Sink> Writer<S> {
                 Ok(counts) => self.counts += counts,
                 Err(failure) => {
                     if let Some(last) = last
-                        && self.park_last(&versions[0], last, &failure).await?
+                        && Box::pin(self.park_last(&versions[0], last, &failure)).await?
                     {
                         self.changes = 0;
                         return Ok(());
@@ -644,6 +671,7 @@ impl<S: Sink> Writer<S> {
         truncates.sort_by_key(|version| version.wanted.rows_of());
         truncates.dedup_by_key(|version| version.wanted.rows_of());
         let plans: Vec<&S::Plan> = truncates.iter().map(|version| &version.plan).collect();
+        self.sink.committed(self.truncated_us.take());
         match half {
             true => self.sink.truncate_half_loaded(&plans).await?,
             false => self.sink.truncate(&plans).await?,

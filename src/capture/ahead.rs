@@ -8,7 +8,7 @@
 //!   what is on its way to a sink is what it applies within [`AHEAD_TIME`]: the way there and the answer's way back.
 //! - While nobody does, nobody waits: what may be on its way is [`QUIET_BYTES`], or what takes [`QUIET_TIME`].
 //! - A sink is waited for while it gets on, and only while it is close. One that has not got on for [`STILL`] while a piece for it
-//!   is older than that is gone, or locked: it holds up a load once for so long. One that gets on may need longer than it was
+//!   is older than that is gone, or locked: it holds up a load once for so long. One that has just joined is about to begin. One that gets on may need longer than it was
 //!   measured to, and would fall behind for good if nobody waited: it is waited for until a piece is older than [`LATE`]. Either is
 //!   waited for again when it has caught up. Meanwhile pieces still come no faster than it could apply them when it was last
 //!   heard of.
@@ -49,6 +49,9 @@ const LATE: Duration = Duration::from_secs(30);
 /// The longest pause between two pieces for a sink's pace, which may be that of its worst moment.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
+/// Pieces that are kept for sinks which are late.
+const PIECES_MAX: usize = 10_000;
+
 /// What is heard last weighs so much: a single transaction may wait for a lock or a disk.
 const WEIGHT: f64 = 0.25;
 
@@ -80,8 +83,9 @@ impl Sink {
         self.heard.map_or(-1, |(applied, _)| applied)
     }
 
+    /// One that was never heard of has just joined, and is about to begin.
     fn gets_on(&self, now: Duration) -> bool {
-        now.saturating_sub(self.got_on) < STILL
+        self.heard.is_none() || now.saturating_sub(self.got_on) < STILL
     }
 }
 
@@ -145,6 +149,10 @@ impl Ahead {
         if self.sinks.is_empty() || bytes == 0 {
             return;
         }
+        // Of one that is gone for hours.
+        if self.pieces.len() == PIECES_MAX && self.pieces.front().is_some_and(|piece| piece.entry <= self.late) {
+            self.pieces.pop_front();
+        }
         self.pieces.push_back(Piece { to, bytes, at: now, entry: None });
         if !is_quiet {
             #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -181,10 +189,7 @@ impl Ahead {
 
     /// Bytes that the slowest of the sinks that are close has yet to apply.
     fn on_its_way(&self) -> usize {
-        let of = |applied: i64| {
-            let left = self.pieces.iter().filter(|piece| piece.entry.is_none_or(|entry| entry > applied));
-            left.map(|piece| piece.bytes).sum()
-        };
+        let of = |applied: i64| self.pieces.range(self.first_after(applied)..).map(|piece| piece.bytes).sum();
         self.close().map(of).max().unwrap_or_default()
     }
 
@@ -211,25 +216,29 @@ impl Ahead {
         bytes.clamp(least, most)
     }
 
+    /// The first piece behind an entry of the ledger.
+    fn first_after(&self, entry: i64) -> usize {
+        self.pieces.partition_point(|piece| piece.entry.is_some_and(|of| of <= entry))
+    }
+
     /// Pieces that are too old hold nobody up any more: older than [`STILL`] where no sink that has yet to apply them gets on.
     fn let_go(&mut self, now: Duration) {
-        while let Some(piece) = self.pieces.front()
+        while let Some(piece) = self.pieces.get(self.late.map_or(0, |late| self.first_after(late)))
             && let Some(entry) = piece.entry
             && let age = now.saturating_sub(piece.at)
             && age >= STILL
             && (age >= LATE || !self.close_sinks().any(|sink| sink.applied() < entry && sink.gets_on(now)))
         {
             self.late = Some(entry);
-            self.pieces.pop_front();
         }
     }
 
-    /// What all have that are close is forgotten.
+    /// What all have is forgotten. One that is late is still measured by what it applies: how fast it is, is how fast pieces may
+    /// come.
     fn drop_applied(&mut self) {
-        let Some(applied) = self.close().min() else { return };
-        while self.pieces.front().is_some_and(|piece| piece.entry.is_some_and(|entry| entry <= applied)) {
-            self.pieces.pop_front();
-        }
+        let spoken = self.sinks.values().filter(|sink| !sink.silent);
+        let Some(applied) = spoken.map(Sink::applied).min() else { return };
+        self.pieces.drain(..self.first_after(applied));
     }
 }
 
@@ -327,7 +336,7 @@ mod tests {
             assert!(fill(&mut ahead, true, entry, at) > 0, "the load goes on");
             ahead.heard("there", Some((entry, ms(1))), at);
         }
-        ahead.heard("gone", Some((4, ms(20))), hour + STILL);
+        ahead.heard("gone", Some((3, ms(20))), hour + STILL);
         assert!(fill(&mut ahead, true, 7, hour + STILL) > 0, "it is still far behind");
         ahead.heard("there", Some((7, ms(1))), hour + STILL);
         ahead.heard("gone", Some((6, ms(30))), hour + STILL);
@@ -356,6 +365,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_late_is_measured_all_the_same() {
+        let mut ahead = measured("late", &["there"], 10);
+        ahead.wrote(to(2), MB, false, ms(0));
+        ahead.appended(to(2), 2);
+        ahead.heard("there", Some((2, ms(1))), ms(1));
+        assert!(ahead.room(false, STILL).is_some(), "it is let go");
+        let known = ahead.byte_seconds();
+        ahead.heard("late", Some((2, ms(1010))), STILL);
+        assert!(ahead.byte_seconds() > known, "its pace counts: {ahead:?}");
+        for i in 0..3 * PIECES_MAX {
+            ahead.wrote(to(3), 1, false, STILL);
+            ahead.appended(to(3), 3 + i64::try_from(i).unwrap());
+            ahead.room(false, STILL * 2 * u32::try_from(i + 1).unwrap());
+        }
+        assert_eq!(ahead.pieces.len(), PIECES_MAX, "what is kept for it is bounded");
+    }
+
+    #[test]
     fn whoever_was_slow_when_it_went_does_not_make_a_load_crawl() {
         let mut ahead = measured("gone", &[], 3_600_000);
         for second in 0..60 {
@@ -381,8 +408,8 @@ mod tests {
         let mut ahead = of(&[]);
         ahead.watch(["unheard".to_owned()]);
         assert!(fill(&mut ahead, true, 1, ms(0)) > 0, "one that has said nothing yet is, for a while");
-        assert_eq!(ahead.room(true, STILL - ms(1)), None);
-        assert!(ahead.room(true, STILL).is_some());
+        assert_eq!(ahead.room(true, LATE - ms(1)), None);
+        assert!(ahead.room(true, LATE).is_some());
     }
 
     #[test]
