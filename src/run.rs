@@ -54,6 +54,10 @@ use crate::status::{
 };
 use breaker::Breaker;
 
+/// Of a role's thread. A sink's future is polled through some dozens of frames, which without optimisation need more than the 2 MiB
+/// that a thread has by default. What is not touched costs nothing.
+const STACK_BYTES: usize = 8 * 1024 * 1024;
+
 /// How often a role's loop shows that it turns.
 const PULSE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the rule "nothing can move" is looked at.
@@ -505,7 +509,7 @@ fn spawn(
     limits: Limits,
 ) -> oneshot::Receiver<End> {
     let (tell, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name(role.name.to_string());
+    let thread = std::thread::Builder::new().name(role.name.to_string()).stack_size(STACK_BYTES);
     let body = move || {
         // The thread belongs to the role, so everything logged on it does.
         let _span = tracing::info_span!("role", name = %role.name).entered();

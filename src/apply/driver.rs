@@ -360,7 +360,7 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
-            self.look_after_letters().await?;
+            Box::pin(self.look_after_letters()).await?;
             let shared = self.share().await?;
             let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
             if self.machine.waiting() == 0 || late || owes || (shared && stopped.is_none()) {
@@ -538,7 +538,7 @@ impl<S: Sink> Worker<S> {
                 Err(Failure::Error(Error::Halt(halt))) if halt.code == Code::ValueRefused && self.writer.narrow() => {
                     value.get_or_insert_with(|| halt.clone());
                 }
-                Err(failure) => match self.parks(failure).await {
+                Err(failure) => match Box::pin(self.parks(failure)).await {
                     // What was refused before may have been for this row.
                     Ok(true) => (handover, value) = (None, None),
                     Ok(false) => break outcome,

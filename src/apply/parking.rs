@@ -46,6 +46,8 @@ impl<P> Version<P> {
 
     fn whole(&self, op: Op) -> Whole {
         match op {
+            // Refused beside `park`; what was parked before is not written over.
+            op if self.wanted.mark.is_some() => Whole::Part(op),
             Op::Insert(row) => Whole::Is(row),
             Op::Update(row) if self.is_complete(&row) => Whole::Is(row),
             Op::Delete(row) => Whole::Gone(row),
@@ -73,9 +75,6 @@ impl<S: Sink> Writer<S> {
         op: Op,
         change: &Change,
     ) -> Outcome<Option<Op>> {
-        if self.letters.is_idle() {
-            return Ok(Some(op));
-        }
         self.check_key(version)?;
         let of = match &op {
             Op::Rekey { .. } => return self.rekey_around_letters(version, op).await,
@@ -84,7 +83,7 @@ impl<S: Sink> Writer<S> {
         };
         let Some(of) = of else { return Ok(Some(op)) };
         if let Some(reason) = self.letters.refused(&version.at(&change.place)).cloned() {
-            self.keep(version, of, change, reason).await?;
+            Box::pin(self.keep(version, of, change, reason)).await?;
             return Ok(None);
         }
         if !self.letters.has(&of) {
@@ -95,7 +94,7 @@ impl<S: Sink> Writer<S> {
             Whole::Is(row) => only(Op::Insert(row))?,
             Whole::Gone(row) => only(Op::Delete(row))?,
             Whole::Part(_) => {
-                self.keep(version, of, change, Reason::behind()).await?;
+                Box::pin(self.keep(version, of, change, Reason::behind())).await?;
                 return Ok(None);
             }
         };
@@ -300,7 +299,10 @@ impl<S: Sink> Writer<S> {
         let mut tolerant = false;
         for letter in letters {
             let Some((header, op)) = op_of(&mut decoders, letter)? else { return Err(unknown(letter).into()) };
-            let Some(version) = self.version(header.relation, state).await? else { return Err(unknown(letter).into()) };
+            let version = self.version(header.relation, state).await?;
+            let Some(version) = version.filter(|version| version.wanted.mark.is_none()) else {
+                return Err(unknown(letter).into());
+            };
             let op = match version.whole(op) {
                 Whole::Part(op) => op,
                 Whole::Is(row) => begins(&mut ops, &mut tolerant, Op::Insert(row)),
@@ -343,7 +345,10 @@ fn op_of(decoders: &mut Decoders, letter: &Letter) -> Result<Option<(Header, Op)
 }
 
 fn unknown(letter: &Letter) -> Error {
-    let message = format!("nobody knows any more what the columns of a parked record of {} were", letter.of.table);
+    let message = format!(
+        "what is parked of {} can't be made its row any more: the table is another one by now",
+        letter.of.table
+    );
     Error::halt(Code::ParkedKey, message, format!("lockstep resync {}", letter.of.table))
 }
 

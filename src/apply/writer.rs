@@ -437,7 +437,7 @@ impl<S: Sink> Writer<S> {
         }
         self.settle_range(&version, &chunk.range).await?;
         for (of, change, reason) in left_out {
-            self.keep(&version, of, &change, reason).await?;
+            Box::pin(self.keep(&version, of, &change, reason)).await?;
         }
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
@@ -532,7 +532,12 @@ impl<S: Sink> Writer<S> {
     /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
     async fn change(&mut self, version: &Arc<Version<S::Plan>>, op: Op, at: Change) -> Outcome<()> {
         let Some(op) = self.admitted(version, op)? else { return Ok(()) };
-        let Some(mut op) = self.around_letters(version, op, &at).await? else { return Ok(()) };
+        let mut op = op;
+        if !self.letters.is_idle() {
+            // Boxed, as all that is about letters: what hardly ever happens must not make every future below it larger.
+            let Some(left) = Box::pin(self.around_letters(version, op, &at)).await? else { return Ok(()) };
+            op = left;
+        }
         let is_of_one = !matches!(op, Op::Rekey { .. });
         let last_key = self.last_key(version, &op);
         loop {
@@ -630,7 +635,7 @@ impl<S: Sink> Writer<S> {
                 Ok(counts) => self.counts += counts,
                 Err(failure) => {
                     if let Some(last) = last
-                        && self.park_last(&versions[0], last, &failure).await?
+                        && Box::pin(self.park_last(&versions[0], last, &failure)).await?
                     {
                         self.changes = 0;
                         return Ok(());

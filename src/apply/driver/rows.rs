@@ -34,10 +34,10 @@ impl<S: Sink> Worker<S> {
             if rows {
                 self.check_tables().await?;
             }
-            self.begin_letters().await?;
+            Box::pin(self.begin_letters()).await?;
             self.hold(Why::Begin).await?;
             if self.writer.loads.is_empty() {
-                self.retry_letters().await?;
+                Box::pin(self.retry_letters()).await?;
             }
             if !rows {
                 self.refuse_letters()?;
