@@ -5,6 +5,7 @@ pub mod bag;
 mod decode;
 pub mod driver;
 pub mod fold;
+pub mod foreign;
 pub mod machine;
 mod merge;
 pub mod net;

@@ -2,6 +2,7 @@
 
 mod constants;
 mod records;
+mod topics;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -5,6 +5,7 @@
 
 mod blockers;
 mod contract;
+pub mod foreign;
 mod partitions;
 
 use std::cell::Cell;
