@@ -700,14 +700,16 @@ async fn what_the_engine_can_not_do_is_refused_before_anything_is_written() {
         &["CREATE TABLE t (id INT PRIMARY KEY) ENGINE = InnoDB"],
     )
     .await;
-    let into = format!("[sinks.orders]\ntable = \"{}.t\"\nevolve = \"add\"\n", line.maria.name);
+    let into = format!("[sinks.orders]\ntable = \"{}.t\"\nevolve = \"add\"\ndelete = \"soft\"\n", line.maria.name);
     let pipeline = line.pipeline.connector("public.t", &into).set("sinks.orders", "foreign_keys = \"after_load\"");
     pipeline.write().unwrap();
     let checked = pipeline.command(&["check"]).unwrap();
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert_eq!(checked.status.code(), Some(3), "{said}");
     assert!(
-        said.contains("is MariaDB, which can't set foreign keys aside") && said.contains("can't let table"),
+        ["is MariaDB, which can't set foreign keys aside", "can't let table", "can't keep deleted rows"]
+            .iter()
+            .all(|what| said.contains(what)),
         "{said}"
     );
     let mut process = pipeline.spawn(&["sink:orders"]).unwrap();

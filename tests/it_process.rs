@@ -240,6 +240,7 @@ fn keys(file: &str) -> BTreeSet<String> {
     for line in file.lines().map(|line| line.trim_start_matches('#').trim_start_matches(' ')) {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = match name.split_once('.') {
+                Some(("sinks", name)) if name.contains(".values.") => "sinks.NAME.values.COLUMN".to_owned(),
                 Some(("sinks", _)) => "sinks.NAME".to_owned(),
                 Some(("masks", _)) => "masks.COLUMN".to_owned(),
                 _ => name.to_owned(),

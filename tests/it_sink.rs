@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lockstep::apply::net::Folded;
 use lockstep::change::Op;
-use lockstep::config::{self, Truncate};
+use lockstep::config::{self, Expression, Function, SinkTable, Truncate, Value};
 use lockstep::error::{Code, Error};
 use lockstep::key::KeyRange;
 use lockstep::relation::TableName;
@@ -302,6 +302,67 @@ fn absent_columns_keep_what_they_hold_through_updates_and_key_changes() {
             world.rows("SELECT id, a, length(big), n FROM items ORDER BY id").await,
             "2|a|300000|8\n10|x|300000|1"
         );
+    });
+}
+
+#[test]
+fn columns_that_are_computed_follow_their_row() {
+    let of = |function, columns: &[&str]| Expression::Of {
+        function,
+        columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+    };
+    let values = [
+        ("full_name", of(Function::Concat { separator: "'-".into() }, &["a", "big", "n"])),
+        ("key_text", of(Function::Trim, &["id"])),
+        ("low", of(Function::Lower, &["a"])),
+        ("region", Expression::Constant("e'u\\".into())),
+        ("shown", of(Function::Coalesce, &["big", "id"])),
+    ];
+    let values = values.map(|(column, expression)| Value { column: column.into(), expression });
+    in_database(|world| async move {
+        let ddl = "CREATE TABLE t (id int PRIMARY KEY, a text, big text, n numeric(10,2), region varchar(2) NOT NULL, full_name text NOT NULL,
+                   key_text varchar, low int, own text DEFAULT 'mine')";
+        let mut a = world.sink(ddl).await;
+        let target = SinkTable { values: values.into(), ..SinkTable::new("orders", TableName::new("public", "t")) };
+        let wanted = WantedTable::of(&relation("t", "id:int4! a:text big:text n:numeric"), &target).unwrap();
+        let found = a.sink.preflight(std::slice::from_ref(&wanted)).await.unwrap().halts;
+        let told: Vec<String> = found.iter().map(|halt| halt.message.clone()).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert!(
+            told[0].contains("column n of public.t") && told[1].contains("column low of public.t is int4"),
+            "{told:?}"
+        );
+        assert!(
+            told[2].contains("no column shown") && told[3].contains("column region of public.t does not hold"),
+            "{told:?}"
+        );
+        world.run(&found[1].hint).await;
+        world.run(&found[2].hint).await;
+        world.run("ALTER TABLE t ALTER region TYPE varchar(4), ALTER n TYPE numeric").await;
+        let plan = a.sink.plan(std::slice::from_ref(&wanted)).await.unwrap().remove(0);
+        let wrong = "SELECT * FROM t WHERE (region, full_name, key_text, low, shown, own) IS DISTINCT FROM
+            ($$e'u\\$$, concat_ws($$'-$$, a, big, n), id::text, lower(a), coalesce(big, id::text), 'mine')";
+        for ops in [
+            &["insert 1|Ab|B|1.0", "insert 2|~|~|2", "insert 3|C|big|~"][..],
+            &["update 1|X|-|-", "update 2|-|Now|-", "update 3|-|-|3.50"],
+            &["rekey 1|-|-|- -> 11|Y|-|-", "rekey 2|-|-|- -> 12|-|~|-", "delete 3|-|-|-"],
+        ] {
+            a.apply(&[(&plan, net(&plan, ops))]).await.unwrap();
+            assert_eq!(world.rows(wrong).await, "", "{ops:?}");
+        }
+        let many: Vec<String> = (100..2200).map(|i| format!("insert {i}|N{i}|~|1")).collect();
+        insert(&mut a, &plan, &many).await.unwrap();
+        let many: Vec<String> = (100..2200).map(|i| format!("update {i}|M{i}|-|-")).collect();
+        insert(&mut a, &plan, &many).await.unwrap();
+        assert_eq!(world.rows(wrong).await, "");
+        // What is read again leaves right rows alone, and makes the others right.
+        world.run("UPDATE t SET low = 'wrong' WHERE id = 11").await;
+        let versions = "SELECT xmin FROM t WHERE id = 12";
+        let before = world.rows(versions).await;
+        let range = KeyRange { after: None, through: Some(vec!["99".into()]) };
+        assert_eq!(a.replace(&plan, &range, &[row("11|Y|B|1.0"), row("12|~|~|2")]).await.inserted, 1);
+        assert_eq!((world.rows(wrong).await, world.rows(versions).await), (String::new(), before));
+        assert_eq!(world.rows("SELECT count(*) FROM t").await, "2102");
     });
 }
 

@@ -582,11 +582,13 @@ async fn what_does_not_fit_is_refused_by_check_and_start() {
         &["public.t"],
     )
     .await;
-    let scene = edge.scene.configure(|p| p.connector("public.t", "[sinks.edge]\nevolve = 'add'\n"));
+    let scene = edge.scene.configure(|p| p.connector("public.t", "[sinks.edge]\nevolve = 'add'\ndelete = 'soft'\n"));
     scene.sql("INSERT INTO t VALUES ('a', 1.10), ('A', 2)").await;
     let mut process = scene.spawn(&[]);
     let halt = process.wait_until("the halt", PATIENCE, |s| s.halt_code(Some("edge")) == Some("CONFIG")).await.unwrap();
     assert!(halt.to_string().contains("sink edge is SQLite, which can't let table"), "{halt}");
+    let said = String::from_utf8(scene.pipeline.command(&["check"]).unwrap().stdout).unwrap();
+    assert!(said.contains("sink edge is SQLite, which can't keep deleted rows of table"), "{said}");
     process.terminate(PATIENCE).await.unwrap();
     let scene = scene.configure(|p| p.connector("public.t", "[sinks.edge]\n"));
     let mut process = scene.spawn(&[]);

@@ -11,6 +11,7 @@
 //! | [`batch`] | rows per second of each way to write a batch, by its size; only when named | |
 //! | [`latency`] | from just before COMMIT to visible in a sink, at 1 000 transactions a second | |
 //! | [`snapshot`] | rows per second of a first load into the topic and into a database, latency of the stream meanwhile | a loop that produces the same records; two `COPY TO STDOUT`; `COPY \| COPY`; the stream alone |
+//! | [`snapshot::meanwhile`] | that latency by itself; only when named | the stream alone |
 //! | [`memory`] | peak resident set with all roles and two sinks | |
 //!
 //! Rounds of product and reference alternate and medians are taken: machines are noisy, and a ratio within one run means more
@@ -49,6 +50,7 @@ enum Bench {
     Batch,
     Latency,
     Snapshot,
+    Meanwhile,
     Memory,
 }
 
@@ -69,6 +71,9 @@ struct Options {
     /// Transactions per second of the latency bench.
     #[arg(long, default_value_t = 1_000)]
     rate: u32,
+    /// Threads that take the cores from everything that is measured, as a busy machine would.
+    #[arg(long, default_value_t = 0)]
+    busy: usize,
     /// cargo bench says this to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -88,6 +93,13 @@ async fn main() -> ExitCode {
 
 async fn run(options: &Options) -> Result<()> {
     let services = Services::from_env();
+    for _ in 0..options.busy {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
     let wanted = |bench| options.benches.is_empty() || options.benches.contains(&bench);
     if wanted(Bench::Source) {
         source::run(&services, options).await?;
@@ -105,6 +117,8 @@ async fn run(options: &Options) -> Result<()> {
     }
     if wanted(Bench::Snapshot) {
         snapshot::run(&services, options).await?;
+    } else if options.benches.contains(&Bench::Meanwhile) {
+        snapshot::meanwhile(&services, options).await?;
     }
     if wanted(Bench::Memory) {
         memory::run(&services, options).await?;

@@ -74,6 +74,11 @@ pub async fn run(services: &Services, options: &Options) -> Result<()> {
     Figure::new("memory", "peak_mb", "MB", &peak).case("source role, first load").print();
     Figure::new("memory", "peak_mb", "MB", &peak_all).case("all roles, 1 sink, first load").print();
     wide(services).await?;
+    meanwhile(services, options).await
+}
+
+/// The stream's latency while a table is loaded: as fast as it goes, and at a modest rate.
+pub async fn meanwhile(services: &Services, options: &Options) -> Result<()> {
     beside_the_stream(services, options, None).await?;
     beside_the_stream(services, options, Some(MODEST_ROWS_PER_SECOND)).await
 }

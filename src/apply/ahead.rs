@@ -9,7 +9,7 @@
 //! Memory is bounded in bytes of records: the thread waits while as much is fetched and not yet taken.
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::apply::decode::{Decoded, Decoders};
+use crate::apply::decode::{Decoded, Decoders, Needs};
 use crate::apply::machine::Interval;
 use crate::apply::merge::{Merge, Patience};
 use crate::config;
@@ -131,7 +131,7 @@ impl Ahead {
     /// For the records of `tables`, which may take `wait` to become readable. `held` shows how many bytes of them are held.
     pub fn open(
         kafka: &config::Kafka,
-        tables: HashSet<TableName>,
+        tables: HashMap<TableName, Needs>,
         wait: Duration,
         stop: CancellationToken,
         held: Gauge,
@@ -419,6 +419,7 @@ mod tests {
         let record = |i| Decoded {
             header: header(i),
             content: Ok(Content::Nothing),
+            commit_time_us: None,
             bytes: 100,
             place: Place { partition: 0, hash: None },
         };

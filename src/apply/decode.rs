@@ -3,11 +3,12 @@
 //! Decoding needs the relation and nothing of the sink, so it runs ahead of what is written ([`super::ahead`]). What a record
 //! is worth, and in which order failures count, is the writer's to say: a record that can't be read carries its error along.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::change::Op;
 use crate::codec::{self, Decoder};
+use crate::config::{self, Delete};
 use crate::error::{Code, Error, Result};
 use crate::kafka::consumer::Record;
 use crate::kafka::murmur2;
@@ -19,6 +20,8 @@ use crate::value::RowBuf;
 pub struct Decoded {
     pub header: Header,
     pub content: Result<Content>,
+    /// Of its transaction, where rows go by it: they are marked with it.
+    pub commit_time_us: Option<i64>,
     /// What it took in Kafka, for limits.
     pub bytes: usize,
     pub place: Place,
@@ -55,15 +58,32 @@ struct Known {
     decoder: Decoder,
 }
 
+/// What a sink is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    Rows,
+    /// And when they were deleted.
+    RowsAndTimes,
+}
+
+impl Needs {
+    pub fn of(target: &config::SinkTable) -> Needs {
+        match target.delete {
+            Delete::Row => Needs::Rows,
+            Delete::Soft { .. } => Needs::RowsAndTimes,
+        }
+    }
+}
+
 /// The decoders of the tables that a sink takes.
 pub struct Decoders {
-    tables: HashSet<TableName>,
+    tables: HashMap<TableName, Needs>,
     relations: HashMap<Fingerprint, Arc<Relation>>,
     known: HashMap<Fingerprint, Known>,
 }
 
 impl Decoders {
-    pub fn new(tables: HashSet<TableName>) -> Decoders {
+    pub fn new(tables: HashMap<TableName, Needs>) -> Decoders {
         Decoders { tables, relations: HashMap::new(), known: HashMap::new() }
     }
 
@@ -75,7 +95,27 @@ impl Decoders {
     pub fn decode(&mut self, record: &Record<'_>, header: Header) -> Decoded {
         let bytes = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
         let place = Place { partition: record.partition(), hash: record.key().map(murmur2::hash) };
-        Decoded { header, content: self.content(record, &header), bytes, place }
+        let content = self.content(record, &header);
+        let timed = content.and_then(|content| Ok((self.commit_time_us(record, &header, &content)?, content)));
+        let (commit_time_us, content) = match timed {
+            Ok((time, content)) => (time, Ok(content)),
+            Err(error) => (None, Err(error)),
+        };
+        Decoded { header, content, commit_time_us, bytes, place }
+    }
+
+    /// Of what ends rows, in tables that mark them.
+    fn commit_time_us(&mut self, record: &Record<'_>, header: &Header, content: &Content) -> Result<Option<i64>> {
+        let ends = matches!(content, Content::Change(Op::Delete(_)));
+        if !(ends || matches!(header.kind, Kind::KeyChangeCreate | Kind::Truncate)) {
+            return Ok(None);
+        }
+        let Some(table) = self.relations.get(&header.relation).map(|relation| &relation.name) else { return Ok(None) };
+        if self.tables.get(table) != Some(&Needs::RowsAndTimes) {
+            return Ok(None);
+        }
+        let Some(known) = self.known(header.relation)? else { return Ok(None) };
+        known.decoder.commit_time_us(record.value().ok_or_else(|| half(&known.table))?).map(Some)
     }
 
     fn content(&mut self, record: &Record<'_>, header: &Header) -> Result<Content> {
@@ -105,7 +145,7 @@ impl Decoders {
     fn known(&mut self, fingerprint: Fingerprint) -> Result<Option<&Known>> {
         if !self.known.contains_key(&fingerprint) {
             let Some(relation) = self.relations.get(&fingerprint) else { return Ok(None) };
-            if !self.tables.contains(&relation.name) {
+            if !self.tables.contains_key(&relation.name) {
                 return Ok(None);
             }
             let (table, keyless) = (relation.name.clone(), relation.own_key().is_empty());

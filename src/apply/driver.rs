@@ -5,6 +5,7 @@
 
 mod blocker;
 mod foreign_keys;
+mod held;
 mod refused;
 mod rows;
 
@@ -16,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::blocker::Blocker;
+use self::held::Held;
 use crate::apply::ahead::{Ahead, Next};
+use crate::apply::decode::Needs;
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
 use crate::apply::routes::{News, Routes, has_patterns};
 use crate::apply::rows::floor::Floor;
@@ -56,9 +59,8 @@ const TRANSACTION_CHANGES_MAX: u64 = 160_000;
 /// The first transactions after a start are smaller, so that a worker which is killed again and again gets on all the same.
 const TRANSACTION_RECORDS_FIRST: u64 = 1_000;
 
-/// Entries of the ledger read ahead of what is applied, and their bytes: most have some hundred, and one may have half a MiB.
+/// Entries of the ledger read ahead of what is applied.
 const ITEMS_MAX: usize = 1024;
-const ITEMS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// An interval with nothing for this sink moves its progress at most this often.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
@@ -142,8 +144,7 @@ struct Worker<S: Sink> {
     machine: Machine,
     assembler: Assembler,
     tail: Tail,
-    /// Bytes of entries that were read since none was left to apply.
-    items_bytes: usize,
+    held: Held,
     ahead: Ahead,
     writer: Writer<S>,
     metrics: SinkMetrics,
@@ -262,7 +263,7 @@ impl<S: Sink> Worker<S> {
         let names = tables.keys().cloned().collect();
         let machine = Machine::new(&config.name, &sink.name, names, at, standing.join_offset.unwrap_or(-1));
         let machine = if has_patterns(&config, &sink.name) { machine.telling_routes() } else { machine };
-        let wanted = tables.keys().cloned().collect();
+        let wanted = tables.iter().map(|(name, target)| (name.clone(), Needs::of(target))).collect();
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, stop.clone(), metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, tables);
         let teller =
@@ -276,7 +277,7 @@ impl<S: Sink> Worker<S> {
             machine,
             assembler,
             tail,
-            items_bytes: 0,
+            held: Held::default(),
             ahead,
             writer,
             metrics,
@@ -793,14 +794,13 @@ impl<S: Sink> Worker<S> {
 
     /// Takes in what there is of the ledger.
     fn read_ahead(&mut self) -> Result<()> {
-        if self.machine.waiting() == 0 {
-            self.items_bytes = 0;
-        }
+        // Behind the last item may stand entries that make none.
+        self.held.applied(if self.machine.waiting() == 0 { i64::MAX } else { self.at.offset });
         while self.machine.waiting() < ITEMS_MAX
-            && self.items_bytes < ITEMS_BYTES_MAX
+            && !self.held.is_full()
             && let Some(record) = self.tail.try_recv()?
         {
-            self.items_bytes += record.value.as_deref().map_or(0, <[u8]>::len);
+            self.held.read(record.offset, record.value.as_deref().map_or(0, <[u8]>::len));
             self.entry(record.offset, record.value.as_deref())?;
         }
         Ok(())

@@ -12,6 +12,7 @@ pub mod net;
 mod refused;
 mod routes;
 pub mod rows;
+pub mod soft;
 pub mod span;
 pub mod sparse;
 pub mod start;

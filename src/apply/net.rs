@@ -128,14 +128,67 @@ struct Slot {
 /// Per row: the slot, its entry in a hash table.
 const SLOT_BYTES: usize = size_of::<Slot>() + 2 * size_of::<usize>();
 
+/// What the rows of a table are over.
+#[derive(Debug)]
+pub(super) struct Shape {
+    /// Named in errors.
+    table: TableName,
+    /// Columns of the relation that the sink takes, ascending.
+    pub wanted: Vec<usize>,
+    /// The key's columns in key order.
+    pub key: Vec<usize>,
+}
+
+impl Shape {
+    pub(super) fn new(table: TableName, mut wanted: Vec<usize>, key: Vec<usize>) -> Shape {
+        assert!(!key.is_empty() && key.iter().all(|k| wanted.contains(k)), "a sink takes at least the table's key");
+        wanted.sort_unstable();
+        Shape { table, wanted, key }
+    }
+
+    pub(super) fn key_of(&self, row: &RowBuf) -> Result<Key> {
+        Key::of(row.row(), &self.key).ok_or_else(|| {
+            Error::halt(
+                Code::RecordInvalid,
+                format!("a change of table {} carries no value for a column of its key", self.table),
+                format!("lockstep resync {}", self.table),
+            )
+        })
+    }
+
+    /// As [`Net::keys`].
+    pub(super) fn keys(&self, op: &Op) -> Result<Vec<Key>> {
+        match op {
+            Op::Insert(row) | Op::Update(row) | Op::Delete(row) => Ok(vec![self.key_of(row)?]),
+            Op::Rekey { old, new } => Ok(vec![self.key_of(old)?, self.key_of(new)?]),
+            Op::Truncate => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn complete(&self, row: &RowBuf) -> Result<()> {
+        if self.wanted.iter().all(|&column| !row.row().get(column).is_absent()) {
+            return Ok(());
+        }
+        Err(Error::halt(
+            Code::AbsentBase,
+            format!("a new row of table {} lacks a column that was never sent", self.table),
+            format!("lockstep resync {}", self.table),
+        ))
+    }
+
+    pub(super) fn contradiction(&self, what: &str) -> Error {
+        Error::halt(
+            Code::SinkDiverged,
+            format!("changes of table {} contradict each other: {what}", self.table),
+            format!("lockstep resync {}", self.table),
+        )
+    }
+}
+
 /// Folds the changes of one table at one relation version.
 #[derive(Debug)]
 pub struct Net {
-    table: TableName,
-    /// Columns of the relation that the sink takes, ascending.
-    wanted: Vec<usize>,
-    /// The key's columns in key order.
-    key: Vec<usize>,
+    shape: Shape,
     truncate: bool,
     slots: Vec<Slot>,
     /// Slots by [`Place::at`].
@@ -149,13 +202,9 @@ pub struct Net {
 
 impl Net {
     /// `table` is named in errors; `wanted` are the relation's columns that the sink takes, `key` the key's in key order.
-    pub fn new(table: TableName, mut wanted: Vec<usize>, key: Vec<usize>) -> Net {
-        assert!(!key.is_empty() && key.iter().all(|k| wanted.contains(k)), "a sink takes at least the table's key");
-        wanted.sort_unstable();
+    pub fn new(table: TableName, wanted: Vec<usize>, key: Vec<usize>) -> Net {
         Net {
-            table,
-            wanted,
-            key,
+            shape: Shape::new(table, wanted, key),
             truncate: false,
             slots: Vec::new(),
             live: HashTable::new(),
@@ -196,11 +245,7 @@ impl Net {
 
     /// The keys that a change speaks of: of the row as it was, and as it is.
     pub fn keys(&self, op: &Op) -> Result<Vec<Key>> {
-        match op {
-            Op::Insert(row) | Op::Update(row) | Op::Delete(row) => Ok(vec![self.key_of(row)?]),
-            Op::Rekey { old, new } => Ok(vec![self.key_of(old)?, self.key_of(new)?]),
-            Op::Truncate => Ok(Vec::new()),
-        }
+        self.shape.keys(op)
     }
 
     /// What the changes since the last drain come to. Empty afterwards.
@@ -211,14 +256,14 @@ impl Net {
         for Slot { place, row } in std::mem::take(&mut self.slots) {
             match place {
                 Place::New { .. } => net.inserts.push(row),
-                Place::Kept { .. } => updates.push(&self.wanted, row, |row| row),
-                Place::Moved { from, .. } => moves.push(&self.wanted, row, |row| (from, row)),
+                Place::Kept { .. } => updates.push(&self.shape.wanted, row, |row| row),
+                Place::Moved { from, .. } => moves.push(&self.shape.wanted, row, |row| (from, row)),
                 Place::Deleted { from } => net.deletes.push(from),
                 Place::Nothing => {}
             }
         }
         // A row that carries nothing but its key has nothing to write.
-        let key_columns = self.key.len();
+        let key_columns = self.shape.key.len();
         net.updates = updates
             .groups
             .into_iter()
@@ -231,10 +276,10 @@ impl Net {
     }
 
     fn insert(&mut self, row: RowBuf) -> Result<()> {
-        let at = self.key_of(&row)?;
-        self.complete(&row)?;
+        let at = self.shape.key_of(&row)?;
+        self.shape.complete(&row)?;
         if self.live_at(&at).is_some() {
-            return Err(self.contradiction("an insert of a row that is there"));
+            return Err(self.shape.contradiction("an insert of a row that is there"));
         }
         self.settle(at, row);
         Ok(())
@@ -252,7 +297,7 @@ impl Net {
     }
 
     fn update(&mut self, row: RowBuf) -> Result<()> {
-        let at = self.key_of(&row)?;
+        let at = self.shape.key_of(&row)?;
         match self.live_at(&at) {
             Some(slot) => self.merge(slot, &row),
             None => {
@@ -264,7 +309,7 @@ impl Net {
     }
 
     fn delete(&mut self, row: RowBuf) -> Result<()> {
-        let at = self.key_of(&row)?;
+        let at = self.shape.key_of(&row)?;
         let Some(slot) = self.live_at(&at) else {
             self.untouched(&at, "a delete of a row that is not there")?;
             self.add(Place::Deleted { from: at }, RowBuf::new());
@@ -292,14 +337,14 @@ impl Net {
     }
 
     fn rekey(&mut self, old: RowBuf, new: RowBuf) -> Result<Folded> {
-        let from = self.key_of(&old)?;
-        let to = self.key_of(&new)?;
+        let from = self.shape.key_of(&old)?;
+        let to = self.shape.key_of(&new)?;
         if from == to {
             self.update(new)?;
             return Ok(Folded::Done);
         }
         if self.live_at(&to).is_some() {
-            return Err(self.contradiction("a key change to the key of a row that is there"));
+            return Err(self.shape.contradiction("a key change to the key of a row that is there"));
         }
         let Some(slot) = self.live_at(&from) else {
             self.untouched(&from, "a key change of a row that is not there")?;
@@ -328,7 +373,7 @@ impl Net {
     /// `at` is a key that this batch has not seen, so the row is as the database has it.
     fn untouched(&self, at: &Key, what: &str) -> Result<()> {
         match self.truncate || self.left_from(at).is_some() {
-            true => Err(self.contradiction(what)),
+            true => Err(self.shape.contradiction(what)),
             false => Ok(()),
         }
     }
@@ -338,35 +383,6 @@ impl Net {
         self.bytes -= row.bytes();
         *row = row.merged(newer.row());
         self.bytes += row.bytes();
-    }
-
-    fn key_of(&self, row: &RowBuf) -> Result<Key> {
-        Key::of(row.row(), &self.key).ok_or_else(|| {
-            Error::halt(
-                Code::RecordInvalid,
-                format!("a change of table {} carries no value for a column of its key", self.table),
-                format!("lockstep resync {}", self.table),
-            )
-        })
-    }
-
-    fn complete(&self, row: &RowBuf) -> Result<()> {
-        if self.wanted.iter().all(|&column| !row.row().get(column).is_absent()) {
-            return Ok(());
-        }
-        Err(Error::halt(
-            Code::AbsentBase,
-            format!("a new row of table {} lacks a column that was never sent", self.table),
-            format!("lockstep resync {}", self.table),
-        ))
-    }
-
-    fn contradiction(&self, what: &str) -> Error {
-        Error::halt(
-            Code::SinkDiverged,
-            format!("changes of table {} contradict each other: {what}", self.table),
-            format!("lockstep resync {}", self.table),
-        )
     }
 
     fn live_at(&self, key: &Key) -> Option<usize> {
@@ -428,8 +444,8 @@ fn remove(table: &mut HashTable<usize>, hash: u64, slot: usize) {
 }
 
 /// Rows by the columns they carry, in order of first appearance.
-struct Groups<T> {
-    groups: Vec<(Vec<usize>, Vec<T>)>,
+pub(super) struct Groups<T> {
+    pub groups: Vec<(Vec<usize>, Vec<T>)>,
     by_columns: HashMap<Vec<usize>, usize>,
 }
 
@@ -440,7 +456,7 @@ impl<T> Default for Groups<T> {
 }
 
 impl<T> Groups<T> {
-    fn push(&mut self, wanted: &[usize], row: RowBuf, item: impl FnOnce(RowBuf) -> T) {
+    pub fn push(&mut self, wanted: &[usize], row: RowBuf, item: impl FnOnce(RowBuf) -> T) {
         let present = wanted.iter().copied().filter(|&column| !row.row().get(column).is_absent());
         // Neighbours mostly carry the same columns: no allocation, no look-up.
         if let Some((columns, rows)) = self.groups.last_mut()

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::apply::machine::Loads;
-use crate::config::SinkTable;
+use crate::config::{Delete, SinkTable};
 use crate::key::KeyOrder;
 use crate::ledger::state::State;
 use crate::relation::{Relation, TableName};
@@ -89,8 +89,10 @@ pub fn left_behind(
 
 /// Tables of the sink of which nothing is loaded yet, but for the one that this table of the source goes into.
 pub fn blank(tables: &HashMap<TableName, SinkTable>, loads: &Loads, but: &TableName) -> Vec<TableName> {
+    // Rows that are only marked go with nothing.
+    let is_blank = |source, target: &SinkTable| loads.is_blank(source) && target.delete == Delete::Row;
     let (blank, begun): (Vec<_>, Vec<_>) =
-        tables.iter().partition(|(source, _)| *source != but && loads.is_blank(source));
+        tables.iter().partition(|(source, target)| *source != but && is_blank(source, target));
     let begun: BTreeSet<&TableName> = begun.into_iter().map(|(_, target)| &target.table).collect();
     let blank: BTreeSet<&TableName> = blank.into_iter().map(|(_, target)| &target.table).collect();
     blank.difference(&begun).map(|table| (*table).clone()).collect()

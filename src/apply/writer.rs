@@ -13,7 +13,7 @@ use crate::apply::fold::Fold;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::net::Folded;
 use crate::apply::refused::{self, Named};
-use crate::apply::targets;
+use crate::apply::{soft, targets};
 use crate::change::Op;
 use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
@@ -24,7 +24,7 @@ use crate::record::{Header, Kind};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
 use crate::sink::{Counts, Outcome, Sink, WantedTable, missing};
-use crate::value::RowBuf;
+use crate::value::{Cell, RowBuf};
 
 /// How often the sink's tables are looked at again.
 const PLAN_INTERVAL: Duration = Duration::from_secs(10);
@@ -39,6 +39,21 @@ pub struct Version<P> {
     /// Without constants: what ranges speak of.
     key: Vec<usize>,
     orders: Vec<KeyOrder>,
+}
+
+impl<P> Version<P> {
+    /// The change as it is folded; rows that it ends are marked with their transaction's commit time where they stay.
+    fn marked(&self, op: Op, commit_time_us: Option<i64>) -> Op {
+        if self.wanted.mark.is_some() { soft::marked(op, commit_time_us) } else { op }
+    }
+
+    /// A row that is there, as it is written.
+    fn living(&self, mut row: RowBuf) -> RowBuf {
+        if self.wanted.mark.is_some() {
+            row.push(Cell::Null);
+        }
+        row
+    }
 }
 
 /// Changes of one table that are not written yet.
@@ -96,6 +111,8 @@ pub struct Writer<S: Sink> {
     /// The delete half of a key change; its create half follows.
     moving: Option<(Fingerprint, RowBuf)>,
     truncates: Vec<Arc<Version<S::Plan>>>,
+    /// When their transaction was committed, where rows are marked with it.
+    truncated_us: Option<i64>,
     /// Of the interval that is being written.
     offset: i64,
     planned: Instant,
@@ -137,6 +154,7 @@ impl<S: Sink> Writer<S> {
             pending: Vec::new(),
             moving: None,
             truncates: Vec::new(),
+            truncated_us: None,
             offset: -1,
             planned: Instant::now(),
             circles: None,
@@ -279,13 +297,15 @@ impl<S: Sink> Writer<S> {
         let header = record.header;
         self.reach(Some(&header), state).await?;
         let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
-        if header.kind != Kind::Truncate {
+        let committed_us = record.commit_time_us;
+        let other_time = committed_us.zip(self.truncated_us).is_some_and(|(now, before)| now != before);
+        if header.kind != Kind::Truncate || other_time {
             self.write_truncates().await?;
         }
         match header.kind {
             Kind::Tombstone | Kind::Foreign => Ok(()),
             Kind::Change => match record.content? {
-                Content::Change(op) => self.change(&version, op).await,
+                Content::Change(op) => self.change(&version, version.marked(op, committed_us)).await,
                 _ => Err(half(&version.table).into()),
             },
             Kind::KeyChangeDelete => match record.content? {
@@ -299,12 +319,14 @@ impl<S: Sink> Writer<S> {
                 let old = self.moving.take().filter(|(relation, _)| *relation == header.relation);
                 match (old, record.content?) {
                     (Some((_, old)), Content::Change(Op::Insert(new))) => {
-                        self.change(&version, Op::Rekey { old, new }).await
+                        self.change(&version, version.marked(Op::Rekey { old, new }, committed_us)).await
                     }
                     _ => Err(half(&version.table).into()),
                 }
             }
             Kind::Truncate => {
+                record.content?;
+                self.truncated_us = committed_us.or(self.truncated_us);
                 self.truncates.push(version);
                 Ok(())
             }
@@ -317,7 +339,7 @@ impl<S: Sink> Writer<S> {
         open.seen += 1;
         if open.mine {
             match content? {
-                Content::Row(row) => open.rows.push(row),
+                Content::Row(row) => open.rows.push(version.living(row)),
                 _ => return Err(outside(&version.table).into()),
             }
         }
@@ -584,6 +606,7 @@ impl<S: Sink> Writer<S> {
         truncates.sort_by_key(|version| version.wanted.rows_of());
         truncates.dedup_by_key(|version| version.wanted.rows_of());
         let plans: Vec<&S::Plan> = truncates.iter().map(|version| &version.plan).collect();
+        self.sink.committed(self.truncated_us.take());
         match half {
             true => self.sink.truncate_half_loaded(&plans).await?,
             false => self.sink.truncate(&plans).await?,

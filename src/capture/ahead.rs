@@ -7,9 +7,11 @@
 //! - While others commit, a piece is what a sink applies within [`PIECE_TIME`], pieces take [`SHARE`] of a sink's time, and
 //!   what is on its way to a sink is what it applies within [`AHEAD_TIME`]: the way there and the answer's way back.
 //! - While nobody does, nobody waits: what may be on its way is [`QUIET_BYTES`], or what takes [`QUIET_TIME`].
-//! - A sink is waited for only while it is close: while no piece that it has yet to apply is older than [`LATE`]. So one that
-//!   is gone, locked, or catching up with what it missed holds up a load once for so long, and is waited for again when it has
-//!   caught up. Meanwhile pieces still come no faster than it could apply them when it was last heard of.
+//! - A sink is waited for while it gets on, and only while it is close. One that has not got on for [`STILL`] while a piece for it
+//!   is older than that is gone, or locked: it holds up a load once for so long. One that has just joined is about to begin. One that gets on may need longer than it was
+//!   measured to, and would fall behind for good if nobody waited: it is waited for until a piece is older than [`LATE`]. Either is
+//!   waited for again when it has caught up. Meanwhile pieces still come no faster than it could apply them when it was last
+//!   heard of.
 //! - One that does not say what it has applied (an older build) is not waited for at all.
 //!
 //! Nothing that must be right depends on any of it: it says when, never what.
@@ -38,12 +40,17 @@ const QUIET_BYTES: usize = 16 * 1024 * 1024;
 /// Whoever commits first after a pause waits for so long.
 const QUIET_TIME: Duration = Duration::from_secs(1);
 
-/// A sink that has not applied a piece after so long is not waited for: it is not the piece that it is busy with, and whoever
-/// waits for a commit there waits for longer than for pieces. Its transactions take less.
-const LATE: Duration = Duration::from_secs(3);
+/// A sink that gets on applies something within this time: its transactions take less.
+const STILL: Duration = Duration::from_secs(3);
+
+/// What a sink that gets on has not applied after so long is behind more than pieces: others' rows don't wait for it.
+const LATE: Duration = Duration::from_secs(30);
 
 /// The longest pause between two pieces for a sink's pace, which may be that of its worst moment.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// Pieces that are kept for sinks which are late.
+const PIECES_MAX: usize = 10_000;
 
 /// What is heard last weighs so much: a single transaction may wait for a lock or a disk.
 const WEIGHT: f64 = 0.25;
@@ -63,10 +70,23 @@ struct Piece {
 struct Sink {
     /// The last entry that it has applied, and the time that it had spent so far; `None`: not heard of yet.
     heard: Option<(i64, Duration)>,
+    /// When it was heard to have applied more than before.
+    got_on: Duration,
     /// It does not say how far it is.
     silent: bool,
     /// Seconds that it spends with a byte of existing rows.
     byte_seconds: Option<f64>,
+}
+
+impl Sink {
+    fn applied(&self) -> i64 {
+        self.heard.map_or(-1, |(applied, _)| applied)
+    }
+
+    /// One that was never heard of has just joined, and is about to begin.
+    fn gets_on(&self, now: Duration) -> bool {
+        self.heard.is_none() || now.saturating_sub(self.got_on) < STILL
+    }
 }
 
 /// What was written and is not applied everywhere.
@@ -93,7 +113,7 @@ impl Ahead {
 
     /// A sink says that it has applied the ledger up to an entry, and how long existing rows took since it began; or nothing of
     /// that.
-    pub fn heard(&mut self, name: &str, applied: Option<(i64, Duration)>) {
+    pub fn heard(&mut self, name: &str, applied: Option<(i64, Duration)>, now: Duration) {
         let pieces = &self.pieces;
         let Some(sink) = self.sinks.get_mut(name) else { return };
         sink.silent = applied.is_none();
@@ -105,10 +125,13 @@ impl Ahead {
             let bytes: usize = done.map(|piece| piece.bytes).sum();
             if bytes > 0 {
                 #[expect(clippy::cast_precision_loss, reason = "a rate")]
-                let now = spent.as_secs_f64() / bytes as f64;
-                let known = sink.byte_seconds.unwrap_or(now);
-                sink.byte_seconds = Some(known + (now - known) * WEIGHT);
+                let last = spent.as_secs_f64() / bytes as f64;
+                let known = sink.byte_seconds.unwrap_or(last);
+                sink.byte_seconds = Some(known + (last - known) * WEIGHT);
             }
+        }
+        if sink.heard.is_none_or(|(from, _)| from < to) {
+            sink.got_on = now;
         }
         sink.heard = Some((to, busy));
         self.drop_applied();
@@ -125,6 +148,10 @@ impl Ahead {
     pub fn wrote(&mut self, to: Position, bytes: usize, is_quiet: bool, now: Duration) {
         if self.sinks.is_empty() || bytes == 0 {
             return;
+        }
+        // Of one that is gone for hours.
+        if self.pieces.len() == PIECES_MAX && self.pieces.front().is_some_and(|piece| piece.entry <= self.late) {
+            self.pieces.pop_front();
         }
         self.pieces.push_back(Piece { to, bytes, at: now, entry: None });
         if !is_quiet {
@@ -162,19 +189,18 @@ impl Ahead {
 
     /// Bytes that the slowest of the sinks that are close has yet to apply.
     fn on_its_way(&self) -> usize {
-        let of = |applied: i64| {
-            let left = self.pieces.iter().filter(|piece| piece.entry.is_none_or(|entry| entry > applied));
-            left.map(|piece| piece.bytes).sum()
-        };
+        let of = |applied: i64| self.pieces.range(self.first_after(applied)..).map(|piece| piece.bytes).sum();
         self.close().map(of).max().unwrap_or_default()
     }
 
     /// What the sinks that are close have applied.
     fn close(&self) -> impl Iterator<Item = i64> {
+        self.close_sinks().map(Sink::applied)
+    }
+
+    fn close_sinks(&self) -> impl Iterator<Item = &Sink> {
         let spoken = self.sinks.values().filter(|sink| !sink.silent);
-        spoken
-            .map(|sink| sink.heard.map_or(-1, |(applied, _)| applied))
-            .filter(|applied| self.late.is_none_or(|late| *applied >= late))
+        spoken.filter(|sink| self.late.is_none_or(|late| sink.applied() >= late))
     }
 
     /// Of the slowest sink that was heard of.
@@ -190,23 +216,29 @@ impl Ahead {
         bytes.clamp(least, most)
     }
 
-    /// Pieces that are too old hold nobody up any more.
+    /// The first piece behind an entry of the ledger.
+    fn first_after(&self, entry: i64) -> usize {
+        self.pieces.partition_point(|piece| piece.entry.is_some_and(|of| of <= entry))
+    }
+
+    /// Pieces that are too old hold nobody up any more: older than [`STILL`] where no sink that has yet to apply them gets on.
     fn let_go(&mut self, now: Duration) {
-        while let Some(piece) = self.pieces.front()
+        while let Some(piece) = self.pieces.get(self.late.map_or(0, |late| self.first_after(late)))
             && let Some(entry) = piece.entry
-            && now.saturating_sub(piece.at) >= LATE
+            && let age = now.saturating_sub(piece.at)
+            && age >= STILL
+            && (age >= LATE || !self.close_sinks().any(|sink| sink.applied() < entry && sink.gets_on(now)))
         {
             self.late = Some(entry);
-            self.pieces.pop_front();
         }
     }
 
-    /// What all have that are close is forgotten.
+    /// What all have is forgotten. One that is late is still measured by what it applies: how fast it is, is how fast pieces may
+    /// come.
     fn drop_applied(&mut self) {
-        let Some(applied) = self.close().min() else { return };
-        while self.pieces.front().is_some_and(|piece| piece.entry.is_some_and(|entry| entry <= applied)) {
-            self.pieces.pop_front();
-        }
+        let spoken = self.sinks.values().filter(|sink| !sink.silent);
+        let Some(applied) = spoken.map(Sink::applied).min() else { return };
+        self.pieces.drain(..self.first_after(applied));
     }
 }
 
@@ -228,7 +260,7 @@ mod tests {
     fn of(sinks: &[&str]) -> Ahead {
         let mut ahead = Ahead::default();
         ahead.watch(sinks.iter().map(|&sink| sink.to_owned()));
-        sinks.iter().for_each(|sink| ahead.heard(sink, Some((0, ms(0)))));
+        sinks.iter().for_each(|sink| ahead.heard(sink, Some((0, ms(0))), ms(0)));
         ahead
     }
 
@@ -250,8 +282,8 @@ mod tests {
         let mut ahead = of(&all);
         ahead.wrote(to(1), MB, true, ms(0));
         ahead.appended(to(1), 1);
-        ahead.heard(sink, Some((1, ms(millis))));
-        others.iter().for_each(|other| ahead.heard(other, Some((1, ms(0)))));
+        ahead.heard(sink, Some((1, ms(millis))), ms(0));
+        others.iter().for_each(|other| ahead.heard(other, Some((1, ms(0))), ms(0)));
         ahead
     }
 
@@ -278,9 +310,9 @@ mod tests {
         }
         assert_eq!(written, MB, "100 ms of its time, however long it says nothing");
         ahead.appended(to(2), 2);
-        ahead.heard("fast", Some((2, ms(1))));
+        ahead.heard("fast", Some((2, ms(1))), at);
         assert_eq!(ahead.room(false, at), None, "the other one has nothing yet");
-        ahead.heard("slow", Some((2, ms(200))));
+        ahead.heard("slow", Some((2, ms(200))), at);
         assert_eq!(ahead.room(false, at), Some(100_000));
     }
 
@@ -297,27 +329,64 @@ mod tests {
     fn one_that_is_gone_is_waited_for_once_and_again_when_it_has_caught_up() {
         let mut ahead = measured("gone", &["there"], 10);
         fill(&mut ahead, true, 2, ms(0));
-        ahead.heard("there", Some((2, ms(1))));
-        assert_eq!(ahead.room(true, LATE - ms(1)), None);
+        ahead.heard("there", Some((2, ms(1))), ms(1));
+        assert_eq!(ahead.room(true, STILL - ms(1)), None);
         let hour = Duration::from_secs(3600);
-        for (entry, at) in [(3, LATE), (4, LATE + ms(1)), (5, hour), (6, hour + ms(1))] {
+        for (entry, at) in [(3, STILL), (4, STILL + ms(1)), (5, hour), (6, hour + ms(1))] {
             assert!(fill(&mut ahead, true, entry, at) > 0, "the load goes on");
-            ahead.heard("there", Some((entry, ms(1))));
+            ahead.heard("there", Some((entry, ms(1))), at);
         }
-        ahead.heard("gone", Some((4, ms(20))));
-        assert!(fill(&mut ahead, true, 7, hour + LATE) > 0, "it is still far behind");
-        ahead.heard("there", Some((7, ms(1))));
-        ahead.heard("gone", Some((6, ms(30))));
-        assert_eq!(ahead.room(true, hour + LATE + ms(1)), None, "it is close, and has the last ones to apply");
-        ahead.heard("gone", Some((7, ms(40))));
-        assert!(ahead.room(true, hour + LATE + ms(2)).is_some());
+        ahead.heard("gone", Some((3, ms(20))), hour + STILL);
+        assert!(fill(&mut ahead, true, 7, hour + STILL) > 0, "it is still far behind");
+        ahead.heard("there", Some((7, ms(1))), hour + STILL);
+        ahead.heard("gone", Some((6, ms(30))), hour + STILL);
+        assert_eq!(ahead.room(true, hour + STILL + ms(1)), None, "it is close, and has the last ones to apply");
+        ahead.heard("gone", Some((7, ms(40))), hour + STILL);
+        assert!(ahead.room(true, hour + STILL + ms(2)).is_some());
+    }
+
+    #[test]
+    fn one_that_needs_longer_than_it_was_measured_to_is_waited_for_while_it_gets_on() {
+        let mut ahead = measured("slower", &["there"], 10);
+        let other = 1_000_000;
+        fill(&mut ahead, true, other, ms(0));
+        ahead.heard("there", Some((other, ms(1))), ms(1));
+        // What is committed in front of the pieces takes all of its time.
+        let mut at = ms(1);
+        while at < LATE {
+            ahead.heard("slower", Some((i64::try_from(at.as_millis()).unwrap(), ms(10))), at);
+            assert_eq!(ahead.room(true, at), None, "{at:?}");
+            at += Duration::from_secs(1);
+        }
+        assert!(ahead.room(true, LATE).is_some(), "not for ever");
+        assert_eq!(ahead.close().collect::<Vec<_>>(), [other], "nor again before it has caught up");
+        ahead.heard("slower", Some((other, ms(20))), LATE);
+        assert_eq!(ahead.close().count(), 2);
+    }
+
+    #[test]
+    fn one_that_is_late_is_measured_all_the_same() {
+        let mut ahead = measured("late", &["there"], 10);
+        ahead.wrote(to(2), MB, false, ms(0));
+        ahead.appended(to(2), 2);
+        ahead.heard("there", Some((2, ms(1))), ms(1));
+        assert!(ahead.room(false, STILL).is_some(), "it is let go");
+        let known = ahead.byte_seconds();
+        ahead.heard("late", Some((2, ms(1010))), STILL);
+        assert!(ahead.byte_seconds() > known, "its pace counts: {ahead:?}");
+        for i in 0..3 * PIECES_MAX {
+            ahead.wrote(to(3), 1, false, STILL);
+            ahead.appended(to(3), 3 + i64::try_from(i).unwrap());
+            ahead.room(false, STILL * 2 * u32::try_from(i + 1).unwrap());
+        }
+        assert_eq!(ahead.pieces.len(), PIECES_MAX, "what is kept for it is bounded");
     }
 
     #[test]
     fn whoever_was_slow_when_it_went_does_not_make_a_load_crawl() {
         let mut ahead = measured("gone", &[], 3_600_000);
         for second in 0..60 {
-            let now = LATE * 2 + Duration::from_secs(second);
+            let now = STILL * 2 + Duration::from_secs(second);
             if let Some(room) = ahead.room(false, now) {
                 ahead.wrote(to(second + 2), room, false, now);
                 ahead.appended(to(second + 2), 2 + i64::try_from(second).unwrap());
@@ -331,10 +400,10 @@ mod tests {
     #[test]
     fn what_does_not_say_how_far_it_is_is_not_waited_for() {
         let mut ahead = of(&["old", "new"]);
-        ahead.heard("old", None);
+        ahead.heard("old", None, ms(0));
         fill(&mut ahead, true, 1, ms(0));
         assert_eq!(ahead.room(true, ms(1)), None);
-        ahead.heard("new", Some((1, ms(5))));
+        ahead.heard("new", Some((1, ms(5))), ms(0));
         assert!(ahead.room(true, ms(1)).is_some());
         let mut ahead = of(&[]);
         ahead.watch(["unheard".to_owned()]);
@@ -348,7 +417,7 @@ mod tests {
         let mut ahead = measured("a", &[], 100);
         ahead.wrote(to(2), MB, true, ms(0));
         ahead.appended(to(2), 2);
-        ahead.heard("a", Some((2, ms(1))));
+        ahead.heard("a", Some((2, ms(1))), ms(0));
         let known = ahead.byte_seconds();
         assert!(known.is_some_and(|seconds| (seconds - 1e-7).abs() < 1e-9), "{known:?}");
     }

@@ -183,7 +183,10 @@ mod tests {
     #[test]
     fn what_is_only_streamed_is_in_no_job() {
         let mut one = join(1, "a", &["child", "parent"]);
-        let streamed = |name| Taken { table: table(name), into: table(name), columns: None, streamed: true };
+        let streamed = |name| {
+            let (table, into) = (table(name), table(name));
+            Taken { table, into, columns: None, streamed: true, mark: None, values: None }
+        };
         one.request.taken = vec![streamed("child")];
         let alone = state(vec![one.clone(), join(2, "b", &["parent"])]);
         assert_eq!(planned(&alone), (vec![1, 2], None, vec!["parent".into()], true));

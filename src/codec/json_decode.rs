@@ -116,7 +116,7 @@ impl Decoder {
     }
 
     /// The JSON without its schema. UTF-8 is checked once for all its strings.
-    fn payload<'a>(&self, json: &'a [u8]) -> Result<&'a str> {
+    pub(super) fn payload<'a>(&self, json: &'a [u8]) -> Result<&'a str> {
         #[derive(serde::Deserialize)]
         struct WithSchema<'a> {
             #[serde(borrow)]
@@ -145,7 +145,7 @@ impl Decoder {
         }
     }
 
-    fn invalid(&self, column: Option<usize>, found: &str) -> Error {
+    pub(super) fn invalid(&self, column: Option<usize>, found: &str) -> Error {
         invalid(&self.relation, column, found, format!("lockstep resync {}", self.relation.name))
     }
 }

@@ -17,6 +17,7 @@
 //! Not here: the `ls` header and `ls-absent` (record.rs), tombstones (a key and no value), Kafka, any clock.
 
 pub mod avro;
+mod commit_time;
 mod complete;
 mod document;
 mod events;

@@ -125,6 +125,32 @@ fn one_buffer_serves_all_encoders_and_transactions() {
     }
 }
 
+/// Of every kind of record, in every format.
+#[test]
+fn a_record_tells_when_its_transaction_was_committed() {
+    let plain = relation(&[(oid::TEXT, -1, true)]);
+    let schemas = Modes { schemas: true, ..plain.modes.clone() };
+    let schemas = Arc::new(Relation { modes: schemas, ..Relation::clone(&plain) });
+    let avro = avro::complete(Relation { format: Format::Avro, ..Relation::clone(&plain) }, "p").unwrap();
+    let avro = Arc::new(avro);
+    let ids = avro::SchemaIds { key: Some(1), value: 2 };
+    let encoders = [
+        (Encoder::new(plain.clone(), "p", "db"), plain),
+        (Encoder::new(schemas.clone(), "p", "db"), schemas),
+        (Encoder::avro(avro.clone(), ids, "p", "db").unwrap(), avro),
+    ];
+    let row = row(&[Cell::Text(b"1"), Cell::Text(b"x")]);
+    for (encoder, relation) in encoders {
+        let decoder = Decoder::of(relation).unwrap();
+        let mut buf = RecordBuf::default();
+        encoder.delete(&EVENT, row.row(), &mut buf).unwrap();
+        assert_eq!(decoder.commit_time_us(&buf.value).unwrap(), EVENT.commit_time_us);
+        encoder.truncate(&EVENT, &mut buf).unwrap();
+        assert_eq!(decoder.commit_time_us(&buf.value).unwrap(), EVENT.commit_time_us);
+        assert!(decoder.commit_time_us(&buf.value[..9]).is_err());
+    }
+}
+
 fn update(relation: &Arc<Relation>, before: Option<Row<'_>>, after: Row<'_>) -> Result<Record> {
     let mut buf = RecordBuf::default();
     let written = Encoder::new(relation.clone(), "p", "db").update(&EVENT, before, after, &mut buf);

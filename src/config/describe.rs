@@ -285,7 +285,14 @@ fn alike(out: &mut String, table: &Table, targets: &[String]) {
         }
         pair(out, "evolve", text(sink.evolve.as_str()));
         pair(out, "truncate", text(sink.truncate.as_str()));
+        pair(out, "delete", text(sink.delete.as_str()));
+        if let Some(column) = sink.delete.mark() {
+            pair(out, "deleted_column", text(column));
+        }
         pair(out, "on_missing", text(sink.on_missing.as_str()));
+        for value in &sink.values {
+            pair(out, &format!("values.{}", text(&value.column)), value.expression.to_string());
+        }
     }
 }
 

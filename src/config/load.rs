@@ -267,12 +267,23 @@ fn route(connector: Connector, prefix: &str) -> (Vec<Routed>, Option<(Routed, Ro
     if mode == Snapshot::Only && sinks.is_empty() {
         wire.skip_all();
     }
-    let like_sink = |ConnectorSink { name: sink, table, columns, evolve, truncate, on_missing }: ConnectorSink| {
-        let (target, at) = table.unzip();
-        targets.push(target);
-        sinks_at.push(at.unwrap_or(sink.at));
-        SinkTable { sink: sink.value, table: nameless(), columns, evolve, truncate, on_missing, snapshot: mode }
-    };
+    let like_sink =
+        |ConnectorSink { name: sink, table, columns, evolve, truncate, delete, values, on_missing }: ConnectorSink| {
+            let (target, at) = table.unzip();
+            targets.push(target);
+            sinks_at.push(at.unwrap_or(sink.at));
+            SinkTable {
+                sink: sink.value,
+                table: nameless(),
+                columns,
+                evolve,
+                truncate,
+                delete,
+                values,
+                on_missing,
+                snapshot: mode,
+            }
+        };
     let sinks = sinks.into_iter().map(like_sink).collect();
     let (name, shape, topic_of_none) = (nameless(), shape.shape, String::new());
     let like = Table {

@@ -12,6 +12,7 @@
 
 mod connector;
 mod constants;
+mod delete;
 mod describe;
 mod files;
 mod findings;
@@ -32,6 +33,7 @@ mod tests;
 mod topics;
 mod units;
 mod url;
+mod values;
 mod wire;
 
 pub use describe::describe;
@@ -46,6 +48,7 @@ pub use snapshot::{OnMissing, Snapshot};
 pub(crate) use tests::example;
 pub use topics::{Start, Topics};
 pub use url::UrlRefused;
+pub use values::{Expression, Function, Value};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -420,6 +423,9 @@ pub struct SinkTable {
     pub columns: Option<Vec<String>>,
     pub evolve: Evolve,
     pub truncate: Truncate,
+    pub delete: Delete,
+    /// Columns that only the sink has, in order of name.
+    pub values: Vec<Value>,
     pub on_missing: OnMissing,
     /// The table's: what the sink is to get of the rows that are there.
     pub snapshot: Snapshot,
@@ -428,8 +434,8 @@ pub struct SinkTable {
 impl SinkTable {
     /// All of a table, with everything as it is where nothing is said.
     pub fn new(sink: impl Into<String>, table: TableName) -> SinkTable {
-        let (evolve, truncate, on_missing, snapshot) = Default::default();
-        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, on_missing, snapshot }
+        let (evolve, truncate, delete, values, on_missing, snapshot) = Default::default();
+        SinkTable { sink: sink.into(), table, columns: None, evolve, truncate, delete, values, on_missing, snapshot }
     }
 }
 
@@ -447,6 +453,33 @@ impl Truncate {
         match self {
             Truncate::Truncate => "truncate",
             Truncate::Delete => "delete",
+        }
+    }
+}
+
+/// What becomes of a sink's row that is deleted at the source.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Delete {
+    /// It is deleted.
+    #[default]
+    Row,
+    /// It stays and is marked in a column that only the sink has.
+    Soft { column: String },
+}
+
+impl Delete {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Delete::Row => "row",
+            Delete::Soft { .. } => "soft",
+        }
+    }
+
+    /// The column of the mark.
+    pub fn mark(&self) -> Option<&str> {
+        match self {
+            Delete::Row => None,
+            Delete::Soft { column } => Some(column),
         }
     }
 }

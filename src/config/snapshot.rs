@@ -6,9 +6,9 @@
 //!
 //! Tables are loaded in the order of the source's foreign keys; `snapshot_order` decides where those leave it open.
 
-use super::Table;
 use super::findings::{At, Report};
 use super::reader::Section;
+use super::{Delete, Table};
 
 /// Which rows of a table are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +101,12 @@ pub(super) fn check(table: &Table, at: &At, sinks_at: &[At], report: &Report) {
                     "write on_missing = \"skip\" under [sinks.{name}], or insert_only = true, or snapshot = \"initial\""
                 );
                 report.add(at, message, hint);
+            }
+            (Snapshot::Never, OnMissing::Skip) if sink.delete != Delete::Row => {
+                let message = format!(
+                    "on_missing = \"skip\" of sink {name:?} with delete = \"soft\": nobody could tell rows that were never read from rows that are marked"
+                );
+                report.add(at, message, "write delete = \"row\", or snapshot = \"initial\" above the sections");
             }
             (Snapshot::Initial, OnMissing::Skip) => {
                 let message = format!(

@@ -1,8 +1,10 @@
 //! Whole configurations: what a folder of files becomes, or what is said about it.
 
 mod constants;
+mod delete;
 mod records;
 mod topics;
+mod values;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -439,16 +441,17 @@ fn the_examples_name_every_key() {
     for section in ["source", "source.snapshot", "kafka", "registry", "http", "wire", "sinks.orders"] {
         main.push_str(&format!("[{section}]{odd}"));
     }
-    let connector = format!("{odd}[masks.x]{odd}[wire]{odd}[outbox]{odd}[sinks.orders]{odd}");
+    let connector =
+        format!("{odd}[masks.x]{odd}[wire]{odd}[outbox]{odd}[sinks.orders]{odd}[sinks.orders.values.x]{odd}");
     let folder = Folder::with(&[("lockstep.toml", &main), ("connectors/a.toml", &connector)]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name| std::fs::read_to_string(root.join(name)).unwrap();
     let examples = read("config/lockstep.toml") + &read("connectors/products.toml");
     let findings = folder.load().unwrap_err();
     let lists: Vec<&str> = findings.iter().filter_map(|finding| Some(finding.hint.split_once("are: ")?.1)).collect();
-    assert_eq!(lists.len(), 13);
+    assert_eq!(lists.len(), 14);
     for key in lists.iter().flat_map(|list| list.split(", ")) {
-        let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
+        let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]"), format!(".{key}.")];
         assert!(written.iter().any(|written| examples.contains(written)), "the examples lack {key}");
     }
 }

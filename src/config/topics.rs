@@ -6,7 +6,7 @@
 use super::findings::{At, Report};
 use super::reader::Section;
 use super::wire::{BINARIES, DECIMALS, FORMATS, HSTORES, TIMES, placeholder, word};
-use super::{Consistency, Sink, Table, TableWire};
+use super::{Consistency, Delete, Sink, Table, TableWire};
 use crate::relation::{BinaryMode, DecimalMode, Format, HstoreMode, Modes, TimeMode, UnknownMode};
 
 /// Topics that another program writes.
@@ -93,6 +93,13 @@ pub(super) fn check_table(table: &Table, at: &At, report: &Report) {
     let plain = Modes { delimiter: table.wire.modes.delimiter.clone(), ..Modes::default() };
     if table.wire != (TableWire { modes: plain, ..TableWire::default() }) || table.skip_unchanged {
         refuse("[wire], or what else shapes records,");
+    }
+    for target in &table.sinks {
+        let says = [("delete = \"soft\"", target.delete != Delete::Row), ("values", !target.values.is_empty())];
+        for (what, _) in says.into_iter().filter(|(_, said)| *said) {
+            let message = format!("{what} of sink {:?} is for rows that are read from a [source]", target.sink);
+            report.add(at, message, format!("delete it under [sinks.{}]", target.sink));
+        }
     }
 }
 

@@ -27,6 +27,12 @@ pub struct Taken {
     /// The rows that are there are not asked for: only what is written from here on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub streamed: bool,
+    /// The column in which deleted rows are marked. `None`: none is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
+    /// A digest of what is computed for columns of the sink's own. `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<String>,
 }
 
 /// Bytes of SHA-256 that are kept: two lists of columns are compared, and nobody gains by making them equal.
@@ -34,14 +40,23 @@ const DIGEST_BYTES: usize = 8;
 
 impl Taken {
     pub fn of(table: &TableName, target: &config::SinkTable) -> Taken {
-        let digest = |names: &Vec<String>| {
-            let names: BTreeSet<&String> = names.iter().collect();
+        let digest = |names: BTreeSet<String>| {
             let json = serde_json::to_vec(&names).expect("names are plain data");
             hex::encode(&Sha256::digest(json)[..DIGEST_BYTES])
         };
-        let columns = target.columns.as_ref().map(digest);
+        let columns = target.columns.as_ref().map(|names| digest(names.iter().cloned().collect()));
+        let computed = target.values.iter().map(|value| format!("{} = {}", value.column, value.expression));
+        let values = (!target.values.is_empty()).then(|| digest(computed.collect()));
         let streamed = target.snapshot == config::Snapshot::Never;
-        Taken { table: table.clone(), into: target.table.clone(), columns, streamed }
+        let mark = target.delete.mark().map(str::to_owned);
+        Taken { table: table.clone(), into: target.table.clone(), columns, streamed, mark, values }
+    }
+}
+
+impl Taken {
+    /// What rows look like.
+    fn shape(&self) -> [&Option<String>; 3] {
+        [&self.columns, &self.mark, &self.values]
     }
 }
 
@@ -67,7 +82,7 @@ impl Request {
 pub struct Otherwise {
     /// Into another table, which has nothing yet; what the one before holds stays as it is.
     pub moved: BTreeSet<TableName>,
-    /// With other columns.
+    /// With other columns or computed values, or with another mark for deleted rows: those that are kept are rows to who knows no mark.
     pub reshaped: BTreeSet<TableName>,
     /// With the rows that were there, which it never had.
     pub begun: BTreeSet<TableName>,
@@ -86,7 +101,7 @@ impl Otherwise {
                 Some(before) if before.into != now.into => otherwise.moved.insert(now.table.clone()),
                 Some(before) if before.streamed && !now.streamed => otherwise.begun.insert(now.table.clone()),
                 // What was never read is not read again either.
-                Some(before) if before.columns != now.columns && !now.streamed => {
+                Some(before) if before.shape() != now.shape() && !now.streamed => {
                     otherwise.reshaped.insert(now.table.clone())
                 }
                 _ => false,
@@ -139,6 +154,8 @@ mod tests {
         assert_eq!(otherwise(&state, &now), (vec!["b".into()], vec!["a".into()]));
         assert_eq!(otherwise(&state, &[taken("a", "a", None)]).1, ["a"], "all is more than some");
         assert_eq!(Otherwise::of(&state, "inventory", &now), Otherwise::default(), "another sink");
+        let marked = Taken { mark: Some("deleted_at".into()), ..first[1].clone() };
+        assert_eq!(otherwise(&state, &[marked]).1, ["b"], "deleted rows stay from now on");
         asked(&mut state, 3, RequestKind::Resync, &["a"], vec![now[0].clone()]);
         assert_eq!(otherwise(&state, &now), (vec!["b".into()], vec![]));
         // One that says nothing covers its rows, not what it says.

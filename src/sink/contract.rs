@@ -238,6 +238,10 @@ pub trait Sink: Sized {
     /// Writes the net effects of some tables, each table at most once. Tables that are emptied first are emptied together.
     async fn apply(&mut self, batch: &[(&Self::Plan, NetEffect)]) -> Outcome<Counts>;
 
+    /// What is written next is of a transaction that the source committed then. Told where tables mark deleted rows with it, before
+    /// [`truncate`](Sink::truncate).
+    fn committed(&mut self, _time_us: Option<i64>) {}
+
     /// Empties exactly these tables, never others that reference them.
     async fn truncate(&mut self, plans: &[&Self::Plan]) -> Outcome<()>;
 

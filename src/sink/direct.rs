@@ -48,7 +48,7 @@ impl SinkTablePlan {
 
     /// How many staged rows have the key of a row that is there.
     fn count_there(&self) -> String {
-        let there = self.same_key("t", |k| self.value(Rows::Stage, self.key[k]));
+        let there = self.same_key("t", |k| self.value(Rows::Stage, self.key[k])) + &self.and_alive("t");
         format!(
             "SELECT pg_catalog.count(*) FROM {} AS v WHERE EXISTS (SELECT FROM {} AS t WHERE {there})",
             self.stage,

@@ -25,11 +25,13 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
         let column = &wanted.columns[i].column;
         alter(format!("ADD COLUMN {} {}", quote_identifier(&column.name), declaration(column)))
     };
+    let computed = wanted.values.iter().filter(|value| there(&value.column).is_none());
+    let computed = computed.map(|value| alter(format!("ADD COLUMN {} text", quote_identifier(&value.column))));
     match evolve {
         Evolve::Off => Vec::new(),
         Evolve::Add => {
             let attributes = composites::additions(wanted, facts);
-            attributes.into_iter().chain(missing.iter().map(add)).collect()
+            attributes.into_iter().chain(missing.iter().map(add)).chain(computed).collect()
         }
         Evolve::Full => {
             let mut leaving: Vec<&ColumnFacts> =
@@ -43,6 +45,7 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
                 leaving.retain(|column| column.name != *from);
             }
             steps.extend(missing.iter().map(add));
+            steps.extend(computed);
             for (i, column) in wanted.columns.iter().map(|wanted| &wanted.column).enumerate() {
                 let before = renamed.iter().find(|(_, place)| *place == i).map(|(from, _)| *from);
                 let Some(sink) = before.or_else(|| there(&column.name)) else { continue };
@@ -67,7 +70,8 @@ fn is_left(name: &str, wanted: &WantedTable, earlier: &[WantedTable]) -> bool {
     let has = |version: &WantedTable, name: &str| version.columns.iter().any(|c| c.column.name == name);
     let known = |hidden: &String| earlier.iter().any(|before| has(before, hidden) || before.hidden.contains(hidden));
     let hidden = wanted.hidden.iter().any(|hidden| hidden == name || !known(hidden));
-    !has(wanted, name) && !hidden && earlier.iter().any(|before| has(before, name))
+    let computed = wanted.values.iter().any(|value| value.column == name);
+    !has(wanted, name) && !computed && !hidden && earlier.iter().any(|before| has(before, name))
 }
 
 /// Columns that only changed their name, judged against the largest of the earlier versions that the sink holds whole. It may
@@ -152,7 +156,8 @@ pub mod tests {
         };
         let columns = columns.iter().enumerate().map(column).collect();
         let (hidden, held, composites, truncate) = (vec![], vec![], vec![], Truncate::Truncate);
-        WantedTable { source: table.clone(), table, columns, hidden, composites, held, truncate, skips_missing: false }
+        let (source, skips_missing, mark, values) = (table.clone(), false, None, vec![]);
+        WantedTable { source, table, columns, hidden, composites, held, truncate, skips_missing, mark, values }
     }
 
     pub fn facts(columns: &[(&str, &str)]) -> TableFacts {

@@ -7,7 +7,9 @@
 
 use super::catalog::{ColumnFacts, TableFacts, UniqueFacts};
 use super::composites;
+use super::soft;
 use super::stored::Stored;
+use super::values;
 use super::{Findings, WantedColumn, WantedTable};
 use crate::error::{Code, Halt};
 use crate::key::KeyOrder;
@@ -31,13 +33,18 @@ pub fn judge(wanted: &WantedTable, facts: Option<&TableFacts>, role: &str) -> Fi
             format!("ALTER TABLE {} SET LOGGED", wanted.table.quoted()),
         ));
     }
-    for wanted_column in &wanted.columns {
+    for (place, wanted_column) in wanted.columns.iter().enumerate() {
         let column = facts.columns.iter().find(|c| c.name == wanted_column.column.name);
+        if wanted.mark == Some(place) {
+            halts.extend(soft::judge(wanted, &wanted_column.column.name, column));
+            continue;
+        }
         halts.extend(
             judge_column(wanted, wanted_column, column)
                 .or_else(|| judge_composite(wanted, facts, wanted_column, column?)),
         );
     }
+    halts.extend(wanted.values.iter().filter_map(|value| values::judge(wanted, value, facts)));
     halts.extend(columns_left_empty(wanted, facts));
     halts.extend(judge_key(wanted, facts));
     halts.extend(judge_rights(wanted, facts, role));
@@ -75,6 +82,7 @@ fn create_table(wanted: &WantedTable) -> String {
         format!("{} {}{null}", quote_identifier(&wanted.column.name), declaration(&wanted.column))
     };
     let mut parts: Vec<String> = wanted.columns.iter().map(column).collect();
+    parts.extend(wanted.values.iter().map(|value| format!("{} text", quote_identifier(&value.column))));
     if !wanted.is_keyless() {
         parts.push(format!("PRIMARY KEY ({})", key_list(wanted)));
     }
@@ -175,7 +183,8 @@ pub fn renamed_type(source: &Column, sink: &ColumnFacts) -> Option<String> {
 
 /// Columns that we don't write must fill themselves.
 fn columns_left_empty(wanted: &WantedTable, facts: &TableFacts) -> Vec<Halt> {
-    let ours = |name: &str| wanted.columns.iter().any(|c| c.column.name == name);
+    let computed = |name: &str| wanted.values.iter().any(|value| value.column == name);
+    let ours = |name: &str| wanted.columns.iter().any(|c| c.column.name == name) || computed(name);
     let empty = facts.columns.iter().filter(|c| !ours(&c.name) && c.not_null && !c.has_default && !c.generated);
     empty
         .map(|c| {
@@ -329,7 +338,7 @@ pub fn declaration(column: &Column) -> String {
     format!("{}{}", modified(&name, typmod), if arrays > 0 { "[]" } else { "" })
 }
 
-fn modified(type_name: &str, typmod: i32) -> String {
+pub(super) fn modified(type_name: &str, typmod: i32) -> String {
     let (element, array) = match type_name.strip_prefix('_') {
         Some(element) => (element, "[]"),
         None => (type_name, ""),

@@ -2,13 +2,14 @@
 //! start, before anything is written.
 
 use super::Sink;
-use crate::config::{self, Consistency, Evolve, ForeignKeys};
+use crate::config::{self, Consistency, Delete, Evolve, ForeignKeys};
 use crate::error::{Code, Halt, Result};
 
 /// All that is asked for of what an engine may do without.
 pub fn all(sink: &config::Sink, tables: &[&config::SinkTable]) -> Vec<Halt> {
     let of_sink = foreign_keys_aside(sink).into_iter().chain(early_answers(sink)).chain(rows_apart(sink));
-    of_sink.chain(evolution(sink, tables)).collect()
+    let of_tables = evolution(sink, tables).chain(soft_deletes(sink, tables)).chain(values(sink, tables));
+    of_sink.chain(of_tables).collect()
 }
 
 /// Foreign keys that are set aside for a first copy.
@@ -35,6 +36,23 @@ pub fn evolution<'a>(sink: &'a config::Sink, tables: &'a [&config::SinkTable]) -
         let hint =
             format!("write evolve = \"off\" under [sinks.{}] of the connector, and alter the table there", sink.name);
         halt(sink, &format!("let table {} follow the source's", table.table), hint)
+    })
+}
+
+/// Rows that stay when they are deleted at the source.
+pub fn soft_deletes<'a>(sink: &'a config::Sink, tables: &'a [&config::SinkTable]) -> impl Iterator<Item = Halt> + 'a {
+    tables.iter().filter(|table| table.delete != Delete::Row).map(|table| {
+        let hint = format!("write delete = \"row\" under [sinks.{}] of the connector", sink.name);
+        halt(sink, &format!("keep deleted rows of table {} with a mark", table.table), hint)
+    })
+}
+
+/// Columns that are computed.
+pub fn values<'a>(sink: &'a config::Sink, tables: &'a [&config::SinkTable]) -> impl Iterator<Item = Halt> + 'a {
+    tables.iter().filter(|table| !table.values.is_empty()).map(|table| {
+        let hint =
+            format!("delete values under [sinks.{}] of the connector, and make generated columns there", sink.name);
+        halt(sink, &format!("be told what to compute for table {}", table.table), hint)
     })
 }
 

@@ -29,11 +29,13 @@ pub mod progress;
 mod range;
 pub mod refusal;
 pub mod rows;
+pub mod soft;
 pub mod sql;
 pub mod sqlite;
 mod step;
 pub mod stored;
 mod uniques;
+pub mod values;
 mod write;
 
 pub use contract::Sink;
@@ -188,6 +190,10 @@ pub struct WantedTable {
     pub skips_missing: bool,
     /// What is the same in all of its rows, and tells them from those of other tables.
     pub held: Vec<confine::Held>,
+    /// Place in `columns`, behind the relation's: deleted rows stay and are marked there.
+    pub mark: Option<usize>,
+    /// Columns of the table's that are computed of the others.
+    pub values: Vec<values::WantedValue>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,12 +229,15 @@ impl WantedTable {
             ));
         }
         let columns = relation.columns.iter().enumerate().filter(|(_, column)| wanted(column));
-        let columns: Vec<_> = columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
+        let mut columns: Vec<_> =
+            columns.map(|(index, column)| WantedColumn { index, column: column.clone() }).collect();
         let held = confine::held(relation, &target.table, &columns)?;
+        let values = values::wanted(relation, target, &columns, &[newest, &[relation]].concat())?;
+        let mark = soft::mark(relation, target, &mut columns)?;
         let (source, table) = (relation.name.clone(), target.table.clone());
         let (hidden, composites, truncate) = (relation.hidden.clone(), relation.composites.clone(), target.truncate);
         let skips_missing = target.on_missing == OnMissing::Skip;
-        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held })
+        Ok(WantedTable { source, table, columns, hidden, composites, truncate, skips_missing, held, mark, values })
     }
 
     /// Nothing folded yet, for this table.
@@ -236,7 +245,9 @@ impl WantedTable {
         let relation = |place: usize| self.columns[place].index;
         let all = (0..self.columns.len()).map(relation).collect();
         let key = self.key().into_iter().map(relation).collect();
-        Fold::new(self.table.clone(), all, key, self.skips_missing)
+        let exact = self.key().into_iter().all(|place| rows::has_one_text(&self.columns[place].column));
+        let mark = self.mark.map(|mark| (relation(mark), exact));
+        Fold::new(self.table.clone(), all, key, mark, self.skips_missing)
     }
 
     /// Which rows it is of: two with the same write the same rows.

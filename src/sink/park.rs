@@ -181,7 +181,7 @@ impl PostgresSink {
         if holding == 0 {
             return Ok(());
         }
-        if stale < holding || !known.is_replaceable(new.plan) {
+        if stale < holding || !known.is_replaceable(new.plan) || new.plan.mark.is_some() {
             self.fail();
             return Err(Failure::Unique(Box::new(known.handover(new.plan, unique, reasons, stale > 0))));
         }

@@ -25,7 +25,9 @@ use super::park::Parking;
 use super::progress::{self, Cas, Owner, ProgressRow, RowName, Standing, TakeOver};
 use super::refusal::{ended, failure};
 use super::rows;
+use super::soft;
 use super::sql::SinkTablePlan;
+use super::values;
 use super::{Ahead, Failure, Findings, Outcome, WantedTable};
 use crate::config::{self, Consistency, Database, Engine, Evolve};
 use crate::error::{Code, Error, Halt, Result};
@@ -90,6 +92,8 @@ pub struct PostgresSink {
     stages_new: HashSet<String>,
     /// Stages that hold rows of the open transaction.
     pub(super) stages_filled: HashSet<String>,
+    /// When the transaction of the source was committed whose changes are written next, where rows go by it.
+    pub(super) committed_us: Option<i64>,
     /// While rows are parked: to the end of the transaction.
     pub(super) parking: Option<Parking>,
     /// How long we may be silent before a standby takes the sink.
@@ -124,6 +128,7 @@ impl PostgresSink {
             stages: HashSet::new(),
             stages_new: HashSet::new(),
             stages_filled: HashSet::new(),
+            committed_us: None,
             parking: None,
             lease_timeout: sink.lease_timeout,
             heard: Rc::new(Cell::new(Instant::now())),
@@ -163,6 +168,8 @@ impl PostgresSink {
             all.halts.extend(found.halts);
             all.notes.extend(found.notes);
         }
+        all.halts.extend(values::findings(&self.client, wanted, &facts).await?);
+        all.halts.extend(soft::findings(&self.client, wanted, &facts).await?);
         if self.consistency == Consistency::Row {
             all.halts.extend(rows::findings(&self.client, wanted, &facts).await?);
         }

@@ -18,7 +18,7 @@ use super::{Counts, Outcome};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
 use crate::relation::{TableName, quote_identifier};
-use crate::value::{Cell, RowBuf};
+use crate::value::RowBuf;
 
 /// A chunk that is being loaded. To be ended with [`PostgresSink::end_range`], or the transaction rolled back.
 #[must_use = "a range is not replaced before its end"]
@@ -75,7 +75,7 @@ impl PostgresSink {
             return Ok(None);
         }
         let copied = self.copy_direct(plan, rows.len(), |copy, row| {
-            copy.row(plan.columns.iter().map(|column| rows[row].row().get(column.index)));
+            copy.row((0..plan.columns.len()).map(|place| plan.cell(rows[row].row(), place)));
         });
         copied.await
     }
@@ -113,8 +113,7 @@ impl PostgresSink {
         self.stages_filled.insert(plan.stage.clone());
         let copied = self
             .copy(&sql, rows.len(), |copy, row| {
-                let cell = |column: usize| -> Cell<'_> { rows[row].row().get(column) };
-                copy.row(plan.columns.iter().map(|column| cell(column.index)));
+                copy.row((0..plan.columns.len()).map(|place| plan.cell(rows[row].row(), place)));
             })
             .await;
         load.rows += rows.len() as u64;
@@ -132,8 +131,9 @@ impl PostgresSink {
         let RangeLoad { plan, range, rows } = load;
         self.written = true;
         let doing = format!("replacing a range of {}", plan.table);
-        // Nothing can reference a row that has no key.
+        // Nothing can reference a row that has no key, and nothing is in the way of a mark.
         if !plan.keyless
+            && plan.mark.is_none()
             && let Err(error) = self.delete_references(plan, &range, blank).await
         {
             self.fail();

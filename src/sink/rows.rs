@@ -18,7 +18,7 @@ const ONE_TEXT: [u32; 12] = [16, 17, 20, 21, 23, 25, 26, 1043, 1082, 1114, 1184,
 /// bpchar and numeric: so do these with a length or a scale; without one `a` and `a `, 1.0 and 1.00 are equal.
 const WITH_MODIFIER: [u32; 2] = [1042, 1700];
 
-fn has_one_text(column: &Column) -> bool {
+pub(super) fn has_one_text(column: &Column) -> bool {
     match column.kind {
         TypeKind::Enum { .. } => true,
         TypeKind::Base => {

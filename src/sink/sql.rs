@@ -17,6 +17,8 @@ use super::confine::Held;
 use super::direct;
 use super::fit;
 use super::labels;
+use super::soft::Mark;
+use super::values::PlanValue;
 use crate::apply::fold::Fold;
 use crate::config::Truncate;
 use crate::key::{KeyColumn, KeyOrder, KeyRange, predicate, type_sql};
@@ -44,6 +46,10 @@ pub struct SinkTablePlan {
     pub(super) keyless: bool,
     /// Columns that hold the same in every row, by their places in `columns`.
     pub(super) held: Vec<Held>,
+    /// Deleted rows stay, marked in this column.
+    pub(super) mark: Option<Mark>,
+    /// Columns that are computed of the others.
+    pub(super) values: Vec<PlanValue>,
     /// The sink database's.
     encoding: String,
     /// The key index's equality, by key column.
@@ -162,7 +168,7 @@ impl SinkTablePlan {
             deletes_short: keys.iter().any(|f| f.child == facts.oid && acts(&f.on_delete)),
             exact_key: !keyless && key.iter().all(exact),
             deferrable: facts.constraints.iter().any(|c| c.deferrable) || keys.iter().any(|f| f.deferrable),
-            direct: direct::is_alike(wanted, facts),
+            direct: wanted.values.is_empty() && direct::is_alike(wanted, facts),
             constraints: facts.constraints.clone(),
             generated_always: facts.columns.iter().filter(|c| c.identity_always).map(|c| c.name.clone()).collect(),
             truncate: wanted.truncate,
@@ -172,6 +178,8 @@ impl SinkTablePlan {
             key,
             keyless,
             held: wanted.held.clone(),
+            values: wanted.values.iter().map(|value| PlanValue::of(value, find(&value.column))).collect(),
+            mark: wanted.mark.map(|place| Mark::of(place, &find(&wanted.columns[place].column.name).stored)),
             encoding: facts.encoding.clone(),
         }
     }
@@ -181,12 +189,14 @@ impl SinkTablePlan {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
         let key = if self.keyless { Vec::new() } else { self.key.iter().map(|&k| relation(k)).collect() };
-        Fold::new(self.table.clone(), wanted, key, self.skips_missing)
+        let mark = self.mark.map(|mark| (relation(mark.place), self.exact_key));
+        Fold::new(self.table.clone(), wanted, key, mark, self.skips_missing)
     }
 
     /// Whether new rows go in before others are updated: only where a row may reference a new one of its own table.
     pub(super) fn inserts_first(&self) -> bool {
-        self.references_itself
+        // Another text of a key that is marked brings its row back to life, so the mark must not come later.
+        self.references_itself && (self.mark.is_none() || self.exact_key)
     }
 
     /// Places in `columns` of the relation's columns `indexes`.
@@ -200,7 +210,7 @@ impl SinkTablePlan {
     }
 
     pub(super) fn has_only_key(&self) -> bool {
-        !self.keyless && self.key.len() == self.columns.len()
+        !self.keyless && self.key.len() == self.columns.len() && self.values.is_empty()
     }
 
     /// New rows. A row that is already there is overwritten, except where deletes come last and another text of the same key
@@ -208,7 +218,7 @@ impl SinkTablePlan {
     pub(super) fn insert(&self, rows: Rows) -> String {
         let all = self.all();
         let insert = self.insert_into(rows, &all);
-        match self.keyless || (self.deletes_last && !self.exact_key) {
+        match self.keyless || (self.deletes_last && !self.exact_key && self.mark.is_none()) {
             true => insert,
             false => format!("{insert} {}", self.on_conflict()),
         }
@@ -223,7 +233,8 @@ impl SinkTablePlan {
         }
         // Images rather than values: 1.0 and 1.00 differ, and json has no equality at all.
         let image = |of: &str| {
-            let columns = self.columns.iter().map(|c| format!("{of}.{}", c.quoted));
+            let quoted = self.columns.iter().map(|c| &c.quoted).chain(self.values.iter().map(|value| &value.quoted));
+            let columns = quoted.map(|column| format!("{of}.{column}"));
             format!("ROW({})::record", columns.collect::<Vec<_>>().join(", "))
         };
         format!("{insert} WHERE {} OPERATOR(pg_catalog.*<>) {}", image("t"), image("excluded"))
@@ -233,19 +244,21 @@ impl SinkTablePlan {
         let set: Vec<usize> = present.iter().copied().filter(|place| !self.key.contains(place)).collect();
         assert!(!set.is_empty(), "a row that carries only its key is not updated");
         format!(
-            "UPDATE {} AS t SET {} {} WHERE {}",
+            "UPDATE {} AS t SET {}{} {} WHERE {}",
             self.table.quoted(),
             self.assignments(rows, &set),
+            self.computed_anew(rows, &set, present),
             self.from(rows, present, false),
             self.same_key("t", |k| self.value(rows, self.key[k]))
-        )
+        ) + &self.and_alive("t")
     }
 
     pub(super) fn shift(&self, rows: Rows, present: &[usize]) -> String {
         format!(
-            "UPDATE {} AS t SET {} {} WHERE {}",
+            "UPDATE {} AS t SET {}{} {} WHERE {}",
             self.table.quoted(),
             self.assignments(rows, present),
+            self.computed_anew(rows, present, present),
             self.from(rows, present, true),
             self.same_key("t", |k| self.old_value(rows, k))
         )
@@ -262,7 +275,7 @@ impl SinkTablePlan {
 
     /// Rows of a range that are not in the stage.
     pub(super) fn delete_phantoms(&self, range: &KeyRange) -> String {
-        format!("DELETE FROM {} AS t WHERE {}", self.table.quoted(), self.phantoms(range))
+        self.take_out(None, Some(self.phantoms(range)))
     }
 
     /// Rows `t` of the table that are in the range and not among the staged ones.
@@ -302,23 +315,23 @@ impl SinkTablePlan {
         let names: Vec<&str> = places.iter().map(|&place| self.columns[place].quoted.as_str()).collect();
         let values: Vec<String> = places.iter().map(|&place| self.value(rows, place)).collect();
         format!(
-            "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} {}",
+            "INSERT INTO {} AS t ({}{}) OVERRIDING SYSTEM VALUE SELECT {}{} {}",
             self.table.quoted(),
             names.join(", "),
+            self.value_names(),
             values.join(", "),
+            self.computed(|place| self.value(rows, place)),
             self.from(rows, places, false)
         )
     }
 
-    fn on_conflict(&self) -> String {
+    pub(super) fn on_conflict(&self) -> String {
         // Another text of the same key is written too; an equal one would only cost.
         let written = |place: &usize| !self.exact_key || !self.key.contains(place);
-        let set: Vec<String> = self
-            .all()
-            .iter()
-            .filter(|place| written(place))
-            .map(|&place| format!("{0} = excluded.{0}", self.columns[place].quoted))
-            .collect();
+        let all = self.all();
+        let columns = all.iter().filter(|place| written(place)).map(|&place| &self.columns[place].quoted);
+        let columns = columns.chain(self.values.iter().map(|value| &value.quoted));
+        let set: Vec<String> = columns.map(|column| format!("{column} = excluded.{column}")).collect();
         let key: Vec<&str> = self.key.iter().map(|&k| self.columns[k].quoted.as_str()).collect();
         match set.is_empty() {
             true => format!("ON CONFLICT ({}) DO NOTHING", key.join(", ")),
@@ -435,6 +448,8 @@ mod tests {
             key: vec![1],
             keyless: false,
             held: vec![],
+            mark: None,
+            values: vec![],
             skips_missing: false,
             encoding: "UTF8".into(),
             equals: vec!["OPERATOR(x.=)".into()],

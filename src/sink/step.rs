@@ -1,7 +1,7 @@
 //! What the engines' writers share: in what order tables are written, and what one statement's rows are.
 
 use crate::change::Key;
-use crate::value::{Cell, RowBuf};
+use crate::value::{Row, RowBuf};
 
 /// What is done with rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,9 +58,9 @@ impl<'a> StepRows<'a> {
         }
     }
 
-    /// Cell `column` of the relation in row `i`.
-    pub fn cell(self, i: usize, column: usize) -> Cell<'a> {
-        self.row(i).expect("a row that goes carries no columns").row().get(column)
+    /// What row `i` carries.
+    pub fn carried(self, i: usize) -> Row<'a> {
+        self.row(i).expect("a row that goes carries no columns").row()
     }
 
     /// The key that row `i` is found by, where it is not its own.

@@ -62,6 +62,7 @@ impl Step<'_> {
         match self.verb {
             Verb::Delete if self.plan.keyless => self.plan.delete_whole(rows),
             Verb::Move if self.plan.keyless => self.plan.shift_whole(rows, &self.present),
+            Verb::Move if self.plan.mark.is_some() => self.plan.carry_over(rows, &self.present),
             Verb::Delete => self.plan.delete(rows),
             Verb::Move => self.plan.shift(rows, &self.present),
             Verb::Update => self.plan.update(rows, &self.present),
@@ -93,10 +94,7 @@ impl Step<'_> {
 
     fn parameters(&self) -> Vec<TextArray> {
         let len = self.rows.len();
-        let column = |&place: &usize| {
-            let index = self.plan.columns[place].index;
-            TextArray::new((0..len).map(|row| self.rows.cell(row, index)))
-        };
+        let column = |&place: &usize| TextArray::new((0..len).map(|row| self.plan.cell(self.rows.carried(row), place)));
         let mut arrays: Vec<TextArray> = self.present.iter().map(column).collect();
         if self.rows.has_old_key() {
             arrays.extend((0..self.plan.key.len()).map(|k| TextArray::new((0..len).map(|row| self.old_cell(row, k)))));
@@ -110,7 +108,7 @@ impl Step<'_> {
     }
 
     pub(super) fn copy_row(&self, copy: &mut CopyText, row: usize) {
-        let cells = self.present.iter().map(|&place| self.rows.cell(row, self.plan.columns[place].index));
+        let cells = self.present.iter().map(|&place| self.plan.cell(self.rows.carried(row), place));
         let old = self.rows.old_key(row).into_iter().flat_map(Key::cells);
         copy.row(cells.chain(old));
     }
@@ -135,7 +133,11 @@ impl Step<'_> {
         match self.verb {
             Verb::Delete => counts.deleted = affected,
             Verb::Move => counts.moved = affected,
-            Verb::Update => counts.updated = affected,
+            Verb::Update => {
+                let named = (0..self.rows.len()).filter(|&row| self.plan.marks(self.rows.carried(row))).count();
+                counts.deleted = affected.min(named as u64);
+                counts.updated = affected - counts.deleted;
+            }
             Verb::Insert => counts.inserted = affected,
         }
         Ok(counts)
@@ -187,7 +189,8 @@ impl PostgresSink {
     /// be emptied row by row.
     pub async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         self.assert_open();
-        let at_once = |plan: &&&SinkTablePlan| plan.held.is_empty() && plan.truncate == Truncate::Truncate;
+        let at_once =
+            |plan: &&&SinkTablePlan| plan.held.is_empty() && plan.truncate == Truncate::Truncate && plan.mark.is_none();
         let (whole, others): (Vec<&SinkTablePlan>, Vec<&SinkTablePlan>) = plans.iter().partition(at_once);
         if !whole.is_empty() {
             self.truncate_whole(&whole).await?;
@@ -198,16 +201,15 @@ impl PostgresSink {
         {
             self.delete_ours(plan).await?;
         }
-        for plan in plans {
+        for plan in plans.iter().filter(|plan| plan.mark.is_none()) {
             self.paid_all(plan).await?;
         }
         Ok(())
     }
 
     async fn delete_ours(&mut self, plan: &SinkTablePlan) -> Outcome<()> {
-        let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
         self.written = true;
-        let done = self.client.execute(&format!("DELETE FROM {} AS t{ours}", plan.table.quoted()), &[]).await;
+        let done = self.client.execute(&plan.take_out(self.committed_us, plan.only_ours()), &[]).await;
         done.map(drop).map_err(|error| {
             self.fail();
             failure(&format!("emptying {} of the rows of {}", plan.table, plan.source), Some(plan), error)
@@ -216,10 +218,7 @@ impl PostgresSink {
 
     /// Deletes the rows of all the tables by one statement.
     pub(super) async fn delete_all_ours(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
-        let delete = |plan: &&SinkTablePlan| {
-            let ours = plan.only_ours().map_or_else(String::new, |ours| format!(" WHERE {ours}"));
-            format!("DELETE FROM {} AS t{ours}", plan.table.quoted())
-        };
+        let delete = |plan: &&SinkTablePlan| plan.take_out(self.committed_us, plan.only_ours());
         let mut deletes: Vec<String> = plans.iter().map(delete).collect();
         let Some(last) = deletes.pop() else { return Ok(()) };
         let before: Vec<String> = deletes.iter().enumerate().map(|(i, delete)| format!("d{i} AS ({delete})")).collect();
@@ -229,7 +228,7 @@ impl PostgresSink {
             self.fail();
             failure("emptying tables while a circle of them is half loaded", plans.first().copied(), error)
         })?;
-        for plan in plans {
+        for plan in plans.iter().filter(|plan| plan.mark.is_none()) {
             self.paid_all(plan).await?;
         }
         Ok(())
@@ -251,12 +250,21 @@ impl PostgresSink {
 
     /// A step by itself, behind what gets rows out of its way.
     async fn parking_step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
+        self.carry_no_stand_in(step).await?;
         let (new, arrays) = (step.new_rows(Rows::Parameters), step.parameters());
         let params: Vec<Param<'_>> = arrays.iter().map(|array| array as Param<'_>).collect();
         self.make_way(&new, &params).await?;
         let counts = self.parameter_steps(std::slice::from_ref(step)).await?;
         self.paid(&new, &params).await?;
         Ok(counts)
+    }
+
+    /// Where rows are made of others, those must hold what is theirs.
+    async fn carry_no_stand_in(&mut self, step: &Step<'_>) -> Outcome<()> {
+        match step.verb == Verb::Move && step.plan.mark.is_some() {
+            true => self.settle().await,
+            false => Ok(()),
+        }
     }
 
     /// All statements are sent before the first answer is awaited.
@@ -299,6 +307,7 @@ impl PostgresSink {
 
     /// Writes what is staged for a step.
     pub(super) async fn staged_step(&mut self, step: &Step<'_>) -> Outcome<Counts> {
+        self.carry_no_stand_in(step).await?;
         let new = step.new_rows(Rows::Stage);
         self.make_way(&new, &[]).await?;
         let counts = match self.write_staged(step).await {
@@ -423,10 +432,13 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
         }
     };
     deletes(&mut steps, false);
-    for &i in &order {
+    let moves = |i: usize| {
         let (plan, net) = &batch[i];
         let moves = net.moves.iter().map(|moves| (plan.places(&moves.columns), StepRows::Moved(&moves.rows)));
-        steps.extend(moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows, loading: net.loading }));
+        moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows, loading: net.loading })
+    };
+    for &i in &order {
+        steps.extend(moves(i).filter(|step| step.plan.mark.is_none()));
     }
     for &i in &order {
         let (plan, net) = &batch[i];
@@ -444,9 +456,10 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
             rows: StepRows::Full(&net.inserts),
             loading: net.loading,
         });
+        let moves = moves(i).filter(|_| plan.mark.is_some());
         match plan.inserts_first() {
-            true => steps.extend(inserts.into_iter().chain(updates)),
-            false => steps.extend(updates.chain(inserts)),
+            true => steps.extend(inserts.into_iter().chain(updates).chain(moves)),
+            false => steps.extend(updates.chain(moves).chain(inserts)),
         }
     }
     deletes(&mut steps, true);

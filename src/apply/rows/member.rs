@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::apply::ahead::{Ahead, Next};
+use crate::apply::decode::Needs;
 use crate::apply::driver::count;
 use crate::apply::machine::Machine;
 use crate::apply::rows::window::{Chosen, Window};
@@ -133,7 +134,7 @@ impl<S: Sink> Member<S> {
         let membership = Membership::open(&config.kafka, &group, &topics, sink.lease_timeout)?;
         // Its own: what is fetched ahead is void with this member.
         let ended = CancellationToken::new();
-        let wanted = tables.iter().cloned().collect();
+        let wanted = targets.iter().map(|(name, target)| (name.clone(), Needs::of(target))).collect();
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, ended, metrics.ahead_bytes())?;
         let writer = Writer::new(database, &sink, targets);
         Ok(Member {

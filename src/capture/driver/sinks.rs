@@ -51,10 +51,11 @@ impl Core {
             self.pace.ahead.appended(anchor.to, anchor.offset);
         }
         let Some(sinks) = &mut self.sinks else { return };
+        let now = self.began.elapsed();
         let mut next = first;
         while let Some((sink, applied)) = next.take().or_else(|| sinks.watch.try_recv()) {
             let applied = applied.map(|said| (said.applied, Duration::from_micros(said.busy_us)));
-            self.pace.ahead.heard(&sinks.names[sink], applied);
+            self.pace.ahead.heard(&sinks.names[sink], applied, now);
         }
     }
 }

@@ -33,6 +33,7 @@ enum Part {
     Before,
     After,
     Op,
+    Source,
     Other,
 }
 
@@ -47,6 +48,7 @@ impl Decoder {
             "before" => Part::Before,
             "after" => Part::After,
             "op" => Part::Op,
+            "source" => Part::Source,
             _ => Part::Other,
         };
         let envelope: Vec<(Part, Shape)> =
@@ -100,7 +102,7 @@ impl Decoder {
                     let letter = self.read(bytes(&mut input), None)?;
                     op = std::str::from_utf8(letter).ok().and_then(Op::from_text);
                 }
-                Part::Other => self.read(skip(shape, &mut input), None)?,
+                Part::Source | Part::Other => self.read(skip(shape, &mut input), None)?,
             }
         }
         self.ended(input)?;
@@ -112,6 +114,24 @@ impl Decoder {
             }
         }
         op.ok_or_else(|| self.invalid(None, "the envelope has no operation that is known"))
+    }
+
+    /// As [`crate::codec::Decoder::commit_time_us`].
+    pub fn commit_time_us(&self, value: &[u8]) -> Result<i64> {
+        let mut input = self.unframed(value)?;
+        for (part, shape) in &self.envelope {
+            if *part != Part::Source {
+                self.read(skip(shape, &mut input), None)?;
+                continue;
+            }
+            for field in shape.fields() {
+                if field.name == "ts_us" && self.read(is_there(&field.shape, &mut input), None)? {
+                    return self.read(long(&mut input), None);
+                }
+                self.read(skip(&field.shape, &mut input), None)?;
+            }
+        }
+        Err(self.invalid(None, "the record has no commit time"))
     }
 
     /// As [`crate::codec::Decoder::key`].

@@ -36,6 +36,12 @@ fn what_is_debeziums_to_be_told_is_refused() {
     .said();
     assert!(said.contains("columns, masks, key, constants or where of table public.products"), "{said}");
     assert!(said.contains("[wire], or what else shapes records, of table public.products"), "{said}");
+    let soft = "table = 'products'\n[sinks.orders]\ndelete = 'soft'\n";
+    assert!(
+        folder(MAIN, soft)
+            .said()
+            .contains("delete = \"soft\" of sink \"orders\" is for rows that are read from a [source]")
+    );
     assert!(folder(MAIN, "table = 'prod*'\n[sinks.orders]\n").said().contains("a pattern in the place of table"));
 }
 

@@ -170,6 +170,10 @@ impl Sink for PostgresSink {
         PostgresSink::apply(self, batch).await
     }
 
+    fn committed(&mut self, time_us: Option<i64>) {
+        self.committed_us = time_us;
+    }
+
     async fn truncate(&mut self, plans: &[&SinkTablePlan]) -> Outcome<()> {
         PostgresSink::truncate(self, plans).await
     }

@@ -263,6 +263,7 @@ impl Sink for SqliteSink {
         // synchronous_commit = false is NORMAL in a write-ahead log: what a crash takes back are whole transactions, rows and
         // progress together.
         let lacks = lacks::foreign_keys_aside(sink).into_iter().chain(lacks::evolution(sink, tables));
+        let lacks = lacks.chain(lacks::soft_deletes(sink, tables)).chain(lacks::values(sink, tables));
         lacks.chain(lacks::rows_apart(sink)).chain(one_table(sink, tables)).collect()
     }
 

@@ -97,7 +97,7 @@ impl TablePlan {
         let relation = |place: usize| self.columns[place].index;
         let wanted = (0..self.columns.len()).map(relation).collect();
         let key = if self.keyless { Vec::new() } else { self.key.iter().map(|&k| relation(k)).collect() };
-        crate::apply::fold::Fold::new(self.table.clone(), wanted, key, self.skips_missing)
+        crate::apply::fold::Fold::new(self.table.clone(), wanted, key, None, self.skips_missing)
     }
 
     /// As messages name it.
