@@ -232,6 +232,10 @@ codes! {
     ValueRefused = "VALUE_REFUSED",
     /// A constraint of the sink refuses the rows, in whatever order they are applied.
     ConstraintRefused = "CONSTRAINT_REFUSED",
+    /// A sink refuses more rows than may be parked of it (`parked_max`).
+    ParkedFull = "PARKED_FULL",
+    /// What is parked of a row at a sink can't be put back, or what comes next of it can't be told apart from it.
+    ParkedKey = "PARKED_KEY",
     /// A sink with `consistency = "row"` can't be written row by row: something there, or in its configuration, is about several rows.
     RowConsistency = "ROW_CONSISTENCY",
     /// Rows hand over a unique value at the sink, and no other value can stand in for it meanwhile.

@@ -280,6 +280,12 @@ pub struct SinkStatus {
     /// That this process has of a sink in row consistency; left out where it has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<PartitionStatus>,
+    /// Rows that the sink refused, which are left out until they are put back; left out where there are none.
+    #[serde(skip_serializing_if = "is_none")]
+    pub parked_rows: u64,
+    /// Their records.
+    #[serde(skip_serializing_if = "is_none")]
+    pub parked_records: u64,
     #[serde(skip)]
     pub tables: BTreeMap<TableName, TableStatus>,
 }
@@ -294,6 +300,11 @@ pub struct PartitionStatus {
     pub next_offset: i64,
     /// Records that count and are not in.
     pub lag_records: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Default for SourceStatus {
@@ -325,6 +336,8 @@ impl Default for SinkStatus {
             retry: None,
             waiting_for: None,
             partitions: Vec::new(),
+            parked_rows: 0,
+            parked_records: 0,
             tables: BTreeMap::new(),
         }
     }

@@ -421,7 +421,7 @@ mod tests {
             content: Ok(Content::Nothing),
             commit_time_us: None,
             bytes: 100,
-            place: Place { partition: 0, hash: None },
+            place: Place { partition: 0, offset: 0, hash: None },
         };
         Fetched::Records((0..n).map(record).collect(), 100 * n)
     }

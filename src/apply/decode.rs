@@ -31,6 +31,7 @@ pub struct Decoded {
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub partition: i32,
+    pub offset: i64,
     /// `None` for a record without a key.
     pub hash: Option<u32>,
 }
@@ -39,6 +40,22 @@ impl Place {
     /// Whether a topic of so many partitions has the records of this key here.
     pub fn is_of(self, partitions: i32) -> bool {
         self.hash.is_none_or(|hash| murmur2::partition(hash, partitions) == self.partition)
+    }
+}
+
+/// The bytes of a record that its content is made of.
+#[derive(Clone, Copy)]
+pub struct Raw<'a> {
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub absent: Option<&'a [u8]>,
+    pub text: Option<&'a [u8]>,
+}
+
+impl<'a> Raw<'a> {
+    fn of(record: &'a Record<'_>) -> Raw<'a> {
+        let (absent, text) = (record.header(HEADER_ABSENT), record.header(HEADER_TEXT));
+        Raw { key: record.key(), value: record.value(), absent, text }
     }
 }
 
@@ -94,8 +111,9 @@ impl Decoders {
 
     pub fn decode(&mut self, record: &Record<'_>, header: Header) -> Decoded {
         let bytes = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
-        let place = Place { partition: record.partition(), hash: record.key().map(murmur2::hash) };
-        let content = self.content(record, &header);
+        let hash = record.key().map(murmur2::hash);
+        let place = Place { partition: record.partition(), offset: record.offset(), hash };
+        let content = self.content(Raw::of(record), &header);
         let timed = content.and_then(|content| Ok((self.commit_time_us(record, &header, &content)?, content)));
         let (commit_time_us, content) = match timed {
             Ok((time, content)) => (time, Ok(content)),
@@ -118,12 +136,13 @@ impl Decoders {
         known.decoder.commit_time_us(record.value().ok_or_else(|| half(&known.table))?).map(Some)
     }
 
-    fn content(&mut self, record: &Record<'_>, header: &Header) -> Result<Content> {
+    /// What a record says.
+    pub fn content(&mut self, record: Raw<'_>, header: &Header) -> Result<Content> {
         if matches!(header.kind, Kind::Tombstone | Kind::Foreign | Kind::Truncate) {
             return Ok(Content::Nothing);
         }
         let Some(known) = self.known(header.relation)? else { return Ok(Content::Nothing) };
-        let text = record.header(HEADER_TEXT);
+        let text = record.text;
         Ok(match header.kind {
             Kind::Change | Kind::KeyChangeCreate => Content::Change(known.change(record, header)?),
             Kind::KeyChangeDelete => {
@@ -133,8 +152,8 @@ impl Decoders {
             }
             Kind::ChunkRow => {
                 let mut row = RowBuf::new();
-                let value = record.value().ok_or_else(|| outside(&known.table))?;
-                known.decoder.row(value, Side::After, record.header(HEADER_ABSENT), text, &mut row)?;
+                let value = record.value.ok_or_else(|| outside(&known.table))?;
+                known.decoder.row(value, Side::After, record.absent, text, &mut row)?;
                 Content::Row(row)
             }
             Kind::Tombstone | Kind::Foreign | Kind::Truncate => unreachable!("returned above"),
@@ -157,12 +176,12 @@ impl Decoders {
 }
 
 impl Known {
-    fn change(&self, record: &Record<'_>, header: &Header) -> Result<Op> {
+    fn change(&self, record: Raw<'_>, header: &Header) -> Result<Op> {
         if self.keyless {
             return self.whole(record);
         }
-        let (absent, text) = (record.header(HEADER_ABSENT), record.header(HEADER_TEXT));
-        let value = record.value().ok_or_else(|| half(&self.table))?;
+        let Raw { absent, text, .. } = record;
+        let value = record.value.ok_or_else(|| half(&self.table))?;
         let mut row = RowBuf::new();
         let op = self.decoder.row(value, Side::After, absent, text, &mut row)?;
         Ok(match op {
@@ -177,9 +196,9 @@ impl Known {
     }
 
     /// A change of a table without a key: its old row is named by all it held.
-    fn whole(&self, record: &Record<'_>) -> Result<Op> {
-        let (absent, text) = (record.header(HEADER_ABSENT), record.header(HEADER_TEXT));
-        let value = record.value().ok_or_else(|| half(&self.table))?;
+    fn whole(&self, record: Raw<'_>) -> Result<Op> {
+        let Raw { absent, text, .. } = record;
+        let value = record.value.ok_or_else(|| half(&self.table))?;
         let (mut old, mut new) = (RowBuf::new(), RowBuf::new());
         let op = self.decoder.row(value, Side::After, absent, text, &mut new)?;
         self.decoder.row(value, Side::Before, absent, text, &mut old)?;
@@ -193,8 +212,8 @@ impl Known {
     }
 }
 
-fn key_of<'a>(record: &'a Record<'_>, header: &Header) -> Result<&'a [u8]> {
-    record.key().ok_or_else(|| {
+fn key_of<'a>(record: Raw<'a>, header: &Header) -> Result<&'a [u8]> {
+    record.key.ok_or_else(|| {
         let message = format!("the record at position {} has no key", header.position);
         Error::halt(Code::RecordInvalid, message, "find out who else writes to the topic")
     })

@@ -6,6 +6,7 @@
 mod blocker;
 mod foreign_keys;
 mod held;
+mod parked;
 mod refused;
 mod rows;
 
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use self::blocker::Blocker;
 use self::held::Held;
+use self::parked::Parked;
 use crate::apply::ahead::{Ahead, Next};
 use crate::apply::decode::Needs;
 use crate::apply::machine::{At, Interval, Item, Machine, existing_share};
@@ -176,6 +178,7 @@ struct Worker<S: Sink> {
     busy: Duration,
     /// Of a sink whose partitions may be ahead of it.
     floor: Option<Floor>,
+    parked: Parked,
 }
 
 impl<S: Sink> Worker<S> {
@@ -298,6 +301,7 @@ impl<S: Sink> Worker<S> {
             rows_passed: false,
             busy: Duration::ZERO,
             floor: None,
+            parked: Parked::default(),
         })
     }
 
@@ -359,6 +363,7 @@ impl<S: Sink> Worker<S> {
             let late = stopped.is_some_and(|at| at.elapsed() > DRAIN_TIMEOUT);
             self.writer.sink.keep_lease().await?;
             self.tell()?;
+            self.look_after_letters().await?;
             let shared = self.share().await?;
             let owes = self.machine.waiting() > 0 && self.rates.owes(self.begun.elapsed());
             if self.machine.waiting() == 0 || late || owes || (shared && stopped.is_none()) {
@@ -536,7 +541,13 @@ impl<S: Sink> Worker<S> {
                 Err(Failure::Error(Error::Halt(halt))) if halt.code == Code::ValueRefused && self.writer.narrow() => {
                     value.get_or_insert_with(|| halt.clone());
                 }
-                _ => break outcome,
+                Err(failure) => match self.parks(failure).await {
+                    // What was refused before may have been for this row.
+                    Ok(true) => (handover, value) = (None, None),
+                    Ok(false) => break outcome,
+                    Err(full) => break Err(full),
+                },
+                Ok(()) => break outcome,
             }
             let (parking, strict) = (self.writer.parking, self.writer.strict);
             tracing::debug!(sink = self.sink.name, parking, strict, "a constraint refused the changes; another way");
@@ -549,6 +560,9 @@ impl<S: Sink> Worker<S> {
         };
         (self.writer.parking, self.writer.strict, self.writer.whole) = (false, false, false);
         self.writer.pieces.clear();
+        if outcome.is_err() {
+            self.writer.letters.give_up();
+        }
         let outcome = match outcome {
             Err(failure) => Err(self.told_of_its_row(failure).await),
             done => done,
@@ -810,6 +824,7 @@ impl<S: Sink> Worker<S> {
         self.row.standing = standing;
         self.at = end;
         self.partitions_moved();
+        self.writer.letters.committed();
         self.gather_records = (self.gather_records * 2).min(TRANSACTION_RECORDS_MAX);
         self.wrote = Instant::now();
         let counts: Counts = std::mem::take(&mut self.writer.counts);
@@ -901,12 +916,14 @@ impl<S: Sink> Worker<S> {
                 false => Phase::Streaming,
             };
             let rows_done = self.loaded.get(&table.name).copied().filter(|_| phase != Phase::Streaming);
-            let equal = !self.writer.is_partial(&table.name, self.machine.state());
+            let whole = !self.parked.held.iter().any(|held| held.of.table == table.name);
+            let equal = whole && !self.writer.is_partial(&table.name, self.machine.state());
             let rows_per_second = self.meters.rate(&table.name, rows_done, now);
             (table.name.clone(), TableStatus { rows_done, rows_per_second, equal, ..TableStatus::new(phase) })
         });
         let tables = tables.collect();
         let (at, name) = (self.at, &self.sink.name);
+        let (rows, records) = self.parked.counts();
         let turn =
             owes.then(|| format!("its turn: at most sinks.{name}.rows_per_second or bytes_per_second are written"));
         self.reporter.update(|s| {
@@ -921,6 +938,8 @@ impl<S: Sink> Worker<S> {
             s.lag_bytes = Some(lag_bytes);
             s.lag_seconds = Some(lag_seconds);
             s.tables = tables;
+            s.parked_rows = rows;
+            s.parked_records = records;
         });
     }
 }
@@ -937,6 +956,7 @@ pub(super) fn count(metrics: &SinkMetrics, counts: Counts, snapshot: u64, foreig
     metrics.missing_rows(counts.missing);
     metrics.foreign_records(foreign);
     metrics.overwritten(counts.overwritten);
+    metrics.parked(counts.parked);
     rows
 }
 

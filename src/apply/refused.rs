@@ -8,8 +8,9 @@
 //! Not here: finding the row.
 
 use crate::apply::net::NetEffect;
-use crate::error::{Code, Halt};
+use crate::error::{Code, Error, Halt};
 use crate::relation::{Relation, TableName, quote_identifier};
+use crate::sink::Failure;
 use crate::transform::Transform;
 use crate::value::RowBuf;
 
@@ -160,6 +161,18 @@ fn for_shell(text: &str) -> String {
     match text.contains(['"', '$', '`', '\\', '!']) {
         true => format!("'{}'", text.replace('\'', "'\\''")),
         false => format!("\"{text}\""),
+    }
+}
+
+/// What a sink says of rows that it does not take.
+pub fn refusal(failure: &Failure) -> Option<&Halt> {
+    match failure {
+        Failure::Constraint(halt) | Failure::Reference(halt) | Failure::Unique(halt) => Some(halt),
+        Failure::Error(Error::Halt(halt)) => {
+            let is_of_rows = matches!(halt.code, Code::ValueRefused | Code::ConstraintRefused | Code::UniqueHandover);
+            is_of_rows.then_some(halt)
+        }
+        _ => None,
     }
 }
 

@@ -8,8 +8,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::apply::decode::{Content, Decoded, half, half_of, outside};
+use crate::apply::decode::{Content, Decoded, Place, half, half_of, outside};
 use crate::apply::fold::Fold;
+use crate::apply::letters::Letters;
 use crate::apply::machine::{Interval, Loads};
 use crate::apply::net::Folded;
 use crate::apply::refused::{self, Named};
@@ -17,12 +18,15 @@ use crate::apply::{soft, targets};
 use crate::change::Op;
 use crate::config::{self, Evolve, Snapshot};
 use crate::error::{Code, Error, Result};
+use crate::kafka::reread::Reread;
 use crate::key::KeyOrder;
 use crate::ledger::entry::{Chunk, Join};
 use crate::ledger::state::State;
+use crate::lsn::Position;
 use crate::record::{Header, Kind};
 use crate::relation::{Fingerprint, Relation, TableName};
 use crate::sink::circles::Circles;
+use crate::sink::letters::LetterKey;
 use crate::sink::{Counts, Outcome, Sink, WantedTable, missing};
 use crate::value::{Cell, RowBuf};
 
@@ -31,14 +35,24 @@ const PLAN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One relation version at this sink.
 pub struct Version<P> {
-    table: TableName,
-    wanted: WantedTable,
+    pub(super) table: TableName,
+    pub(super) topic: String,
+    pub(super) wanted: WantedTable,
     pub plan: P,
     /// What its rows are called where one of them is refused.
     pub named: Named,
     /// Without constants: what ranges speak of.
-    key: Vec<usize>,
-    orders: Vec<KeyOrder>,
+    pub(super) key: Vec<usize>,
+    /// Its columns' names.
+    pub(super) key_names: Vec<String>,
+    pub(super) orders: Vec<KeyOrder>,
+}
+
+/// Where the record of a change stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    pub place: Place,
+    pub position: Position,
 }
 
 impl<P> Version<P> {
@@ -67,12 +81,15 @@ struct OpenChunk {
     chunk: Chunk,
     mine: bool,
     rows: Vec<RowBuf>,
+    /// Of the rows, in their order.
+    changes: Vec<Change>,
     seen: u64,
 }
 
 /// What the sink was given when it refused.
 pub enum Refused<P> {
-    Row(Named, refused::Row),
+    /// With the change that it is of, where it is of one alone.
+    Row(Named, refused::Row, Option<(Arc<Version<P>>, Change)>),
     /// So many changes.
     Changes(u64),
     Chunk(ChunkRows<P>),
@@ -81,6 +98,8 @@ pub enum Refused<P> {
 pub struct ChunkRows<P> {
     pub version: Arc<Version<P>>,
     pub rows: Vec<RowBuf>,
+    /// Of the rows, in their order.
+    pub changes: Vec<Change>,
 }
 
 /// Changes are written in pieces of so many.
@@ -100,7 +119,7 @@ pub struct Writer<S: Sink> {
     pub counts: Counts,
     /// Rows of chunks written in the open transaction.
     pub loaded: Vec<(TableName, u64)>,
-    name: String,
+    pub(super) name: String,
     tables: HashMap<TableName, config::SinkTable>,
     rows_max: usize,
     bytes_max: usize,
@@ -132,10 +151,17 @@ pub struct Writer<S: Sink> {
     /// What was refused last; for as long as nothing else is tried.
     pub refused: Option<Refused<S::Plan>>,
     pub pieces: Vec<Pieces>,
+    pub letters: Letters,
+    /// For records that are parked.
+    pub again: Option<Reread>,
+    /// What was folded last, if it is of one row.
+    pub(super) last: Option<Change>,
+    /// Its row, where it is written by itself and may be parked.
+    pub(super) last_key: Option<LetterKey>,
     /// Writes of changes in the open transaction that were not refused.
     writes: u64,
     /// Changes since the last of them.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 impl<S: Sink> Writer<S> {
@@ -166,6 +192,10 @@ impl<S: Sink> Writer<S> {
             whole: false,
             refused: None,
             pieces: Vec::new(),
+            letters: Letters::of(&config.name, config.parking.records_max),
+            again: None,
+            last: None,
+            last_key: None,
             writes: 0,
             changes: 0,
         }
@@ -180,6 +210,7 @@ impl<S: Sink> Writer<S> {
         self.open = None;
         self.changes = 0;
         (self.counts, self.loaded) = (Counts::default(), Vec::new());
+        self.letters.rolled_back();
         // Tables that follow may do so no more. The others were not altered: to ask for all of them again after each refused
         // hand-over takes longer than the hand-over.
         let tables = &self.tables;
@@ -205,7 +236,7 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Changes that are written together at most.
-    fn every(&self) -> u64 {
+    pub(super) fn every(&self) -> u64 {
         match self.strict {
             true => 1,
             false => self.pieces.iter().rfind(|p| p.from <= self.writes).map_or(u64::MAX, |p| p.every),
@@ -297,6 +328,7 @@ impl<S: Sink> Writer<S> {
         let header = record.header;
         self.reach(Some(&header), state).await?;
         let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
+        let at = Change::new(record.place, header.position);
         let committed_us = record.commit_time_us;
         let other_time = committed_us.zip(self.truncated_us).is_some_and(|(now, before)| now != before);
         if header.kind != Kind::Truncate || other_time {
@@ -305,7 +337,7 @@ impl<S: Sink> Writer<S> {
         match header.kind {
             Kind::Tombstone | Kind::Foreign => Ok(()),
             Kind::Change => match record.content? {
-                Content::Change(op) => self.change(&version, version.marked(op, committed_us)).await,
+                Content::Change(op) => self.change(&version, version.marked(op, committed_us), at).await,
                 _ => Err(half(&version.table).into()),
             },
             Kind::KeyChangeDelete => match record.content? {
@@ -319,7 +351,7 @@ impl<S: Sink> Writer<S> {
                 let old = self.moving.take().filter(|(relation, _)| *relation == header.relation);
                 match (old, record.content?) {
                     (Some((_, old)), Content::Change(Op::Insert(new))) => {
-                        self.change(&version, version.marked(Op::Rekey { old, new }, committed_us)).await
+                        self.change(&version, version.marked(Op::Rekey { old, new }, committed_us), at).await
                     }
                     _ => Err(half(&version.table).into()),
                 }
@@ -330,16 +362,19 @@ impl<S: Sink> Writer<S> {
                 self.truncates.push(version);
                 Ok(())
             }
-            Kind::ChunkRow => self.chunk_row(&version, record.content),
+            Kind::ChunkRow => self.chunk_row(&version, record.content, at),
         }
     }
 
-    fn chunk_row(&mut self, version: &Version<S::Plan>, content: Result<Content>) -> Outcome<()> {
+    fn chunk_row(&mut self, version: &Version<S::Plan>, content: Result<Content>, at: Change) -> Outcome<()> {
         let open = self.open.as_mut().ok_or_else(|| outside(&version.table))?;
         open.seen += 1;
         if open.mine {
             match content? {
-                Content::Row(row) => open.rows.push(version.living(row)),
+                Content::Row(row) => {
+                    open.rows.push(version.living(row));
+                    open.changes.push(at);
+                }
                 _ => return Err(outside(&version.table).into()),
             }
         }
@@ -373,7 +408,7 @@ impl<S: Sink> Writer<S> {
                     let chunk = self.chunks.pop_front().expect("just looked");
                     self.write_truncates().await?;
                     let mine = self.loads.wants(self.offset, &chunk);
-                    self.open = Some(OpenChunk { chunk, mine, rows: Vec::new(), seen: 0 });
+                    self.open = Some(OpenChunk { chunk, mine, rows: Vec::new(), changes: Vec::new(), seen: 0 });
                 }
                 _ => return Ok(()),
             }
@@ -381,7 +416,8 @@ impl<S: Sink> Writer<S> {
     }
 
     async fn close_chunk(&mut self, state: &State) -> Outcome<()> {
-        let OpenChunk { chunk, mine, rows, seen } = self.open.take().expect("called with an open chunk");
+        let OpenChunk { chunk, mine, mut rows, mut changes, seen } =
+            self.open.take().expect("called with an open chunk");
         if seen != chunk.rows {
             return Err(outside(&chunk.table)
                 .fact(format!("the chunk at {} counts {} rows, {seen} are there", chunk.at, chunk.rows))
@@ -394,9 +430,14 @@ impl<S: Sink> Writer<S> {
         let Some(version) = self.version(chunk.relation, state).await? else { return Ok(()) };
         let blank = targets::blank(&self.tables, &self.loads, &chunk.table);
         self.park();
+        let left_out = self.take_refused(&version, &mut rows, &mut changes);
         if let Err(failure) = self.sink.replace_range(&version.plan, &chunk.range, &rows, &blank).await {
-            self.refused = Some(Refused::Chunk(ChunkRows { version, rows }));
+            self.refused = Some(Refused::Chunk(ChunkRows { version, rows, changes }));
             return Err(failure);
+        }
+        self.settle_range(&version, &chunk.range).await?;
+        for (of, change, reason) in left_out {
+            self.keep(&version, of, &change, reason).await?;
         }
         self.sink.hear();
         self.loaded.push((chunk.table.clone(), chunk.rows));
@@ -429,7 +470,11 @@ impl<S: Sink> Writer<S> {
     }
 
     /// The version at this sink; `None` for a table that the sink does not take.
-    async fn version(&mut self, fingerprint: Fingerprint, state: &State) -> Outcome<Option<Arc<Version<S::Plan>>>> {
+    pub(super) async fn version(
+        &mut self,
+        fingerprint: Fingerprint,
+        state: &State,
+    ) -> Outcome<Option<Arc<Version<S::Plan>>>> {
         if let Some(version) = self.versions.get(&fingerprint) {
             return Ok(Some(version.clone()));
         }
@@ -452,8 +497,10 @@ impl<S: Sink> Writer<S> {
         }
         let key = relation.own_key();
         let orders = key.iter().map(|&i| KeyOrder::of(relation.columns[i].type_oid)).collect();
+        let key_names = key.iter().map(|&i| relation.columns[i].name.clone()).collect();
         let named = Named::of(&relation);
-        let version = Arc::new(Version { table: relation.name.clone(), wanted, plan, named, key, orders });
+        let (table, topic) = (relation.name.clone(), relation.topic.clone());
+        let version = Arc::new(Version { table, topic, wanted, plan, named, key, key_names, orders });
         self.versions.insert(fingerprint, version.clone());
         Ok(Some(version))
     }
@@ -483,9 +530,11 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Folds a change as far as the sink takes it: a table under load takes it only where a chunk has been.
-    async fn change(&mut self, version: &Arc<Version<S::Plan>>, op: Op) -> Outcome<()> {
+    async fn change(&mut self, version: &Arc<Version<S::Plan>>, op: Op, at: Change) -> Outcome<()> {
         let Some(op) = self.admitted(version, op)? else { return Ok(()) };
-        let mut op = op;
+        let Some(mut op) = self.around_letters(version, op, &at).await? else { return Ok(()) };
+        let is_of_one = !matches!(op, Op::Rekey { .. });
+        let last_key = self.last_key(version, &op);
         loop {
             let index = self.pending_of(version).await?;
             match self.pending[index].fold.fold(op)? {
@@ -499,6 +548,7 @@ impl<S: Sink> Writer<S> {
         let rows: usize = self.pending.iter().map(|pending| pending.fold.rows()).sum();
         let bytes: usize = self.pending.iter().map(|pending| pending.fold.bytes()).sum();
         self.changes += 1;
+        (self.last, self.last_key) = (is_of_one.then_some(at), last_key);
         if self.changes >= self.every() || rows >= self.rows_max || bytes >= self.bytes_max {
             self.flush().await?;
         }
@@ -575,14 +625,24 @@ impl<S: Sink> Writer<S> {
             batch.push((&version.plan, net));
         }
         if !batch.is_empty() {
+            let last = self.save_for_last().await?;
             match self.sink.apply(&batch).await {
                 Ok(counts) => self.counts += counts,
                 Err(failure) => {
+                    if let Some(last) = last
+                        && self.park_last(&versions[0], last, &failure).await?
+                    {
+                        self.changes = 0;
+                        return Ok(());
+                    }
                     let only = match &batch[..] {
                         [(_, net)] => versions[0].named.only_row(net),
                         _ => None,
                     };
-                    let row = only.map(|row| Refused::Row(versions[0].named.clone(), row));
+                    let change = self.last.filter(|_| self.changes == 1).map(|last| (versions[0].clone(), last));
+                    // What is parked is one record, so several of a row are told apart first.
+                    let only = only.filter(|_| self.changes <= 1 || !self.letters.parks);
+                    let row = only.map(|row| Refused::Row(versions[0].named.clone(), row, change));
                     self.refused = Some(row.unwrap_or(Refused::Changes(self.changes)));
                     return Err(failure);
                 }
@@ -612,6 +672,10 @@ impl<S: Sink> Writer<S> {
             false => self.sink.truncate(&plans).await?,
         }
         self.counts.truncated += plans.len() as u64;
+        let emptied: Vec<TableName> = truncates.iter().map(|version| version.table.clone()).collect();
+        for table in &emptied {
+            self.settle_table(table).await?;
+        }
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ mod progress;
 mod reload;
 mod restart;
 mod resync;
+mod retry;
 mod run;
 mod snapshot;
 mod status;
@@ -64,6 +65,7 @@ enum Verb {
     Status(status::StatusArgs),
     Ledger(ledger::LedgerArgs),
     Resync(resync::ResyncArgs),
+    Retry(retry::RetryArgs),
     Snapshot(snapshot::SnapshotArgs),
     Restart(restart::RestartArgs),
     Leave(leave::LeaveArgs),
@@ -128,6 +130,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Ledger(args) => ledger::run(&args),
         Verb::Resync(args) => resync::run(&args),
+        Verb::Retry(args) => retry::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Restart(args) => restart::run(&args),
         Verb::Leave(args) => leave::run(&args),

@@ -92,6 +92,12 @@ fn table(status: &Value) -> String {
             let error = scalar(&retry["error"]);
             let _ = write!(out, "\n{name} failed {failures} times in a row since {since}; {what} {next}\n  {error}\n");
         }
+        if let (Some(rows), Some(sink)) = (role["parked_rows"].as_u64(), name.strip_prefix("sink:")) {
+            let _ = write!(
+                out,
+                "\n{name} refused {rows} rows, which are parked\n  help: lockstep retry --sink {sink} --list\n"
+            );
+        }
         let halt = &role["halt"];
         if halt.is_object() {
             let message = scalar(&halt["message"]).replace('\n', "\n  ");

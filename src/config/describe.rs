@@ -231,6 +231,9 @@ fn sink(out: &mut String, sink: &Sink) {
     pair(out, "foreign_keys", text(sink.foreign_keys.as_str()));
     pair(out, "consistency", text(sink.consistency.as_str()));
     pair(out, "synchronous_commit", sink.synchronous_commit.to_string());
+    pair(out, "on_refused", text(sink.parking.on_refused.as_str()));
+    pair(out, "parked_topic", text(&sink.parking.topic));
+    pair(out, "parked_max", sink.parking.records_max.to_string());
 }
 
 fn table(out: &mut String, table: &Table) {

@@ -15,12 +15,13 @@ use super::constants::{self, mixed, mixed_records};
 use super::files;
 use super::findings::{At, File, Findings, Report};
 use super::outbox;
+use super::parking;
 use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::records::{self as forms, Places};
 use super::snapshot::{self, resolved};
 use super::topics::{check_table, resolve_sink};
-use super::{Config, Database, Read, Route, Sink, SinkTable, Snapshot, Table, Wire};
+use super::{Config, Database, OnRefused, Read, Route, Sink, SinkTable, Snapshot, Table, Wire};
 use crate::relation::names::topic_collision as collision;
 use crate::relation::{Format, TableName};
 
@@ -198,12 +199,16 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
         report.add(&entry.at, message, format!("delete this connector, or name another signal_table in {FILE}"));
     }
     if let Some(kafka) = &kafka {
-        let events = event_topics(&wire);
+        let mut events = event_topics(&wire);
+        let parks = |sink: &&Sink| sink.parking.on_refused == OnRefused::Park;
+        let parking = sinks.iter().filter_map(|(_, sink)| sink.as_ref()).filter(parks);
+        events.extend(parking.map(|sink| ("records that are parked", sink.parking.topic.as_str())));
         topics(&routed, &kafka.ledger, &events, report);
     }
     for Routed { table, at, sinks_at, places, .. } in routed.iter().chain(routes.iter().map(|(like, _)| like)) {
         forms::check(table, at, places, report);
         snapshot::check(table, at, sinks_at, report);
+        parking::check(table, sinks_at, sinks.iter().filter_map(|(_, sink)| sink.as_ref()), report);
     }
     let outbox_at = |Routed { at, places, .. }: &Routed| places.get("outbox").unwrap_or(at).clone();
     for (like, _) in &routes {

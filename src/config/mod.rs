@@ -19,6 +19,7 @@ mod findings;
 mod load;
 mod names;
 mod outbox;
+mod parking;
 mod pattern;
 mod process;
 mod reader;
@@ -294,6 +295,34 @@ pub struct Sink {
     pub consistency: Consistency,
     /// False: a crash of the sink's server may take back what was committed there last, rows and progress together.
     pub synchronous_commit: bool,
+    pub parking: Parking,
+}
+
+/// What becomes of a row that the sink refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parking {
+    pub on_refused: OnRefused,
+    /// Gets a copy of each record that is parked.
+    pub topic: String,
+    /// More than these are parked of no sink: it halts.
+    pub records_max: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnRefused {
+    #[default]
+    Halt,
+    /// Its record is kept in the sink, and what can be applied goes on.
+    Park,
+}
+
+impl OnRefused {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnRefused::Halt => "halt",
+            OnRefused::Park => "park",
+        }
+    }
 }
 
 /// What of the source becomes visible at a sink at once.

@@ -12,6 +12,7 @@ use super::connector::one_table;
 use super::files::{self, Password};
 use super::findings::{At, Report};
 use super::names;
+use super::parking;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
 use super::sqlite;
@@ -95,7 +96,7 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
         registry,
         http: top.section("http", |section| http(section, dir)),
         wire,
-        sinks: top.each("sinks", |name, section| sink(name, section, dir)),
+        sinks: top.each("sinks", |name, section| sink(name, section, dir, &stem)),
     }
 }
 
@@ -436,7 +437,7 @@ fn engine(section: &mut Section<'_>, dir: &Path) -> Option<Engine> {
     Some(if mariadb { Engine::MariaDb(database) } else { Engine::Postgres(database) })
 }
 
-fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink>) {
+fn sink(name: Text, section: &mut Section<'_>, dir: &Path, stem: &str) -> (Text, Option<Sink>) {
     check_name(section, "a sink's name", &name);
     let engine = engine(section, dir);
     // An interval is folded in memory up to these, then written into the open transaction.
@@ -453,6 +454,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
     let words = [Consistency::Transaction, Consistency::Row].map(|what| (what.as_str(), what));
     let consistency = section.choice("consistency", &words).unwrap_or_default();
     let synchronous_commit = section.boolean("synchronous_commit", true);
+    let parking = parking::parking(section, consistency, stem, &name.value);
     let sink = engine.map(|engine| Sink {
         name: name.value.clone(),
         engine,
@@ -466,6 +468,7 @@ fn sink(name: Text, section: &mut Section<'_>, dir: &Path) -> (Text, Option<Sink
         foreign_keys,
         consistency,
         synchronous_commit,
+        parking,
     });
     (name, sink)
 }

@@ -516,6 +516,20 @@ fn a_table_shares_no_topic_with_records_of_no_table() {
 }
 
 #[test]
+fn rows_are_parked_in_row_consistency_alone_and_in_a_topic_of_their_own() {
+    let park = |more: &str| format!("{MAIN}on_refused = 'park'\n{more}");
+    let said = one(&park("")).said();
+    assert!(said.contains("write consistency = \"row\" beside it"), "{said}");
+    let said = one(&park("consistency = 'row'\nparked_topic = 'shop.public_products'\n")).said();
+    assert!(said.contains("is that of records that are parked"), "{said}");
+    let parking = one(&park("consistency = 'row'\nparked_max = 7\n")).config().sinks.remove(0).parking;
+    assert_eq!((parking.topic.as_str(), parking.records_max), ("lockstep.shop.orders.parked", 7));
+    let (main, soft) = (park("consistency = 'row'\n"), format!("{PRODUCTS}delete = 'soft'\n"));
+    let said = Folder::with(&[("lockstep.toml", &main), ("connectors/products.toml", &soft)]).said();
+    assert!(said.contains("which parks rows"), "{said}");
+}
+
+#[test]
 fn a_sink_takes_every_record_of_its_tables() {
     for (key, found) in [("tombstones = false", "tombstones"), ("skipped_operations = ['u']", "skipped_operations")] {
         let products = PRODUCTS.replacen('\n', &format!("\n[wire]\n{key}\n"), 1);

@@ -115,7 +115,9 @@ pub const TABLE: &[Metric] = &[
     metric("lockstep_sink_foreign_records_total", Kind::Counter, SINK, COUNT, "Records in our topics that no reader of ours wrote; never applied."),
     metric("lockstep_sink_overwritten_rows_total", Kind::Counter, SINK, COUNT, "New rows of the source that were there already at the sink, where rows go in by COPY; somebody else wrote to the table."),
     metric("lockstep_sink_missing_rows_total", Kind::Counter, SINK, COUNT, "Updates and deletes left out because the sink does not have their rows (on_missing = skip)."),
-    metric("lockstep_sink_tables_not_equal", Kind::Gauge, SINK, COUNT, "Tables that are not equal to the source's whatever is applied (snapshot = never)."),
+    metric("lockstep_sink_parked_records_total", Kind::Counter, SINK, COUNT, "Records parked: their rows were refused, or they stand on one that was (on_refused = park)."),
+    metric("lockstep_sink_parked_rows", Kind::Gauge, SINK, COUNT, "Rows of the source that are not as they should be, because the sink refused them; lockstep retry puts them back. Only where this process owns the sink."),
+    metric("lockstep_sink_tables_not_equal", Kind::Gauge, SINK, COUNT, "Tables that are not equal to the source's whatever is applied (snapshot = never, or rows that are parked)."),
     metric("lockstep_sink_retries_total", Kind::Counter, SINK, COUNT, "Times the sink failed and was started again."),
     metric("lockstep_sink_breaker_open", Kind::Gauge, SINK, None, "1 while the sink failed so often that it is only probed now and then; /status says why, and when next."),
     metric("lockstep_sink_breaker_openings_total", Kind::Counter, SINK, COUNT, "Times that this began."),
@@ -178,6 +180,7 @@ pub struct SinkMetrics {
     foreign_records: Counter,
     overwritten: Counter,
     missing_rows: Counter,
+    parked: Counter,
     retries: Counter,
     breaker_openings: Counter,
 }
@@ -283,6 +286,7 @@ impl Metrics {
             foreign_records: self.counter("lockstep_sink_foreign_records_total", label()),
             overwritten: self.counter("lockstep_sink_overwritten_rows_total", label()),
             missing_rows: self.counter("lockstep_sink_missing_rows_total", label()),
+            parked: self.counter("lockstep_sink_parked_records_total", label()),
             retries: self.counter("lockstep_sink_retries_total", label()),
             breaker_openings: self.counter("lockstep_sink_breaker_openings_total", label()),
         }
@@ -334,6 +338,7 @@ impl Metrics {
         self.known("lockstep_sink_lag_seconds", label(), status.lag_seconds);
         let not_equal = status.tables.values().filter(|table| !table.equal).count();
         self.known("lockstep_sink_tables_not_equal", label(), Some(float(not_equal as u64)));
+        self.known("lockstep_sink_parked_rows", label(), Some(float(status.parked_rows)));
         let is_open = status.retry.as_ref().is_some_and(|retry| retry.breaker != BreakerState::Closed);
         self.known("lockstep_sink_breaker_open", label(), Some(flag(is_open)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));
@@ -481,6 +486,10 @@ impl SinkMetrics {
     }
 
     /// Changes were left out, because the sink does not have their rows.
+    pub fn parked(&self, count: u64) {
+        self.parked.increment(count);
+    }
+
     pub fn missing_rows(&self, count: u64) {
         self.missing_rows.increment(count);
     }

@@ -26,6 +26,7 @@ pub mod groups;
 pub mod members;
 pub mod murmur2;
 pub mod producer;
+pub mod reread;
 pub mod topics;
 
 use std::time::Duration;

@@ -203,6 +203,31 @@ unsafe fn text(ptr: *const c_char) -> String {
     unsafe { CStr::from_ptr(ptr) }.to_string_lossy().into_owned()
 }
 
+/// Every header whose name is UTF-8, in order; a value that is null is `None`.
+pub(super) fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a str, Option<&'a [u8]>)> {
+    let mut found = Vec::new();
+    let mut headers = ptr::null_mut();
+    // SAFETY: as in `header`. The name is a C string in the headers, which live as long as the message.
+    unsafe {
+        let code = sys::rd_kafka_message_headers(message.ptr(), &mut headers);
+        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
+            return found;
+        }
+        for place in 0.. {
+            let (mut name, mut value, mut bytes) = (ptr::null(), ptr::null(), 0);
+            let code = sys::rd_kafka_header_get_all(headers, place, &mut name, &mut value, &mut bytes);
+            if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
+                break;
+            }
+            let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), bytes));
+            if let Ok(name) = CStr::from_ptr(name).to_str() {
+                found.push((name, value));
+            }
+        }
+    }
+    found
+}
+
 /// The last header of that name; `None` also for a header whose value is null.
 pub(super) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a [u8]> {
     let mut terminated = [0u8; HEADER_NAME_BYTES_MAX + 1];

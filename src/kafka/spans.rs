@@ -92,6 +92,11 @@ impl Record<'_> {
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         raw::header(&self.message, name)
     }
+
+    /// All of them, in order.
+    pub fn headers(&self) -> Vec<(&str, Option<&[u8]>)> {
+        raw::headers(&self.message)
+    }
 }
 
 impl Spans {

@@ -12,6 +12,7 @@ use super::circles::Circles;
 use super::foreign_keys::{Found, SetAside, Sources};
 use super::lacks;
 use super::lease::Heard;
+use super::letters::{Held, Letter, LetterKey, Reason, Spot};
 use super::park::Unread;
 use super::partition_progress::{Partition, PartitionMove, PartitionRow};
 use super::progress::{Owner, ProgressRow, Standing, TakeOver};
@@ -188,6 +189,62 @@ pub trait Sink: Sized {
         unreachable!("row consistency is refused")
     }
 
+    // ---- What is parked there: see `super::letters` ----
+
+    /// Whether anything ever was.
+    async fn has_letters(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Makes the table of letters if it is missing and `create` allows it.
+    async fn prepare_letters(&mut self, _create: bool) -> Result<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// What is parked, by its rows, in the order in which it was.
+    async fn held_letters(&mut self) -> Result<Vec<Held>> {
+        Ok(Vec::new())
+    }
+
+    /// All of a row, in the order in which they were parked.
+    async fn letters_of(&mut self, _of: &LetterKey) -> Result<Vec<Letter>> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Letters that the dead-letter topic does not have yet, settled ones too.
+    async fn uncopied_letters(&mut self, _most: i64) -> Result<Vec<Letter>> {
+        unreachable!("row consistency is refused")
+    }
+
+    async fn letters_copied(&mut self, _spots: &[Spot]) -> Result<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Those that are settled and copied are gone.
+    async fn forget_letters(&mut self) -> Result<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// In the open transaction.
+    async fn keep_letter(&mut self, _letter: &Letter) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// In the open transaction: the row is right again, or all rows of the table are.
+    async fn settle_letters(&mut self, _table: &TableName, _key: Option<&str>) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// They were to be put back, and this is why they were not.
+    async fn letters_refused(&mut self, _of: &LetterKey, _reason: &Reason) -> Result<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Asks the sink's owner to put the letters of a row back.
+    async fn ask_letters(&mut self, _of: &LetterKey) -> Result<()> {
+        unreachable!("row consistency is refused")
+    }
+
     // ---- What can be written ----
 
     /// What a sink and its tables ask for that this engine can't do. By default all that it may do without.
@@ -257,6 +314,22 @@ pub trait Sink: Sized {
         rows: &[RowBuf],
         blank: &[TableName],
     ) -> Outcome<Counts>;
+
+    /// In the open transaction: what is written from here on may be taken back by itself. What was so before stays.
+    async fn save(&mut self) -> Outcome<()> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Takes back what was written since [`save`](Sink::save), also after a failure. False: the whole transaction is gone.
+    async fn take_back(&mut self) -> Result<bool> {
+        unreachable!("row consistency is refused")
+    }
+
+    /// Rows with these keys (of the table's own key, as texts) stay as they are in the range that is replaced next: they belong there,
+    /// and what they should be is parked.
+    fn spare(&mut self, _keys: Vec<Vec<String>>) {
+        unreachable!("row consistency is refused")
+    }
 
     /// Makes everything since `begin` visible at once.
     async fn commit(&mut self) -> Outcome<()>;

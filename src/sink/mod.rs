@@ -21,6 +21,7 @@ mod keyless;
 pub mod labels;
 pub mod lacks;
 pub mod lease;
+pub mod letters;
 pub mod mariadb;
 pub mod park;
 pub mod partition_progress;
@@ -152,6 +153,8 @@ pub struct Counts {
     pub overwritten: u64,
     /// Changes left out, because the sink never had their rows.
     pub missing: u64,
+    /// Records that were parked.
+    pub parked: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -163,6 +166,7 @@ impl std::ops::AddAssign for Counts {
         self.truncated += more.truncated;
         self.overwritten += more.overwritten;
         self.missing += more.missing;
+        self.parked += more.parked;
     }
 }
 

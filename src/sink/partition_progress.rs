@@ -15,6 +15,9 @@ use crate::lsn::Position;
 /// Of `lockstep.progress` whose partitions may be ahead of it.
 pub const FORMAT_PARTITIONED: i32 = 2;
 
+/// The same once rows may be parked ([`super::letters`]): a build that knows nothing of that would write over them.
+pub const FORMAT_PARKED: i32 = 3;
+
 /// Version of a partition's columns.
 pub const FORMAT: i32 = 1;
 

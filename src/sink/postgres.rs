@@ -6,6 +6,7 @@
 mod blockers;
 mod contract;
 pub mod foreign;
+mod letters;
 mod partitions;
 
 use std::cell::Cell;
@@ -96,6 +97,10 @@ pub struct PostgresSink {
     pub(super) committed_us: Option<i64>,
     /// While rows are parked: to the end of the transaction.
     pub(super) parking: Option<Parking>,
+    /// The stages made and filled before what may be taken back.
+    pub(super) saved: Option<(HashSet<String>, HashSet<String>)>,
+    /// Keys that the next range leaves as they are.
+    pub(super) spared: Vec<Vec<String>>,
     /// How long we may be silent before a standby takes the sink.
     lease_timeout: Duration,
     /// When the server last answered.
@@ -130,6 +135,8 @@ impl PostgresSink {
             stages_filled: HashSet::new(),
             committed_us: None,
             parking: None,
+            saved: None,
+            spared: Vec::new(),
             lease_timeout: sink.lease_timeout,
             heard: Rc::new(Cell::new(Instant::now())),
             beat_at: Instant::now(),
@@ -444,6 +451,7 @@ impl PostgresSink {
         self.written = false;
         self.stages_new.clear();
         self.stages_filled.clear();
+        self.saved = None;
         self.parking = None;
     }
 

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::lease::Activity;
-use super::partition_progress::FORMAT_PARTITIONED;
+use super::partition_progress::{FORMAT_PARKED, FORMAT_PARTITIONED};
 use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::{Lsn, Position};
 use crate::record::Epoch;
@@ -417,7 +417,7 @@ fn parse(row: &Row) -> Result<ProgressRow> {
         Error::halt(Code::ProgressMismatch, message, "TABLE lockstep.progress")
     };
     match row.try_get::<_, i32>(17) {
-        Ok(FORMAT | FORMAT_PARTITIONED) => {}
+        Ok(FORMAT | FORMAT_PARTITIONED | FORMAT_PARKED) => {}
         Ok(other) => return Err(mismatch(&format!("has format {other}, this build knows {FORMAT}"))),
         Err(_) => return Err(mismatch("has no format")),
     }

@@ -17,7 +17,7 @@ use super::sql::{Rows, SinkTablePlan};
 use super::{Counts, Outcome};
 use crate::error::{Code, Halt};
 use crate::key::KeyRange;
-use crate::relation::{TableName, quote_identifier};
+use crate::relation::{TableName, quote_identifier, quote_literal};
 use crate::value::RowBuf;
 
 /// A chunk that is being loaded. To be ended with [`PostgresSink::end_range`], or the transaction rolled back.
@@ -26,6 +26,8 @@ pub struct RangeLoad<'a> {
     plan: &'a SinkTablePlan,
     range: KeyRange,
     rows: u64,
+    /// A condition that leaves some rows alone.
+    spared: String,
 }
 
 impl SinkTablePlan {
@@ -40,6 +42,19 @@ impl SinkTablePlan {
         };
         format!("SELECT EXISTS (SELECT FROM {} AS t WHERE {which})", self.table.quoted())
     }
+
+    /// Of rows `t`: that they have none of these keys.
+    fn but_for(&self, keys: &[Vec<String>]) -> String {
+        let equal = |(k, text): (usize, &String)| {
+            let column = &self.columns[self.key[k]];
+            format!("t.{} = {}::{}", column.quoted, quote_literal(text), column.cast)
+        };
+        let one = |key: &Vec<String>| {
+            let equal: Vec<String> = self.own_key().into_iter().zip(key).map(equal).collect();
+            format!(" AND NOT ({})", equal.join(" AND "))
+        };
+        keys.iter().map(one).collect()
+    }
 }
 
 impl PostgresSink {
@@ -51,10 +66,12 @@ impl PostgresSink {
         rows: &[RowBuf],
         blank: &[TableName],
     ) -> Outcome<Counts> {
+        let spared = std::mem::take(&mut self.spared);
         if let Some(inserted) = self.fill_empty(plan, range, rows).await? {
             return Ok(Counts { inserted, ..Counts::default() });
         }
-        let mut load = self.begin_range(plan, range).await?;
+        let spared = plan.but_for(&spared);
+        let mut load = RangeLoad { spared, ..self.begin_range(plan, range).await? };
         self.push_range(&mut load, rows).await?;
         self.end_range(load, blank).await
     }
@@ -102,7 +119,7 @@ impl PostgresSink {
             assert_eq!(border.len(), plan.own_key().len(), "a range is over the table's own key");
         }
         self.empty_stage(plan).await.inspect_err(|_| self.fail())?;
-        Ok(RangeLoad { plan, range: range.clone(), rows: 0 })
+        Ok(RangeLoad { plan, range: range.clone(), rows: 0, spared: String::new() })
     }
 
     /// Adds rows, complete in the wanted columns. No key comes twice.
@@ -128,20 +145,20 @@ impl PostgresSink {
     /// `blank` are tables under load of which nothing was loaded yet: rows there that reference a phantom go with it, since
     /// their own ranges are still to be replaced and would otherwise hold the phantom for ever.
     pub async fn end_range(&mut self, load: RangeLoad<'_>, blank: &[TableName]) -> Outcome<Counts> {
-        let RangeLoad { plan, range, rows } = load;
+        let RangeLoad { plan, range, rows, spared } = load;
         self.written = true;
         let doing = format!("replacing a range of {}", plan.table);
         // Nothing can reference a row that has no key, and nothing is in the way of a mark.
         if !plan.keyless
             && plan.mark.is_none()
-            && let Err(error) = self.delete_references(plan, &range, blank).await
+            && let Err(error) = self.delete_references(plan, (&range, &spared), blank).await
         {
             self.fail();
             return Err(failure(&doing, Some(plan), error));
         }
         let (delete, insert) = match plan.keyless {
             true => (plan.delete_surplus(), plan.insert_missing()),
-            false => (plan.delete_phantoms(&range), plan.insert_differing()),
+            false => (plan.delete_phantoms(&range) + &spared, plan.insert_differing()),
         };
         let deleted = self.client.execute(&delete, &[]).await;
         if deleted.is_ok() && rows > 0 {
@@ -167,7 +184,7 @@ impl PostgresSink {
     async fn delete_references(
         &self,
         plan: &SinkTablePlan,
-        range: &KeyRange,
+        (range, spared): (&KeyRange, &str),
         blank: &[TableName],
     ) -> std::result::Result<(), tokio_postgres::Error> {
         if blank.is_empty() {
@@ -188,7 +205,7 @@ impl PostgresSink {
         let mut statements = Vec::new();
         follow(plan.oid, &references, &mut Vec::new(), &mut statements);
         for (joined, table) in statements {
-            let phantoms = plan.phantoms(range);
+            let phantoms = plan.phantoms(range) + spared;
             let sql = format!(
                 "DELETE FROM {table} USING {} AS t{} WHERE {} AND {phantoms}",
                 plan.table.quoted(),

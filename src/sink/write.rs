@@ -385,14 +385,27 @@ impl PostgresSink {
     /// Which column refuses a value. The server names it only for NOT NULL, so each column is tried by itself, against a copy
     /// of the table's shape, after the transaction is rolled back.
     async fn find_column(&mut self, step: &Step<'_>, code: &SqlState) -> Outcome<Option<String>> {
-        self.rollback().await?;
+        let doing = "looking for the refused column";
+        let back = "ROLLBACK TO SAVEPOINT lockstep_probe; RELEASE SAVEPOINT lockstep_probe";
+        // Where the row alone is to be taken back, the rest of the transaction stays.
+        let (begin, end) = match self.saved.is_some() {
+            true => {
+                let gone = self.client.batch_execute("ROLLBACK TO SAVEPOINT lockstep_row").await;
+                gone.map_err(|error| failure(doing, Some(step.plan), error))?;
+                ("SAVEPOINT lockstep_probe", back)
+            }
+            false => {
+                self.rollback().await?;
+                ("BEGIN", "ROLLBACK")
+            }
+        };
         let plan = step.plan;
         let old = (0..if step.rows.has_old_key() { plan.key.len() } else { 0 }).map(|k| plan.key[k]);
         let places: Vec<usize> = step.present.iter().copied().chain(old).collect();
         for (place, values) in places.iter().zip(step.parameters()) {
             let column = &plan.columns[*place];
             let shape = format!(
-                "BEGIN; CREATE TEMPORARY TABLE lockstep_probe ON COMMIT DROP AS SELECT t.{} AS c FROM {} AS t WITH NO DATA",
+                "{begin}; CREATE TEMPORARY TABLE lockstep_probe ON COMMIT DROP AS SELECT t.{} AS c FROM {} AS t WITH NO DATA",
                 column.quoted,
                 plan.table.quoted()
             );
@@ -400,10 +413,9 @@ impl PostgresSink {
                 "INSERT INTO pg_temp.lockstep_probe (c) SELECT {} FROM unnest($1::pg_catalog.text[]) AS v(c)",
                 column.parse("v.c")
             );
-            let doing = "looking for the refused column";
             self.client.batch_execute(&shape).await.map_err(|error| failure(doing, Some(plan), error))?;
             let tried = self.client.execute(&try_sql, &[&values]).await;
-            self.client.batch_execute("ROLLBACK").await.map_err(|error| failure(doing, Some(plan), error))?;
+            self.client.batch_execute(end).await.map_err(|error| failure(doing, Some(plan), error))?;
             if tried.is_err_and(|error| error.code() == Some(code)) {
                 return Ok(Some(column.name.clone()));
             }

@@ -66,6 +66,7 @@ impl File {
             foreign_keys: Default::default(),
             consistency: Default::default(),
             synchronous_commit: false,
+            parking: Default::default(),
         }
     }
 

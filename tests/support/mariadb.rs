@@ -89,6 +89,7 @@ impl Maria {
             foreign_keys: Default::default(),
             consistency: Default::default(),
             synchronous_commit: true,
+            parking: Default::default(),
         }
     }
 

@@ -59,6 +59,7 @@ impl World {
             foreign_keys: Default::default(),
             consistency: Default::default(),
             synchronous_commit: true,
+            parking: Default::default(),
         }
     }
 

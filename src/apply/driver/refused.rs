@@ -5,9 +5,9 @@
 
 use super::Worker;
 use crate::apply::net::NetEffect;
-use crate::apply::refused::Way;
+use crate::apply::refused::{Way, refusal};
 use crate::apply::writer::{ChunkRows, Refused};
-use crate::error::{Code, Error, Halt};
+use crate::error::{Error, Halt};
 use crate::sink::{Failure, Sink};
 use crate::value::RowBuf;
 
@@ -16,10 +16,11 @@ impl<S: Sink> Worker<S> {
     pub(super) async fn told_of_its_row(&mut self, failure: Failure) -> Failure {
         let (Some(refused), Some(_)) = (self.writer.refused.take(), refusal(&failure)) else { return failure };
         let (named, row) = match refused {
-            Refused::Row(named, row) => (named, Some(row)),
+            Refused::Row(named, row, _) => (named, Some(row)),
             Refused::Chunk(chunk) => {
-                let row = self.row_of_chunk(&chunk, &failure).await;
-                (chunk.version.named.clone(), row.and_then(|row| chunk.version.named.row(&row, Way::Chunk)))
+                let place = self.place_in_chunk(&chunk, &failure).await;
+                let named = &chunk.version.named;
+                (named.clone(), place.and_then(|place| named.row(&chunk.rows[place], Way::Chunk)))
             }
             Refused::Changes(_) => return failure,
         };
@@ -34,16 +35,18 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    /// The row of a chunk that is refused by itself in the same words.
-    async fn row_of_chunk(&mut self, chunk: &ChunkRows<S::Plan>, failure: &Failure) -> Option<RowBuf> {
+    /// The place of the row of a chunk that is refused by itself in the same words.
+    pub(super) async fn place_in_chunk(&mut self, chunk: &ChunkRows<S::Plan>, failure: &Failure) -> Option<usize> {
         let words = &refusal(failure)?.message;
-        let mut rows = &chunk.rows[..];
+        let mut rows = 0..chunk.rows.len();
         while rows.len() > 1 {
-            let (first, second) = rows.split_at(rows.len() / 2);
-            rows = if self.refuses(chunk, first, words).await? { first } else { second };
+            let middle = rows.start + rows.len() / 2;
+            let first = rows.start..middle;
+            let is_first = self.refuses(chunk, &chunk.rows[first.clone()], words).await?;
+            rows = if is_first { first } else { middle..rows.end };
         }
-        let [row] = rows else { return None };
-        self.refuses(chunk, rows, words).await?.then(|| row.clone())
+        let place = rows.next()?;
+        self.refuses(chunk, &chunk.rows[place..=place], words).await?.then_some(place)
     }
 
     /// Whether the sink refuses these rows in these words. `None`: it has other things to say.
@@ -58,17 +61,5 @@ impl<S: Sink> Worker<S> {
             Ok(_) => Some(false),
             Err(failure) => Some(refusal(&failure)?.message == words),
         }
-    }
-}
-
-/// What a sink says of rows that it does not take.
-pub(super) fn refusal(failure: &Failure) -> Option<&Halt> {
-    match failure {
-        Failure::Constraint(halt) | Failure::Reference(halt) | Failure::Unique(halt) => Some(halt),
-        Failure::Error(Error::Halt(halt)) => {
-            let is_of_rows = matches!(halt.code, Code::ValueRefused | Code::ConstraintRefused | Code::UniqueHandover);
-            is_of_rows.then_some(halt)
-        }
-        _ => None,
     }
 }

@@ -34,9 +34,24 @@ impl<S: Sink> Worker<S> {
             if rows {
                 self.check_tables().await?;
             }
+            self.begin_letters().await?;
             self.hold(Why::Begin).await?;
+            if self.writer.loads.is_empty() {
+                self.retry_letters().await?;
+            }
+            if !rows {
+                self.refuse_letters()?;
+            }
         }
         Ok(())
+    }
+
+    /// What is parked is put back by who has all partitions.
+    pub(super) async fn hold_for_letters(&mut self) -> Result<()> {
+        match self.floor.as_ref().is_some_and(Floor::is_shared) {
+            true => self.hold(Why::Barrier).await,
+            false => self.read_letters().await,
+        }
     }
 
     /// All tables at once: what is between two of them no plan of one sees.
@@ -85,6 +100,7 @@ impl<S: Sink> Worker<S> {
         };
         let held = Floor::held(rows, known, Instant::now());
         self.floor = Some(if why == Why::Stall { held.helping() } else { held });
+        self.read_letters().await?;
         if why == Why::Stall {
             tracing::warn!(sink = self.sink.name, "partitions stand still, applying what is theirs");
         }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::apply::rows::refusals;
 use crate::apply::start::taken;
-use crate::config::{self, Config, Engine};
+use crate::config::{self, Config, Engine, OnRefused};
 use crate::error::{Code, Error, Halt, Result};
 use crate::http::metrics::SinkMetrics;
 use crate::sink::postgres::PostgresSink;
@@ -41,7 +41,13 @@ pub fn refused(config: &Config, sink: &config::Sink) -> Vec<Halt> {
         let hint = "take a Postgres sink, or a [source] in the place of [topics]".to_owned();
         return vec![Halt { code: Code::Config, message, facts: vec![], hint }];
     }
-    refusals(config, sink)
+    let mut halts = refusals(config, sink);
+    if sink.parking.on_refused != OnRefused::Halt {
+        let message = format!("sink {} does not park rows of topics that another program writes", sink.name);
+        let hint = format!("write on_refused = \"halt\" under [sinks.{}]", sink.name);
+        halts.push(Halt { code: Code::Config, message, facts: vec![], hint });
+    }
+    halts
 }
 
 /// A sink of ours under these names; who goes by a ledger has its own idea of what is there.

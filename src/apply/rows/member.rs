@@ -23,6 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::metrics::SinkMetrics;
 use crate::kafka::consumer::{Entry as LedgerRecord, Tail};
 use crate::kafka::members::{self, Member as Membership};
+use crate::kafka::reread::Reread;
 use crate::ledger::entry::{Assembler, Entry};
 use crate::ledger::topic::{self, Reading};
 use crate::lsn::Position;
@@ -136,7 +137,8 @@ impl<S: Sink> Member<S> {
         let ended = CancellationToken::new();
         let wanted = targets.iter().map(|(name, target)| (name.clone(), Needs::of(target))).collect();
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, ended, metrics.ahead_bytes())?;
-        let writer = Writer::new(database, &sink, targets);
+        let mut writer = Writer::new(database, &sink, targets);
+        writer.again = Some(Reread::new(&config.kafka));
         Ok(Member {
             sink,
             standing: floor.standing,
@@ -247,7 +249,13 @@ impl<S: Sink> Member<S> {
         let wanted: Vec<Partition> = wanted.cloned().collect();
         if !wanted.is_empty() {
             match self.writer.sink.take_partitions(&wanted).await {
-                Ok(taken) => self.owned.extend(taken.into_iter().map(|row| (row.partition.clone(), row))),
+                Ok(taken) => {
+                    // From here on nobody else parks for them.
+                    if self.writer.sink.has_letters().await? {
+                        self.writer.letters.read(&self.writer.sink.held_letters().await?);
+                    }
+                    self.owned.extend(taken.into_iter().map(|row| (row.partition.clone(), row)));
+                }
                 // Their last owner sat in a transaction, which is ended by now. Where it is the connection, the next call says so.
                 Err(failure) => tracing::warn!(sink = self.sink.name, "taking partitions: {}", Error::from(failure)),
             }
@@ -282,6 +290,7 @@ impl<S: Sink> Member<S> {
                     let row = self.owned.get_mut(&partition).expect("only what is owned is chosen");
                     (row.position, row.next_offset) = (to.position, to.next_offset);
                 }
+                self.writer.letters.committed();
                 let counts = std::mem::take(&mut self.writer.counts);
                 count(&self.metrics, counts, 0, foreign);
                 Ok(())

@@ -14,6 +14,7 @@ use crate::relation::TableName;
 use crate::sink::circles::Circles;
 use crate::sink::foreign_keys::{Found, SetAside, Sources};
 use crate::sink::lease::{self, Heard};
+use crate::sink::letters::{Held, Letter, LetterKey, Reason, Spot};
 use crate::sink::park::Unread;
 use crate::sink::partition_progress::{Partition, PartitionMove, PartitionRow};
 use crate::sink::progress::{Owner, ProgressRow, Standing, TakeOver};
@@ -124,6 +125,50 @@ impl Sink for PostgresSink {
         PostgresSink::begin_partitions(self, moves).await
     }
 
+    async fn has_letters(&mut self) -> Result<bool> {
+        PostgresSink::has_letters(self).await
+    }
+
+    async fn prepare_letters(&mut self, create: bool) -> Result<()> {
+        PostgresSink::prepare_letters(self, create).await
+    }
+
+    async fn held_letters(&mut self) -> Result<Vec<Held>> {
+        PostgresSink::held_letters(self).await
+    }
+
+    async fn letters_of(&mut self, of: &LetterKey) -> Result<Vec<Letter>> {
+        PostgresSink::letters_of(self, of).await
+    }
+
+    async fn uncopied_letters(&mut self, most: i64) -> Result<Vec<Letter>> {
+        PostgresSink::uncopied_letters(self, most).await
+    }
+
+    async fn letters_copied(&mut self, spots: &[Spot]) -> Result<()> {
+        PostgresSink::letters_copied(self, spots).await
+    }
+
+    async fn forget_letters(&mut self) -> Result<()> {
+        PostgresSink::forget_letters(self).await
+    }
+
+    async fn keep_letter(&mut self, letter: &Letter) -> Outcome<()> {
+        PostgresSink::keep_letter(self, letter).await
+    }
+
+    async fn settle_letters(&mut self, table: &TableName, key: Option<&str>) -> Outcome<()> {
+        PostgresSink::settle_letters(self, table, key).await
+    }
+
+    async fn letters_refused(&mut self, of: &LetterKey, reason: &Reason) -> Result<()> {
+        PostgresSink::letters_refused(self, of, reason).await
+    }
+
+    async fn ask_letters(&mut self, of: &LetterKey) -> Result<()> {
+        PostgresSink::ask_letters(self, of).await
+    }
+
     fn lacks(_sink: &config::Sink, _tables: &[&config::SinkTable]) -> Vec<Halt> {
         Vec::new()
     }
@@ -186,6 +231,18 @@ impl Sink for PostgresSink {
         blank: &[TableName],
     ) -> Outcome<Counts> {
         PostgresSink::replace_range(self, plan, range, rows, blank).await
+    }
+
+    async fn save(&mut self) -> Outcome<()> {
+        PostgresSink::save(self).await
+    }
+
+    async fn take_back(&mut self) -> Result<bool> {
+        PostgresSink::take_back(self).await
+    }
+
+    fn spare(&mut self, keys: Vec<Vec<String>>) {
+        self.spared = keys;
     }
 
     async fn commit(&mut self) -> Outcome<()> {

@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::Position;
 use crate::session::classify;
 use crate::sink::partition_progress::{
-    CREATE_TABLE, FORMAT, FORMAT_PARTITIONED, Partition, PartitionMove, PartitionRow,
+    CREATE_TABLE, FORMAT, FORMAT_PARKED, FORMAT_PARTITIONED, Partition, PartitionMove, PartitionRow,
 };
 use crate::sink::progress::{self, GROUP, Owner, ProgressRow};
 use crate::sink::refusal::failure;
@@ -49,6 +49,10 @@ fn parse(row: &Row) -> Result<PartitionRow> {
     })
 }
 
+fn is_partitioned(format: i32) -> bool {
+    matches!(format, FORMAT_PARTITIONED | FORMAT_PARKED)
+}
+
 fn rows(found: &[Row]) -> Result<Vec<PartitionRow>> {
     found.iter().map(parse).collect()
 }
@@ -70,7 +74,7 @@ impl PostgresSink {
         let sql = "SELECT p.format FROM lockstep.progress p WHERE p.pipeline = $1 AND p.sink = $2 AND p.\"group\" = $3";
         let found = self.client.query_opt(sql, &[&self.name.pipeline, &self.name.sink, &GROUP]).await;
         let found = found.map_err(|error| classify("reading the sink's progress", error))?;
-        Ok(found.is_some_and(|row| row.get::<_, Option<i32>>(0) == Some(FORMAT_PARTITIONED)))
+        Ok(found.is_some_and(|row| row.get::<_, Option<i32>>(0).is_some_and(is_partitioned)))
     }
 
     pub(super) async fn create_partitions_table(&mut self, create: bool) -> Result<()> {
@@ -194,10 +198,13 @@ impl PostgresSink {
         self.with_patience(async |sink| {
             let format = sink.lock_progress(owned).await?;
             sink.lock_partitions().await?;
-            if format != FORMAT_PARTITIONED {
+            if !is_partitioned(format) {
                 // What rows there are is of a time that the sink's row knows nothing of.
                 sink.delete_partitions().await?;
-                sink.set_format(FORMAT_PARTITIONED).await?;
+            }
+            let now = if sink.has_letters().await? { FORMAT_PARKED } else { FORMAT_PARTITIONED };
+            if format != now {
+                sink.set_format(now).await?;
             }
             let (names, ids): (Vec<Partition>, Vec<Uuid>) = known.iter().cloned().unzip();
             let (topics, numbers) = split(&names);
