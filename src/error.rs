@@ -204,6 +204,10 @@ codes! {
     SourceEncoding = "SOURCE_ENCODING",
     /// A record can't be read: no known header, another version, or values that do not fit its relation.
     RecordInvalid = "RECORD_INVALID",
+    /// A record that another program wrote is none that can be read or applied as it is, or does not say what it means.
+    ForeignRecord = "FOREIGN_RECORD",
+    /// A topic that another program writes is not one whose records can be followed: more partitions than there were, or its beginning is gone.
+    ForeignTopic = "FOREIGN_TOPIC",
     /// The schema registry refuses us, sends us elsewhere, or answers what no schema registry answers.
     RegistryRefused = "REGISTRY_REFUSED",
     /// The schema registry refuses a table's schema as incompatible with those before it, or as invalid.

@@ -91,6 +91,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<()> {
     let sink = config.sinks.iter().find(|sink| sink.name == name).expect("roles name configured sinks").clone();
+    if config.topics.is_some() {
+        return super::foreign::run(config, sink, (reporter, metrics), stop).await;
+    }
     let rows = sink.consistency == Consistency::Row;
     for_engine!(sink, S => match rows {
         true => super::rows::run::<S>(config, sink, (reporter, metrics), stop).await,

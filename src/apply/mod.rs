@@ -5,6 +5,7 @@ pub mod bag;
 mod decode;
 pub mod driver;
 pub mod fold;
+pub mod foreign;
 pub mod letters;
 pub mod machine;
 mod merge;

@@ -31,13 +31,13 @@ use crate::session;
 use crate::sink::{self, WantedTable, for_engine};
 
 /// What was found at one place.
-struct Part {
+pub(super) struct Part {
     /// `source postgres://…`, for the heading.
-    place: String,
-    findings: Vec<Finding>,
+    pub place: String,
+    pub findings: Vec<Finding>,
 }
 
-enum Finding {
+pub(super) enum Finding {
     /// `run` would halt with it.
     Halt(Halt),
     /// It could not be found out.
@@ -66,6 +66,9 @@ pub struct CheckArgs {
 
 pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
     let config = Arc::new(super::load(&args.config.config)?);
+    if args.upgrade && config.topics.is_some() {
+        return Err(Failure::Usage("--upgrade is about a source, and this pipeline has none ([topics])".to_owned()));
+    }
     let parts = super::block_on(async {
         let mut parts = check(&config).await;
         if args.upgrade {
@@ -105,6 +108,9 @@ async fn check_upgrade(config: &Config) -> Part {
 }
 
 async fn check(config: &Arc<Config>) -> Vec<Part> {
+    if let Some(topics) = &config.topics {
+        return super::foreign::check(config, topics).await;
+    }
     // A source that can't be reached is said by its own part.
     let (config, left_out) = resolve(config).await.unwrap_or_else(|_| (config.clone(), Vec::new()));
     let config = &config;

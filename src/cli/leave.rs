@@ -28,7 +28,7 @@ pub struct LeaveArgs {
 }
 
 pub fn run(args: &LeaveArgs) -> Result<u8, Failure> {
-    let config = super::load(&args.config.config)?;
+    let config = super::load_own(&args.config.config, "leave")?;
     let sink = &args.sink;
     if config.sinks.iter().any(|configured| configured.name == *sink) {
         let text = format!("sink {sink} is still in the configuration: take [sinks.{sink}] out first");

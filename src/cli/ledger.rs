@@ -39,7 +39,7 @@ pub struct LedgerArgs {
 }
 
 pub fn run(args: &LedgerArgs) -> Result<u8, Failure> {
-    let config = super::load(&args.config.config)?;
+    let config = super::load_own(&args.config.config, "ledger")?;
     let kafka = &config.kafka;
     let mut reading = Reading::open(kafka)?;
     let (low, high) = reading.bounds()?;

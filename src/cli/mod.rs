@@ -14,6 +14,7 @@
 
 mod check;
 mod explain;
+mod foreign;
 mod leave;
 mod ledger;
 mod log;
@@ -146,6 +147,18 @@ pub fn main() -> ExitCode {
 
 fn load(dir: &Path) -> Result<Config, Failure> {
     crate::config::load(dir, &|name| std::env::var(name).ok()).map_err(Failure::Config)
+}
+
+/// For verbs that are about a ledger, or about a source that is read here.
+fn load_own(dir: &Path, verb: &str) -> Result<Config, Failure> {
+    let config = load(dir)?;
+    match config.topics {
+        None => Ok(config),
+        Some(_) => Err(Failure::Usage(format!(
+            "lockstep {verb} is about a ledger, and the topics of this pipeline are another program's ([topics])\n  \
+             help: ask Debezium, with signals or its connector's options"
+        ))),
+    }
 }
 
 /// Drives a verb that is not `run`: one thread is plenty.

@@ -44,7 +44,7 @@ pub struct RestartArgs {
 }
 
 pub fn run(args: &RestartArgs) -> Result<u8, Failure> {
-    let config = super::load(&args.config.config)?;
+    let config = super::load_own(&args.config.config, "restart")?;
     if args.upgraded {
         return super::block_on(go_on_upgraded(&Arc::new(config)));
     }

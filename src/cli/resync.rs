@@ -13,6 +13,7 @@ use super::{ConfigArgs, Failure};
 use crate::capture::asks::{self, Ask};
 use crate::capture::steering::{self, Steer};
 use crate::config::Config;
+use crate::error::{Code, Error};
 use crate::http::admin::{Asked, Asking, Resync, Wanted};
 use crate::ledger::entry::Request;
 
@@ -44,7 +45,7 @@ pub struct ResyncArgs {
 }
 
 pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
-    let config = Arc::new(super::load(&args.config.config)?);
+    let config = Arc::new(super::load_own(&args.config.config, "resync")?);
     let ask = Ask {
         table: args.table.clone(),
         sink: args.sink.clone(),
@@ -66,6 +67,10 @@ pub fn run(args: &ResyncArgs) -> Result<u8, Failure> {
 pub fn asking(config: watch::Receiver<Arc<Config>>) -> Asking {
     Arc::new(move |wanted: Wanted| {
         let config = config.borrow().clone();
+        if config.topics.is_some() {
+            let message = "the topics of this pipeline are another program's ([topics]): there is no ledger to ask in";
+            return Err(Error::halt(Code::RequestRefused, message, "ask Debezium, with a signal of its own"));
+        }
         let Resync { table, sink, r#where: condition, .. } = match wanted {
             Wanted::Resync(resync) => resync,
             Wanted::Pause => return steered(&config, &Steer::Pause),

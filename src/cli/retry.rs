@@ -72,7 +72,7 @@ impl Which {
 }
 
 pub fn run(args: &RetryArgs) -> Result<u8, Failure> {
-    let config = super::load(&args.config.config)?;
+    let config = super::load_own(&args.config.config, "retry")?;
     let which = Which::of(args)?;
     let sinks: Vec<&config::Sink> = match &args.sink {
         Some(name) => config.sinks.iter().filter(|sink| sink.name == *name).collect(),

@@ -64,7 +64,9 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
 /// The roles of this process, distinct, the source first.
 pub(super) fn selected(config: &Config, asked: &[RoleName]) -> Result<Vec<RoleName>, Failure> {
     let sinks = config.sinks.iter().map(|sink| RoleName::Sink(sink.name.clone()));
-    let all: Vec<RoleName> = std::iter::once(RoleName::Source).chain(sinks).collect();
+    // Topics that another program writes are read from no source here.
+    let source = config.topics.is_none().then_some(RoleName::Source);
+    let all: Vec<RoleName> = source.into_iter().chain(sinks).collect();
     if let Some(unknown) = asked.iter().find(|name| !all.contains(name)) {
         let known: Vec<String> = all.iter().map(ToString::to_string).collect();
         return Err(Failure::Usage(format!(

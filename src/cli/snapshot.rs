@@ -34,7 +34,7 @@ enum What {
 }
 
 pub fn run(args: &SnapshotArgs) -> Result<u8, Failure> {
-    let config = Arc::new(super::load(&args.config.config)?);
+    let config = Arc::new(super::load_own(&args.config.config, "snapshot")?);
     let steer = match &args.what {
         What::Pause => Steer::Pause,
         What::Resume => Steer::Resume,

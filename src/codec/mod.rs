@@ -22,6 +22,7 @@ mod complete;
 mod document;
 mod events;
 mod flat;
+pub mod foreign;
 mod json_decode;
 mod json_encode;
 pub mod mapping;

@@ -25,7 +25,13 @@ pub fn describe(config: &Config) -> String {
     pair(&mut out, "name", text(&config.name));
     pair(&mut out, "create", config.create.to_string());
     pair(&mut out, "reload", config.reload.to_string());
-    source(&mut out, config);
+    match &config.topics {
+        Some(topics) => {
+            out.push_str("\n[topics]\n");
+            topics.pairs().into_iter().for_each(|(key, value)| pair(&mut out, key, value));
+        }
+        None => source(&mut out, config),
+    }
     kafka(&mut out, config);
     if let Some(each) = &config.registry {
         registry(&mut out, each);

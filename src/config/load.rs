@@ -20,7 +20,8 @@ use super::process::{Process, TOPIC_BYTES_MAX, process, without_registry};
 use super::reader::{Env, Text, nearest, read};
 use super::records::{self as forms, Places};
 use super::snapshot::{self, resolved};
-use super::{Config, Database, OnRefused, Route, Sink, SinkTable, Snapshot, Table, Wire};
+use super::topics::{check_table, resolve_sink};
+use super::{Config, Database, OnRefused, Read, Route, Sink, SinkTable, Snapshot, Table, Wire};
 use crate::relation::names::topic_collision as collision;
 use crate::relation::{Format, TableName};
 
@@ -172,7 +173,8 @@ struct Routed {
 }
 
 fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<Config> {
-    let Process { name, create, reload, connectors: _, source, kafka, registry, http, wire, sinks } = process;
+    let Process { name, create, reload, connectors: _, source, topics: foreign, kafka, registry, http, wire, sinks } =
+        process;
     let Connectors { list, complete, folder } = connectors;
     unused_sinks(&sinks, &list, complete, report);
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.value.as_str()).collect();
@@ -218,17 +220,25 @@ fn resolve(process: Process, connectors: Connectors, report: &Report) -> Option<
     same_sink_tables(&routed, &resolved, report);
     loops(&routed, source.as_ref().map(|source| &source.database), &resolved, report);
     routed.sort_by(|a, b| a.table.name.cmp(&b.table.name));
+    if foreign.is_some() {
+        routed.iter().chain(routes.iter().map(|(like, _)| like)).for_each(|r| check_table(&r.table, &r.at, report));
+    }
+    let mut sinks = sinks.into_iter().map(|(_, sink)| sink).collect::<Option<Vec<Sink>>>()?;
+    if foreign.is_some() {
+        sinks = sinks.into_iter().map(resolve_sink).collect();
+    }
     Some(Config {
         name: name?,
         create,
         reload,
         connectors: folder,
-        source: source?,
+        source: if foreign.is_some() { Read(None) } else { Read(Some(source?)) },
+        topics: foreign,
         kafka: kafka?,
         registry,
         http,
         wire,
-        sinks: sinks.into_iter().map(|(_, sink)| sink).collect::<Option<_>>()?,
+        sinks,
         tables: routed.into_iter().map(|routed| routed.table).collect(),
         routes: routes.into_iter().map(|(_, route)| route).collect(),
     })

@@ -31,6 +31,7 @@ mod snapshot;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod units;
 mod url;
 mod values;
@@ -46,6 +47,7 @@ pub use routes::{LeftOut, Route};
 pub use snapshot::{OnMissing, Snapshot};
 #[cfg(test)]
 pub(crate) use tests::example;
+pub use topics::{Start, Topics};
 pub use url::UrlRefused;
 pub use values::{Expression, Function, Value};
 
@@ -68,7 +70,9 @@ pub struct Config {
     pub reload: bool,
     /// The folder that the connectors were read from.
     pub connectors: PathBuf,
-    pub source: Source,
+    pub source: Read,
+    /// The topics are another program's; `None`: they are ours, and there is a source.
+    pub topics: Option<Topics>,
     pub kafka: Kafka,
     /// `None`: no table is written in Avro.
     pub registry: Option<Registry>,
@@ -92,6 +96,19 @@ impl Config {
     pub fn sinks_of(&self, table: &TableName) -> Vec<&str> {
         let routed = self.tables.iter().filter(|routed| routed.name == *table);
         routed.flat_map(|routed| &routed.sinks).map(|sink| sink.sink.as_str()).collect()
+    }
+}
+
+/// The source of a pipeline that reads one. Whoever is asked to read refuses a pipeline of another program's topics before it
+/// comes here.
+#[derive(Debug, Clone)]
+pub struct Read(Option<Source>);
+
+impl std::ops::Deref for Read {
+    type Target = Source;
+
+    fn deref(&self) -> &Source {
+        self.0.as_ref().expect("a pipeline whose topics another program writes is never read for")
     }
 }
 

@@ -16,6 +16,7 @@ use super::parking;
 use super::reader::{Section, Text};
 use super::registry::{self, Registry};
 use super::sqlite;
+use super::topics::{Topics, topics};
 use super::units::{self, GIB, KIB, MIB};
 use super::url::{self, DatabaseUrl, Fault, RootCert};
 use super::wire::wire;
@@ -47,6 +48,8 @@ pub(super) struct Process {
     /// Folder of the connectors, if named.
     pub connectors: Option<Text>,
     pub source: Option<Source>,
+    /// In the place of a source.
+    pub topics: Option<Topics>,
     pub kafka: Option<Kafka>,
     pub registry: Option<Registry>,
     pub http: Http,
@@ -70,12 +73,25 @@ pub(super) fn process(top: &mut Section<'_>, dir: &Path) -> Process {
     if let (Format::Avro, None, Some(at)) = (wire.tables.format, &registry, format_at) {
         without_registry(top.report(), &at);
     }
+    let topics = top.section("topics", topics);
+    let source = match topics {
+        None => top.section("source", |section| source(section, dir, &stem)),
+        Some(_) => {
+            if let Some(at) = top.section("source", |section| section.there()) {
+                let message =
+                    "[source] and [topics]: a pipeline reads a database, or topics that another program writes";
+                top.report().add(&at, message, "delete one of the two");
+            }
+            None
+        }
+    };
     Process {
         name,
         create: top.boolean("create", true),
         reload: top.boolean("reload", true),
         connectors: top.text("connectors"),
-        source: top.section("source", |section| source(section, dir, &stem)),
+        source,
+        topics,
         kafka,
         registry,
         http: top.section("http", |section| http(section, dir)),

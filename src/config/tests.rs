@@ -3,6 +3,7 @@
 mod constants;
 mod delete;
 mod records;
+mod topics;
 mod values;
 
 use std::collections::BTreeMap;

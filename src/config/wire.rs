@@ -91,7 +91,7 @@ pub(super) fn table_wire(section: &mut Section<'_>, default: &TableWire) -> Tabl
     }
 }
 
-fn placeholder(section: &mut Section<'_>) -> Option<Placeholder> {
+pub(super) fn placeholder(section: &mut Section<'_>) -> Option<Placeholder> {
     let text = section.text("unavailable_value_placeholder")?;
     let placeholder = Placeholder(text.value);
     if placeholder.bytes().is_none() {

@@ -21,6 +21,10 @@ pub const FORMAT_PARKED: i32 = 3;
 /// Version of a partition's columns.
 pub const FORMAT: i32 = 1;
 
+/// Of a partition of another program's topic: `next_offset` is where it goes on, and the position is a mark in the source's
+/// order ([`crate::apply::foreign`]).
+pub const FORMAT_FOREIGN: i32 = 2;
+
 pub const CREATE_TABLE: &str = "CREATE TABLE lockstep.partition_progress (\
     pipeline text, sink text, topic text, topic_id uuid, partition int, next_offset bigint, commit_lsn pg_lsn, \
     ordinal bigint, worker_epoch bigint, worker_id uuid, format int, primary key (pipeline, sink, topic, partition)) \

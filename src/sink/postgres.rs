@@ -5,6 +5,7 @@
 
 mod blockers;
 mod contract;
+pub mod foreign;
 mod letters;
 mod partitions;
 

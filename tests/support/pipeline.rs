@@ -192,7 +192,10 @@ impl Pipeline {
         if !self.settings.get("").is_some_and(|lines| lines.iter().any(|line| line.starts_with("reload"))) {
             add("", "reload = false".to_owned());
         }
-        add("source", format!("url = \"{}\"", self.source_url));
+        // Where another program writes the topics there is none.
+        if !self.settings.contains_key("topics") {
+            add("source", format!("url = \"{}\"", self.source_url));
+        }
         add("kafka", format!("brokers = \"{}\"", self.kafka));
         let port = if self.several { format!("${{{HTTP_PORT_ENV}}}") } else { self.http_port.to_string() };
         add("http", format!("listen = \"127.0.0.1:{port}\""));
