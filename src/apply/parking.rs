@@ -13,8 +13,7 @@ use crate::change::Op;
 use crate::error::{Code, Error, Result};
 use crate::key::KeyRange;
 use crate::ledger::state::State;
-use crate::lsn::Position;
-use crate::record::{HEADER, HEADER_ABSENT, HEADER_TEXT, Header};
+use crate::record::{HEADER, HEADER_ABSENT, HEADER_TEXT, Header, Kind};
 use crate::relation::TableName;
 use crate::sink::letters::{Letter, LetterKey, Reason, Spot, key_text, texts_of};
 use crate::sink::{Failure, Outcome, Sink};
@@ -215,7 +214,7 @@ impl<S: Sink> Writer<S> {
         reason: Reason,
     ) -> Outcome<()> {
         self.letters.room().map_err(Error::Halt)?;
-        let Change { place, position } = change;
+        let Change { place, position, .. } = change;
         let (topic, partition, offset) = (version.topic.clone(), place.partition, place.offset);
         let again = self.again.as_mut().expect("whoever parks reads again");
         let record = self.sink.meanwhile(again.record(&topic, partition, offset)).await?;
@@ -359,7 +358,8 @@ pub(super) fn tell_parked(sink: &str, at: &At, reason: &Reason) {
 }
 
 impl Change {
-    pub fn new(place: Place, position: Position) -> Change {
-        Change { place, position }
+    pub fn new(place: Place, header: &Header) -> Change {
+        let of_key_change = matches!(header.kind, Kind::KeyChangeDelete | Kind::KeyChangeCreate);
+        Change { place, position: header.position, of_key_change }
     }
 }

@@ -53,6 +53,8 @@ pub struct Version<P> {
 pub struct Change {
     pub place: Place,
     pub position: Position,
+    /// One of the two records that a key change is.
+    pub of_key_change: bool,
 }
 
 impl<P> Version<P> {
@@ -328,7 +330,7 @@ impl<S: Sink> Writer<S> {
         let header = record.header;
         self.reach(Some(&header), state).await?;
         let Some(version) = self.version(header.relation, state).await? else { return Ok(()) };
-        let at = Change::new(record.place, header.position);
+        let at = Change::new(record.place, &header);
         let committed_us = record.commit_time_us;
         let other_time = committed_us.zip(self.truncated_us).is_some_and(|(now, before)| now != before);
         if header.kind != Kind::Truncate || other_time {
@@ -538,8 +540,9 @@ impl<S: Sink> Writer<S> {
             let Some(left) = Box::pin(self.around_letters(version, op, &at)).await? else { return Ok(()) };
             op = left;
         }
-        let is_of_one = !matches!(op, Op::Rekey { .. });
-        let last_key = self.last_key(version, &op);
+        // Half of a key change may be all that is written here, and its record says the other half, too.
+        let is_of_one = !matches!(op, Op::Rekey { .. }) && !at.of_key_change;
+        let last_key = if is_of_one { self.last_key(version, &op) } else { None };
         loop {
             let index = self.pending_of(version).await?;
             match self.pending[index].fold.fold(op)? {

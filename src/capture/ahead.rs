@@ -150,7 +150,8 @@ impl Ahead {
             return;
         }
         // Of one that is gone for hours.
-        if self.pieces.len() == PIECES_MAX && self.pieces.front().is_some_and(|piece| piece.entry <= self.late) {
+        let is_late = |piece: &Piece| piece.entry.is_some() && piece.entry <= self.late;
+        while self.pieces.len() >= PIECES_MAX && self.pieces.front().is_some_and(is_late) {
             self.pieces.pop_front();
         }
         self.pieces.push_back(Piece { to, bytes, at: now, entry: None });

@@ -338,7 +338,8 @@ impl Metrics {
         self.known("lockstep_sink_lag_seconds", label(), status.lag_seconds);
         let not_equal = status.tables.values().filter(|table| !table.equal).count();
         self.known("lockstep_sink_tables_not_equal", label(), Some(float(not_equal as u64)));
-        self.known("lockstep_sink_parked_rows", label(), Some(float(status.parked_rows)));
+        let parked = (status.state != State::Standby).then(|| float(status.parked_rows));
+        self.known("lockstep_sink_parked_rows", label(), parked);
         let is_open = status.retry.as_ref().is_some_and(|retry| retry.breaker != BreakerState::Closed);
         self.known("lockstep_sink_breaker_open", label(), Some(flag(is_open)));
         self.known("lockstep_sink_standby", label(), Some(flag(status.state == State::Standby)));

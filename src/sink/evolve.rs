@@ -46,7 +46,9 @@ pub fn steps(wanted: &WantedTable, facts: &TableFacts, earlier: &[WantedTable], 
             }
             steps.extend(missing.iter().map(add));
             steps.extend(computed);
-            for (i, column) in wanted.columns.iter().map(|wanted| &wanted.column).enumerate() {
+            // A column of marks is the service's in its type.
+            let told = wanted.columns.iter().enumerate().filter(|(i, _)| wanted.mark != Some(*i));
+            for (i, column) in told.map(|(i, wanted)| (i, &wanted.column)) {
                 let before = renamed.iter().find(|(_, place)| *place == i).map(|(from, _)| *from);
                 let Some(sink) = before.or_else(|| there(&column.name)) else { continue };
                 let name = quote_identifier(&column.name);

@@ -214,11 +214,11 @@ impl SinkTablePlan {
     }
 
     /// New rows. A row that is already there is overwritten, except where deletes come last and another text of the same key
-    /// is about to be deleted: there the clash must show.
-    pub(super) fn insert(&self, rows: Rows) -> String {
+    /// is about to be deleted (`deletes`): there the clash must show.
+    pub(super) fn insert(&self, rows: Rows, deletes: bool) -> String {
         let all = self.all();
         let insert = self.insert_into(rows, &all);
-        match self.keyless || (self.deletes_last && !self.exact_key && self.mark.is_none()) {
+        match self.keyless || (deletes && self.deletes_last && !self.exact_key && self.mark.is_none()) {
             true => insert,
             false => format!("{insert} {}", self.on_conflict()),
         }
@@ -471,7 +471,7 @@ mod tests {
     fn statements_from_parameters() {
         let plan = plan(1, &[]);
         assert_eq!(
-            plan.insert(Rows::Parameters),
+            plan.insert(Rows::Parameters, true),
             "INSERT INTO \"s\".\"t\" AS t (\"a\", \"k\", \"b\"\"\") OVERRIDING SYSTEM VALUE SELECT v.c0::ta, v.c1::tk, v.c2::tb \
              FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS v(c0, c1, c2) \
              ON CONFLICT (\"k\") DO UPDATE SET \"a\" = excluded.\"a\", \"b\"\"\" = excluded.\"b\"\"\""
@@ -518,16 +518,16 @@ mod tests {
         let mut plan = plan(1, &[]);
         plan.columns[2].input = Some("s.\"in\"(%, 7::pg_catalog.oid, -1)".into());
         assert!(
-            plan.insert(Rows::Parameters)
+            plan.insert(Rows::Parameters, true)
                 .contains("v.c1::tk, s.\"in\"(pg_catalog.textout(v.c2), 7::pg_catalog.oid, -1) FROM")
         );
-        assert!(plan.insert(Rows::Stage).contains("v.c1, v.c2 FROM"));
+        assert!(plan.insert(Rows::Stage, true).contains("v.c1, v.c2 FROM"));
     }
 
     #[test]
     fn rows_without_a_key_are_found_by_all_they_hold() {
         let plan = SinkTablePlan { key: vec![0, 1, 2], keyless: true, equals: vec![], ..plan(1, &[]) };
-        assert!(!plan.insert(Rows::Stage).contains("ON CONFLICT"));
+        assert!(!plan.insert(Rows::Stage, true).contains("ON CONFLICT"));
         assert_eq!(
             plan.delete_whole(Rows::Parameters),
             "WITH w AS MATERIALIZED (SELECT s.i, pg_catalog.row_number() OVER (PARTITION BY s.i) AS n FROM \
@@ -547,8 +547,11 @@ mod tests {
     #[test]
     fn another_text_of_a_key_that_goes_last_must_clash() {
         let loose = SinkTablePlan { exact_key: false, ..plan(1, &[]) };
-        assert!(loose.insert(Rows::Stage).contains("DO UPDATE SET \"a\" = excluded.\"a\", \"k\" = excluded.\"k\""));
+        assert!(
+            loose.insert(Rows::Stage, true).contains("DO UPDATE SET \"a\" = excluded.\"a\", \"k\" = excluded.\"k\"")
+        );
         let clashing = SinkTablePlan { deletes_last: true, ..loose };
-        assert!(!clashing.insert(Rows::Stage).contains("ON CONFLICT"));
+        assert!(!clashing.insert(Rows::Stage, true).contains("ON CONFLICT"));
+        assert!(clashing.insert(Rows::Stage, false).contains("ON CONFLICT"), "nothing goes");
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Step<'a> {
     rows: StepRows<'a>,
     /// See [`NetEffect::loading`].
     loading: bool,
+    /// Rows of the table go in the same batch.
+    deletes: bool,
 }
 
 impl Step<'_> {
@@ -66,7 +68,7 @@ impl Step<'_> {
             Verb::Delete => self.plan.delete(rows),
             Verb::Move => self.plan.shift(rows, &self.present),
             Verb::Update => self.plan.update(rows, &self.present),
-            Verb::Insert => self.plan.insert(rows),
+            Verb::Insert => self.plan.insert(rows, self.deletes),
         }
     }
 
@@ -439,6 +441,7 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
                     present: vec![],
                     rows: StepRows::Keys(&net.deletes),
                     loading: net.loading,
+                    deletes: !net.deletes.is_empty(),
                 });
             }
         }
@@ -447,7 +450,14 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
     let moves = |i: usize| {
         let (plan, net) = &batch[i];
         let moves = net.moves.iter().map(|moves| (plan.places(&moves.columns), StepRows::Moved(&moves.rows)));
-        moves.map(|(present, rows)| Step { plan, verb: Verb::Move, present, rows, loading: net.loading })
+        moves.map(|(present, rows)| Step {
+            plan,
+            verb: Verb::Move,
+            present,
+            rows,
+            loading: net.loading,
+            deletes: !net.deletes.is_empty(),
+        })
     };
     for &i in &order {
         steps.extend(moves(i).filter(|step| step.plan.mark.is_none()));
@@ -460,6 +470,7 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
             present: plan.places(&updates.columns),
             rows: StepRows::Full(&updates.rows),
             loading: net.loading,
+            deletes: !net.deletes.is_empty(),
         });
         let inserts = (!net.inserts.is_empty()).then(|| Step {
             plan,
@@ -467,6 +478,7 @@ fn steps<'a>(batch: &'a [(&'a SinkTablePlan, NetEffect)]) -> Vec<Step<'a>> {
             present: plan.all(),
             rows: StepRows::Full(&net.inserts),
             loading: net.loading,
+            deletes: !net.deletes.is_empty(),
         });
         let moves = moves(i).filter(|_| plan.mark.is_some());
         match plan.inserts_first() {

@@ -25,8 +25,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Letters copied at once.
 const COPIES_MAX: i64 = 100;
 
-/// How long the brokers may take with them.
-const COPY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the brokers may take with them: nothing else is applied meanwhile.
+const COPY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Copies are not what counts: where they fail nobody stops for it, and the next try is so much later.
+const COPY_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the owner knows of letters.
 #[derive(Default)]
@@ -36,6 +39,7 @@ pub(super) struct Parked {
     pub held: Vec<Held>,
     looked: Option<Instant>,
     producer: Option<Producer>,
+    copies_failed: Option<Instant>,
 }
 
 impl Parked {
@@ -174,6 +178,10 @@ impl<S: Sink> Worker<S> {
 
     /// Copies what the topic does not have yet.
     async fn copy_letters(&mut self) -> Result<()> {
+        if self.parked.copies_failed.is_some_and(|failed| failed.elapsed() < COPY_PAUSE) {
+            return Ok(());
+        }
+        self.parked.copies_failed = None;
         loop {
             let letters = self.writer.sink.uncopied_letters(COPIES_MAX).await?;
             if letters.is_empty() {
@@ -188,7 +196,13 @@ impl<S: Sink> Worker<S> {
                 let sent = tokio::time::timeout(COPY_TIMEOUT, send(&mut producer, &config.name, &sink, &letters)).await;
                 sent.map_err(|_| Error::retry_plain(format!("copying parked records to topic {}", sink.parking.topic)))?
             };
-            self.writer.sink.meanwhile(sent).await?;
+            // A failure of the sink, meanwhile, shows in the next statement.
+            if let Err(error) = self.writer.sink.meanwhile(sent).await {
+                self.parked.copies_failed = Some(Instant::now());
+                let topic = &self.sink.parking.topic;
+                tracing::warn!(sink = self.sink.name, topic, %error, "parked records are not copied to their topic, they stay in the sink");
+                return Ok(());
+            }
             self.parked.producer = Some(producer);
             let spots: Vec<Spot> = letters.into_iter().map(|letter| letter.spot).collect();
             self.writer.sink.letters_copied(&spots).await?;
@@ -198,7 +212,9 @@ impl<S: Sink> Worker<S> {
 
 /// Nothing but these rows is the matter.
 fn is_of_row(code: Code) -> bool {
-    matches!(code, Code::SinkDiverged | Code::AbsentBase | Code::ParkedKey | Code::RecordInvalid)
+    // The last of a version of the table that the sink can't hold any more.
+    let of_shape = matches!(code, Code::SinkTable | Code::Config | Code::RowConsistency);
+    of_shape || matches!(code, Code::SinkDiverged | Code::AbsentBase | Code::ParkedKey | Code::RecordInvalid)
 }
 
 /// The record as it was, with what is known of it in headers.

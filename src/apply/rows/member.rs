@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::apply::ahead::{Ahead, Next};
 use crate::apply::decode::Needs;
 use crate::apply::driver::count;
-use crate::apply::machine::Machine;
+use crate::apply::machine::{Item, Machine};
 use crate::apply::rows::window::{Chosen, Window};
 use crate::apply::start::{at, taken};
 use crate::apply::writer::Writer;
@@ -25,6 +25,8 @@ use crate::kafka::consumer::{Entry as LedgerRecord, Tail};
 use crate::kafka::members::{self, Member as Membership};
 use crate::kafka::reread::Reread;
 use crate::ledger::entry::{Assembler, Entry};
+use crate::ledger::state::State as Ledger;
+use crate::ledger::taken::{Otherwise, Taken};
 use crate::ledger::topic::{self, Reading};
 use crate::lsn::Position;
 use crate::record::Kind;
@@ -70,6 +72,8 @@ pub(super) async fn run<S: Sink>(
 struct Member<S: Sink> {
     sink: config::Sink,
     tables: BTreeSet<TableName>,
+    /// How they are taken.
+    takes: Vec<Taken>,
     /// Where the whole sink stood when it was looked at last.
     standing: Standing,
     machine: Machine,
@@ -91,6 +95,18 @@ struct Member<S: Sink> {
     metrics: SinkMetrics,
 }
 
+/// What the sink's owner asked for last is what every process writes: a member that takes a table in another way would leave rows
+/// which nobody writes again.
+fn taken_alike(state: &Ledger, sink: &str, takes: &[Taken]) -> Result<()> {
+    let Otherwise { moved, reshaped, begun } = Otherwise::of(state, sink, takes);
+    match [moved, reshaped, begun].iter().flatten().next() {
+        Some(table) => Err(Error::retry_plain(format!(
+            "the owner of sink {sink} takes table {table} in another way than the configuration of this process says"
+        ))),
+        None => Ok(()),
+    }
+}
+
 impl<S: Sink> Member<S> {
     async fn start(
         config: Arc<Config>,
@@ -101,6 +117,7 @@ impl<S: Sink> Member<S> {
         let mut database = S::connect_member(&sink, &config.name, Uuid::new_v4()).await?;
         let floor = wait_for_floor(&mut database).await?;
         let targets = taken(&config, &sink.name);
+        let takes: Vec<Taken> = targets.iter().map(|(table, target)| Taken::of(table, target)).collect();
         let tables: BTreeSet<TableName> = targets.keys().cloned().collect();
         let standing = &floor.standing;
         let place = at(standing);
@@ -127,6 +144,7 @@ impl<S: Sink> Member<S> {
         if place.offset >= 0 {
             machine.check_row()?;
         }
+        taken_alike(machine.state(), &sink.name, &takes)?;
         let mut window = Window::new(&sink.name, tables.clone(), machine.loads());
         window.knows(machine.state().joined(&sink.name));
         let topics = config.tables.iter().filter(|table| tables.contains(&table.name));
@@ -143,6 +161,7 @@ impl<S: Sink> Member<S> {
             sink,
             standing: floor.standing,
             tables,
+            takes,
             machine,
             assembler,
             tail,
@@ -200,6 +219,9 @@ impl<S: Sink> Member<S> {
         // Whoever shares the sink may have a newer configuration than this process.
         self.window.knows(self.machine.state().joined(&self.sink.name));
         while let Some(item) = self.machine.pop() {
+            if matches!(item, Item::Joined(..)) {
+                taken_alike(self.machine.state(), &self.sink.name, &self.takes)?;
+            }
             self.window.push(item);
         }
         Ok(())

@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::{PostgresSink, Transaction};
-use crate::error::{Code, Error, Halt, Result};
+use crate::error::{Code, Error, Result};
 use crate::kafka::reread::Bytes;
 use crate::lsn::Position;
 use crate::relation::TableName;
@@ -18,6 +18,14 @@ const OF_KEY: &str = "p.table_schema = $3 AND p.table_name = $4 AND p.key = $5 A
 const COLUMNS: &str = "p.topic, p.partition, p.\"offset\", p.table_schema, p.table_name, p.key, p.commit_lsn::text, p.ordinal, \
     p.record_key, p.record_value, p.header_names, p.header_values, p.code, p.sqlstate, p.column_name, p.reason, \
     extract(epoch FROM p.parked_at)::int8";
+/// Of records that are copied at once, unless one has more.
+const COPY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A record that is parked once more; or, where its topic was made again, another one.
+const ANOTHER: &str = "settled_at = NULL, asked_at = NULL, copied_at = NULL, letter = DEFAULT, parked_at = excluded.parked_at, \
+    table_schema = excluded.table_schema, table_name = excluded.table_name, key = excluded.key, \
+    commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal, record_key = excluded.record_key, \
+    record_value = excluded.record_value, header_names = excluded.header_names, header_values = excluded.header_values, \
+    code = excluded.code, sqlstate = excluded.sqlstate, column_name = excluded.column_name, reason = excluded.reason";
 /// Of these records.
 const AMONG: &str =
     "(p.topic, p.partition, p.\"offset\") IN (SELECT * FROM unnest($3::text[], $4::int4[], $5::int8[]))";
@@ -39,27 +47,16 @@ fn parse(row: &Row) -> Result<Letter> {
 }
 
 impl PostgresSink {
+    /// A table that this role may not read is of other sinks.
     pub(super) async fn has_letters(&mut self) -> Result<bool> {
-        let sql = "SELECT pg_catalog.to_regclass('lockstep.parked') IS NOT NULL";
+        let sql = "SELECT CASE WHEN pg_catalog.to_regclass('lockstep.parked') IS NULL THEN false \
+                               ELSE pg_catalog.has_table_privilege('lockstep.parked', 'SELECT') END";
         let found = self.client.query_one(sql, &[]).await;
         Ok(found.map_err(|error| classify("looking for lockstep.parked", error))?.get(0))
     }
 
     pub(super) async fn prepare_letters(&mut self, create: bool) -> Result<()> {
-        if self.has_letters().await? {
-            return Ok(());
-        }
-        if create {
-            let made = self.client.batch_execute(CREATE_TABLE).await;
-            return made.map_err(|error| failure("making lockstep.parked", None, error).into());
-        }
-        let halt = Halt {
-            code: Code::CreateOff,
-            message: "create = false and the sink has no lockstep.parked".into(),
-            facts: vec![format!("{CREATE_TABLE};")],
-            hint: "run this statement at the sink".into(),
-        };
-        Err(halt.into())
+        self.prepare_table("lockstep.parked", CREATE_TABLE, create).await
     }
 
     pub(super) async fn held_letters(&mut self) -> Result<Vec<Held>> {
@@ -91,7 +88,11 @@ impl PostgresSink {
 
     pub(super) async fn uncopied_letters(&mut self, most: i64) -> Result<Vec<Letter>> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM lockstep.parked p WHERE {NAMED} AND p.copied_at IS NULL ORDER BY p.letter LIMIT $3"
+            "SELECT {COLUMNS} FROM ( \
+                 SELECT *, sum(coalesce(octet_length(record_value), 0)) OVER (ORDER BY letter) AS bytes, \
+                        row_number() OVER (ORDER BY letter) AS place \
+                   FROM (SELECT * FROM lockstep.parked p WHERE {NAMED} AND p.copied_at IS NULL ORDER BY letter LIMIT $3) u \
+             ) p WHERE p.place = 1 OR p.bytes <= {COPY_BYTES_MAX} ORDER BY p.letter"
         );
         let found = self.client.query(&sql, &[&self.name.pipeline, &self.name.sink, &most]).await;
         found.map_err(|error| classify("reading lockstep.parked", error))?.iter().map(parse).collect()
@@ -123,8 +124,7 @@ impl PostgresSink {
             "INSERT INTO lockstep.parked (pipeline, sink, topic, partition, \"offset\", table_schema, table_name, key, commit_lsn, \
                     ordinal, record_key, record_value, header_names, header_values, code, sqlstate, column_name, reason, parked_at, format) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::pg_lsn, $10, $11, $12, $13, $14, $15, $16, $17, $18, clock_timestamp(), {FORMAT}) \
-             ON CONFLICT (pipeline, sink, topic, partition, \"offset\") DO UPDATE SET settled_at = NULL, asked_at = NULL, \
-                    code = excluded.code, sqlstate = excluded.sqlstate, column_name = excluded.column_name, reason = excluded.reason"
+             ON CONFLICT (pipeline, sink, topic, partition, \"offset\") DO UPDATE SET {ANOTHER}"
         );
         let Letter { spot, of, position, record, reason, .. } = letter;
         let (names, values): (Vec<&str>, Vec<Option<&[u8]>>) =

@@ -13,6 +13,7 @@ use super::{PostgresSink, Transaction};
 use crate::config;
 use crate::error::{Code, Error, Halt, Result};
 use crate::lsn::Position;
+use crate::relation::quote_identifier;
 use crate::session::classify;
 use crate::sink::partition_progress::{
     CREATE_TABLE, FORMAT, FORMAT_PARKED, FORMAT_PARTITIONED, Partition, PartitionMove, PartitionRow,
@@ -78,22 +79,44 @@ impl PostgresSink {
     }
 
     pub(super) async fn create_partitions_table(&mut self, create: bool) -> Result<()> {
-        let sql = "SELECT pg_catalog.to_regclass('lockstep.partition_progress') IS NOT NULL";
-        let found = self.client.query_one(sql, &[]).await;
-        if found.map_err(|error| classify("looking for lockstep.partition_progress", error))?.get(0) {
+        self.prepare_table("lockstep.partition_progress", CREATE_TABLE, create).await
+    }
+
+    /// Makes a table of ours beside the progress row's if it is missing and `create` allows it.
+    pub(super) async fn prepare_table(&mut self, name: &str, statement: &str, create: bool) -> Result<()> {
+        let sql = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+        let found = self.client.query_one(sql, &[&name]).await;
+        if found.map_err(|error| classify("looking for a table of Lockstep's", error))?.get(0) {
             return Ok(());
         }
         if create {
-            let made = self.client.batch_execute(CREATE_TABLE).await;
-            return made.map_err(|error| failure("making lockstep.partition_progress", None, error).into());
+            let made = self.client.batch_execute(statement).await;
+            return made.map_err(|error| self.not_made(name, error));
         }
+        let role = quote_identifier(&self.name.role);
         let halt = Halt {
             code: Code::CreateOff,
-            message: "create = false and the sink has no lockstep.partition_progress".into(),
-            facts: vec![format!("{CREATE_TABLE};")],
-            hint: "run this statement at the sink".into(),
+            message: format!("create = false and the sink has no {name}"),
+            facts: vec![
+                format!("{statement};"),
+                format!("and of another role: GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {role};"),
+            ],
+            hint: "run these statements at the sink".into(),
         };
         Err(halt.into())
+    }
+
+    /// Another worker may have made it at the same moment, which is right after a pause.
+    fn not_made(&self, name: &str, error: tokio_postgres::Error) -> Error {
+        match error.code().map(|code| code.code()) {
+            Some("23505" | "42P07") => Error::retry(format!("making {name}, at once with another worker"), error),
+            Some("42501") => Error::halt(
+                Code::NoRight,
+                format!("the role may not make {name} at the sink"),
+                format!("GRANT CREATE ON SCHEMA lockstep TO {}", quote_identifier(&self.name.role)),
+            ),
+            _ => failure(&format!("making {name}"), None, error).into(),
+        }
     }
 
     pub(super) async fn partitions(&mut self) -> Result<Vec<PartitionRow>> {
