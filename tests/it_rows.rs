@@ -124,6 +124,41 @@ async fn wait_spread(processes: &[&Process], partitions: usize) {
     }
 }
 
+/// A process whose files say otherwise than the owner's asked for writes nothing until they agree.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_of_another_configuration_waits() {
+    let scene = scene("rows_otherwise").await;
+    let _source = scene.spawn(&["source"]);
+    let (one, two) = (scene.spawn(&["sink:orders"]), scene.spawn(&["sink:orders"]));
+    wait_spread(&[&one, &two], PARTITIONS).await;
+    drop(one);
+    let scene = scene.configure(|p| {
+        p.connector("public.items", "partitions = 4\n[sinks.orders]\ncolumns = [\"id\", \"v\"]\n")
+    });
+    let three = scene.spawn(&["sink:orders"]);
+    let begun = Instant::now();
+    loop {
+        let (mut counts, mut waits) = (Vec::new(), 0);
+        for process in [&two, &three] {
+            counts.push(owned(process).await);
+            let status = process.status().await.map(|status| status.0["sinks"]["orders"].to_string());
+            waits += usize::from(status.is_ok_and(|status| status.contains("in another way")));
+        }
+        counts.sort_unstable();
+        if counts == [0, PARTITIONS] && waits == 1 {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{counts:?}, {waits} waits");
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(two);
+    let begun = Instant::now();
+    while owned(&three).await < PARTITIONS {
+        assert!(begun.elapsed() < PATIENCE, "what waited goes on when it is alone");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// What several processes write is the source's state at the end, and every effect was one.
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_are_spread_and_every_effect_comes_once() {
