@@ -206,7 +206,7 @@ codes! {
     RecordInvalid = "RECORD_INVALID",
     /// A record that another program wrote is none that can be read or applied as it is, or does not say what it means.
     ForeignRecord = "FOREIGN_RECORD",
-    /// A topic that another program writes is not one whose records can be followed: more partitions than there were, or its beginning is gone.
+    /// A topic that another program writes is not one whose records can be followed: more partitions than there were, its beginning gone, or records of another server.
     ForeignTopic = "FOREIGN_TOPIC",
     /// The schema registry refuses us, sends us elsewhere, or answers what no schema registry answers.
     RegistryRefused = "REGISTRY_REFUSED",

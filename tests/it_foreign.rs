@@ -27,14 +27,26 @@ const AT_ONCE: usize = 4;
 const POLL: Duration = Duration::from_millis(50);
 
 /// What Debezium writes by default, said as JSON without schemas needs it.
-const PLAIN: &[&str] =
-    &["decimal_handling = \"precise\"", "time_precision = \"adaptive\"", "binary_handling = \"bytes\""];
-const SCHEMAS: &[&str] = &["schemas = true"];
-const STRINGS: &[&str] =
-    &["decimal_handling = \"string\"", "time_precision = \"adaptive\"", "binary_handling = \"bytes\""];
-const ISO: &[&str] =
-    &["decimal_handling = \"precise\"", "time_precision = \"isostring\"", "binary_handling = \"bytes\""];
-const HEX: &[&str] = &["schemas = true", "binary_handling = \"hex\""];
+const PLAIN: &[&str] = &[
+    "decimal_handling = \"precise\"",
+    "time_precision = \"adaptive\"",
+    "binary_handling = \"bytes\"",
+    "same_types = true",
+];
+const SCHEMAS: &[&str] = &["schemas = true", "same_types = true"];
+const STRINGS: &[&str] = &[
+    "decimal_handling = \"string\"",
+    "time_precision = \"adaptive\"",
+    "binary_handling = \"bytes\"",
+    "same_types = true",
+];
+const ISO: &[&str] = &[
+    "decimal_handling = \"precise\"",
+    "time_precision = \"isostring\"",
+    "binary_handling = \"bytes\"",
+    "same_types = true",
+];
+const HEX: &[&str] = &["schemas = true", "same_types = true", "binary_handling = \"hex\""];
 
 /// One record of a recording.
 #[derive(Clone, Debug)]

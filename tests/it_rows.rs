@@ -132,9 +132,8 @@ async fn a_member_of_another_configuration_waits() {
     let (one, two) = (scene.spawn(&["sink:orders"]), scene.spawn(&["sink:orders"]));
     wait_spread(&[&one, &two], PARTITIONS).await;
     drop(one);
-    let scene = scene.configure(|p| {
-        p.connector("public.items", "partitions = 4\n[sinks.orders]\ncolumns = [\"id\", \"v\"]\n")
-    });
+    let scene =
+        scene.configure(|p| p.connector("public.items", "partitions = 4\n[sinks.orders]\ncolumns = [\"id\", \"v\"]\n"));
     let three = scene.spawn(&["sink:orders"]);
     let begun = Instant::now();
     loop {

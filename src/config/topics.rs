@@ -15,6 +15,8 @@ pub struct Topics {
     pub format: Format,
     /// How their writer was told to write values; `schemas` says whether JSON has schemas.
     pub modes: Modes,
+    /// Whoever wrote the configuration says that the sink's columns have the source's types, modifiers too.
+    pub same_types: bool,
     pub start: Start,
 }
 
@@ -39,6 +41,7 @@ pub(super) fn topics(section: &mut Section<'_>) -> Option<Topics> {
     let writer = section.choice("written_by", &WRITERS);
     let format = section.choice("format", &READ).unwrap_or(Format::Json);
     let schemas = section.boolean("schemas", false);
+    let same_types = section.boolean("same_types", false);
     let decimal = section.choice("decimal_handling", &DECIMALS);
     let time = section.choice("time_precision", &TIMES);
     let binary = section.choice("binary_handling", &BINARIES);
@@ -75,7 +78,7 @@ pub(super) fn topics(section: &mut Section<'_>) -> Option<Topics> {
         placeholder: placeholder.unwrap_or_default(),
         ..Modes::default()
     };
-    Some(Topics { format, modes, start })
+    Some(Topics { format, modes, same_types, start })
 }
 
 /// What a table's connector says that is the writer's to say.
@@ -117,6 +120,7 @@ impl Topics {
             text("written_by", "debezium"),
             text("format", word(&FORMATS, self.format)),
             ("schemas", modes.schemas.to_string()),
+            ("same_types", self.same_types.to_string()),
             text("decimal_handling", word(&DECIMALS, modes.decimal)),
             text("time_precision", word(&TIMES, modes.time)),
             text("binary_handling", word(&BINARIES, modes.binary)),

@@ -102,8 +102,19 @@ impl Record<'_> {
 impl Spans {
     /// `bytes_max`: what may be fetched ahead, all partitions together, while no more than eight of them are busy.
     pub fn open(kafka: &config::Kafka, bytes_max: usize) -> Result<Spans> {
+        Spans::isolated(kafka, bytes_max, "read_uncommitted")
+    }
+
+    /// Without the records of Kafka's transactions that were aborted: of writers that have such transactions.
+    pub fn committed(kafka: &config::Kafka, bytes_max: usize) -> Result<Spans> {
+        Spans::isolated(kafka, bytes_max, "read_committed")
+    }
+
+    fn isolated(kafka: &config::Kafka, bytes_max: usize, level: &str) -> Result<Spans> {
         let share = (bytes_max / BUSY_PARTITIONS).max(QUEUE_BYTES_MIN);
-        let reader = Reader::open(kafka, &settings(kafka, "spans", share))?;
+        let mut settings = settings(kafka, "spans", share);
+        settings.set("isolation.level", level);
+        let reader = Reader::open(kafka, &settings)?;
         Ok(Spans { reader, lanes: Vec::new(), unserved: Cell::new(0) })
     }
 

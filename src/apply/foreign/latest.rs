@@ -4,7 +4,7 @@
 //! a row may come again or go twice. A whole row is written whether it was there or not, a delete of none is none. Only a row
 //! that came without all of its columns needs one that is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::apply::net::{Moves, NetEffect, Updates};
 use crate::change::Key;
@@ -18,6 +18,16 @@ enum Word {
     /// Without some columns, of the row that was at another key.
     Moved(Key, RowBuf),
     Gone,
+}
+
+impl Word {
+    /// Where its row was.
+    fn left(&self) -> Option<&Key> {
+        match self {
+            Word::Moved(from, _) => Some(from),
+            _ => None,
+        }
+    }
 }
 
 /// A row without all of its columns, of which nothing is known here.
@@ -90,7 +100,7 @@ impl Latest {
     pub fn rekey(&mut self, old: Key, new: Key, row: RowBuf) -> Result<bool, Missing> {
         let of_others =
             self.words.values().any(|word| matches!(word, Word::Moved(from, _) if *from == new || *from == old));
-        if of_others || (self.words.contains_key(&new) && self.words.get(&new) != Some(&Word::Gone)) {
+        if of_others || self.words.contains_key(&new) {
             return Ok(false);
         }
         let word = match self.words.get(&old) {
@@ -115,12 +125,15 @@ impl Latest {
             (HashMap::<Vec<usize>, Vec<RowBuf>>::new(), HashMap::<Vec<usize>, Vec<_>>::new());
         let columns =
             |row: &RowBuf| (0..row.row().len()).filter(|i| !row.row().get(*i).is_absent()).collect::<Vec<_>>();
+        let left: HashSet<Key> = self.words.values().filter_map(|word| word.left().cloned()).collect();
         for (key, word) in self.words.drain() {
             match word {
                 Word::Whole(row) => net.inserts.push(row),
                 Word::Part(row) => updates.entry(columns(&row)).or_default().push(row),
                 Word::Moved(from, row) => moves.entry(columns(&row)).or_default().push((from, row)),
                 Word::Gone if net.truncate => {}
+                // The row that moves from there goes by itself, and deletes come before moves.
+                Word::Gone if left.contains(&key) => {}
                 Word::Gone => net.deletes.push(key),
             }
         }
@@ -190,6 +203,14 @@ mod tests {
         assert_eq!(latest.rekey(key("1"), key("2"), row(&["2", "?"])), Ok(true));
         let net = latest.drain();
         assert_eq!((net.inserts, net.deletes), (vec![row(&["2", "big"])], vec![key("1")]));
+        latest.remove(key("2"));
+        assert_eq!(latest.rekey(key("1"), key("2"), row(&["2", "?"])), Ok(false), "what is gone there goes first");
+        assert_eq!(latest.drain().deletes, [key("2")]);
+        latest.rekey(key("1"), key("2"), row(&["2", "?"])).unwrap();
+        latest.put(key("1"), row(&["1", "again"])).unwrap();
+        latest.remove(key("1"));
+        let net = latest.drain();
+        assert_eq!((net.moves.len(), net.deletes), (1, vec![]), "its row is at the other key by then");
         latest.rekey(key("1"), key("2"), row(&["2", "?"])).unwrap();
         latest.remove(key("2"));
         let mut gone = latest.drain().deletes;

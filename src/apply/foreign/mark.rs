@@ -5,6 +5,10 @@
 //! their commits, the first number is the end of the last commit before, and in a transaction changes come in the order of the log.
 //! So a streamed record **below** the mark was seen. Dropping it keeps rows from going back in time.
 //!
+//! That holds for one server. Where positions are lower because it is another one (restored, moved by a dump, a standby that was
+//! behind), a table that has no rows in the new snapshot keeps its mark, and new changes stand below it. But what is written again has
+//! the commit time that it had: a record below the mark that was committed after everything seen is no repetition, and halts.
+//!
 //! One **at** the mark is applied again. The rows of one multi-insert (COPY), both halves of a key change and the TRUNCATE of
 //! several tables share one position, so that it says nothing of which of them was seen; each row stands there once, so that applying
 //! all of them again ends in the same state.
@@ -29,10 +33,14 @@ pub enum Verdict {
     Apply(Position),
     /// It was seen.
     Drop,
+    /// It stands before what was seen, and was committed later: of another server, or of positions that began anew.
+    Newer,
 }
 
-/// `None` where the source says no position that could be compared.
-pub fn judge(mark: Position, source: &Source<'_>) -> Option<Verdict> {
+/// `None` where the source says no position that could be compared. `newest_us`: when the newest of what was seen was committed,
+/// where that is known.
+pub fn judge(mark: Position, newest_us: Option<i64>, source: &Source<'_>) -> Option<Verdict> {
+    let is_newer = || source.time_us().zip(newest_us).is_some_and(|(time, newest)| time > newest);
     let position = || Some((source.last_commit()?, source.lsn()?.0));
     Some(match source.snapshot() {
         Snapshot::Incremental => Verdict::Apply(mark),
@@ -41,7 +49,11 @@ pub fn judge(mark: Position, source: &Source<'_>) -> Option<Verdict> {
             (None, lsn) => Verdict::Apply(Position::new(Lsn(0), lsn)),
             (Some(commit), lsn) => {
                 let at = Position::new(commit, lsn);
-                if at < mark { Verdict::Drop } else { Verdict::Apply(at) }
+                match at < mark {
+                    true if is_newer() => Verdict::Newer,
+                    true => Verdict::Drop,
+                    false => Verdict::Apply(at),
+                }
             }
         },
     })
@@ -63,12 +75,13 @@ mod tests {
         let mut said = Vec::new();
         for (snapshot, sequence, lsn) in records {
             let json = source(snapshot, sequence, lsn);
-            match judge(mark, &serde_json::from_str(&json).unwrap()) {
+            match judge(mark, Some(5), &serde_json::from_str(&json).unwrap()) {
                 Some(Verdict::Apply(to)) => {
                     mark = to;
                     said.push(format!("{}/{}", to.lsn.0, to.ordinal));
                 }
                 Some(Verdict::Drop) => said.push("-".to_owned()),
+                Some(Verdict::Newer) => said.push("!".to_owned()),
                 None => said.push("?".to_owned()),
             }
         }
@@ -76,6 +89,20 @@ mod tests {
     }
 
     const NO: &str = "\"false\"";
+
+    #[test]
+    fn what_is_below_the_mark_and_newer_is_of_another_server() {
+        let mark = Position::new(Lsn(30), 16);
+        let at = |time: &str, newest| {
+            let json = source(NO, r#""[\"10\",\"0\"]""#, "20").replacen('{', &format!("{{{time}"), 1);
+            judge(mark, newest, &serde_json::from_str(&json).unwrap())
+        };
+        assert_eq!(at(r#""ts_us":7000,"#, Some(7000)), Some(Verdict::Drop));
+        assert_eq!(at(r#""ts_us":7001,"ts_ms":7,"#, Some(7000)), Some(Verdict::Newer));
+        assert_eq!(at(r#""ts_ms":8,"#, Some(7000)), Some(Verdict::Newer));
+        assert_eq!(at(r#""ts_ms":8,"#, None), Some(Verdict::Drop));
+        assert_eq!(at("", Some(7000)), Some(Verdict::Drop), "one that says no time");
+    }
 
     #[test]
     fn a_suffix_that_is_written_again_is_dropped_up_to_the_mark_and_applied_at_it() {

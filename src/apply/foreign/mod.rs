@@ -89,6 +89,10 @@ pub async fn run(
 /// A hint to read a copy again is for who has a ledger.
 fn without_ledger(error: Error) -> Error {
     match error {
+        Error::Halt(mut halt) if halt.code == Code::TopicGap => {
+            halt.hint = "stop the sink, DELETE the topic's rows of lockstep.partition_progress, write start = \"kept\" under [topics], and have Debezium read the table again".into();
+            Error::Halt(halt)
+        }
         Error::Halt(mut halt) if halt.hint.contains("lockstep resync") => {
             halt.hint =
                 "once the cause is gone, have Debezium read the table again (execute-snapshot in its signal table)"

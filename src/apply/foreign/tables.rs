@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::change::Key;
-use crate::codec::foreign::{Fields, Node, Placeholders, Reading, Unread, encoding, plain_encoding, read};
+use crate::codec::foreign::{Fields, Node, Placeholders, Reading, Unread, changes, encoding, plain_encoding, read};
 use crate::codec::mapping::Encoding;
 use crate::config::{SinkTable, Topics};
 use crate::error::{Code, Error, Halt, Result};
@@ -58,7 +58,13 @@ impl Version {
     }
 
     /// The row that the fields of a record say. `partial`: it may be there already, and then not all of it was sent.
-    pub fn row(&self, fields: &Fields<'_>, partial: bool, unsent: &Placeholders) -> Result<RowBuf, (String, Unread)> {
+    /// `is_read`: it was read as it stood in the table, so that nothing is missing.
+    pub fn row(
+        &self,
+        fields: &Fields<'_>,
+        (partial, is_read): (bool, bool),
+        unsent: &Placeholders,
+    ) -> Result<RowBuf, (String, Unread)> {
         let mut cells: Vec<(Reading, Vec<u8>)> = vec![(Reading::Unsent, Vec::new()); self.columns];
         let named = |name: &str, unread| (name.to_owned(), unread);
         let taken = || fields.iter().zip(&self.fields).filter_map(|(field, taken)| Some((field, taken.as_ref()?)));
@@ -67,7 +73,7 @@ impl Version {
             let cell = &mut cells[*place];
             cell.0 = match raw.get() {
                 "null" => Reading::Null,
-                raw if unsent.is(encoding, raw).map_err(|unread| named(name, unread))? => {
+                raw if !is_read && unsent.is(encoding, raw).map_err(|unread| named(name, unread))? => {
                     others = true;
                     Reading::Unsent
                 }
@@ -201,6 +207,9 @@ impl Table {
                 None => plain_encoding(&column, &topics.modes),
             };
             let encoding = encoding.map_err(|unread| self.unread(name, unread))?;
+            if !topics.same_types && changes(&encoding, &column, shape.schema.is_some()) {
+                return Err(self.changes(&column).into());
+            }
             fields.push(Some((columns.len(), encoding)));
             columns.push(column);
         }
@@ -232,6 +241,20 @@ impl Table {
             target.sink
         );
         Error::halt(Code::SinkTable, message, hint)
+    }
+
+    fn changes(&self, column: &Column) -> Halt {
+        let Column { name, type_name, .. } = column;
+        let message = format!(
+            "column {name} of table {} at the sink is {type_name}, and records do not say that values come out of it as they are at the source",
+            self.target.table
+        );
+        Halt {
+            code: Code::ForeignRecord,
+            message,
+            facts: vec!["scales, units and rounding go by the column's modifiers".into()],
+            hint: "write same_types = true under [topics] if the sink's columns have the source's types with the same modifiers; or schemas = true and a column without modifiers".into(),
+        }
     }
 
     fn invalid(&self, found: String) -> Halt {

@@ -19,7 +19,7 @@ use super::worker_id;
 use crate::apply::driver::count;
 use crate::apply::start::taken;
 use crate::change::Key;
-use crate::codec::foreign::{Envelope, Placeholders};
+use crate::codec::foreign::{Envelope, Placeholders, Snapshot};
 use crate::codec::{HEADER_NEW_KEY, HEADER_OLD_KEY, Op};
 use crate::config::{self, Config, Start, Topics};
 use crate::error::{Code, Error, Halt, Result};
@@ -51,6 +51,7 @@ const LAG_INTERVAL: Duration = Duration::from_secs(2);
 /// So long the delete of a key change waits for its create, which stands right behind it.
 const HELD_MAX: Duration = Duration::from_secs(30);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const LAG_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A partition that is this process's.
 struct Lane {
@@ -59,6 +60,8 @@ struct Lane {
     table: usize,
     /// Behind what is gathered.
     mark: Position,
+    /// When the newest of that was committed.
+    newest_us: Option<i64>,
     next: i64,
     /// The delete of a key change, whose create follows.
     held: Option<(Raw, Instant)>,
@@ -98,6 +101,8 @@ pub(super) struct Worker {
     records: usize,
     bytes: usize,
     dropped: u64,
+    /// Which partition is first.
+    turn: usize,
     /// A record that waits for what is gathered to be written.
     again: Option<(Partition, Raw)>,
     failed: Option<Error>,
@@ -123,7 +128,7 @@ impl Worker {
         let names: BTreeSet<String> = tables.iter().map(|table| table.topic.clone()).collect();
         let group = members::group(&config.name, &options.name);
         let membership = Membership::open(&config.kafka, &group, &names, options.lease_timeout)?;
-        let spans = Spans::open(&config.kafka, FETCH_BYTES)?;
+        let spans = Spans::committed(&config.kafka, FETCH_BYTES)?;
         let mut worker = Worker {
             unsent: Placeholders::new(&topics.modes.placeholder),
             sink,
@@ -143,6 +148,7 @@ impl Worker {
             records: 0,
             bytes: 0,
             dropped: 0,
+            turn: 0,
             again: None,
             failed: None,
             reporter,
@@ -192,7 +198,7 @@ impl Worker {
                     let (low, _) = self.spans.watermarks(&facts.name, number, QUERY_TIMEOUT)?;
                     let partition = Partition { topic: facts.name.clone(), number };
                     check_beginning(&partition, low, self.topics.start)?;
-                    begin.push(Known { partition, topic_id: facts.id, next_offset: low });
+                    begin.push(Known { partition, topic_id: facts.id, next_offset: low, newest_us: None });
                 }
                 self.sink.begin_foreign(&begin).await?;
                 known = self.sink.foreign_partitions().await?;
@@ -207,14 +213,17 @@ impl Worker {
 
     fn check_topic(&self, facts: &topics::TopicFacts, known: &[&Known]) -> Result<()> {
         let name = &facts.name;
-        let anew = format!(
-            "DELETE FROM lockstep.partition_progress WHERE pipeline = '{}' AND sink = '{}' AND topic = '{name}' at the sink: \
-             the topic is read from its beginning then",
+        let forget = format!(
+            "DELETE FROM lockstep.partition_progress WHERE pipeline = '{}' AND sink = '{}' AND topic = '{name}' at the sink while no \
+             process of it runs",
             self.config.name, self.options.name
         );
         if known.iter().any(|known| known.topic_id != facts.id) {
             let message = format!("topic {name} was deleted and made again since the sink read it");
-            return Err(Error::halt(Code::TopicRecreated, message, anew));
+            let hint = format!(
+                "{forget}, and have Debezium read the table again: what was not applied of the old topic is gone"
+            );
+            return Err(Error::halt(Code::TopicRecreated, message, hint));
         }
         if known.len() != usize::try_from(facts.partitions).unwrap_or(0) {
             let message = format!(
@@ -222,7 +231,10 @@ impl Worker {
                 known.len(),
                 facts.partitions
             );
-            return Err(Error::halt(Code::ForeignTopic, message, anew));
+            let hint = format!(
+                "delete the topic, {forget}, empty the table there, and have Debezium read it again: records of a key stand in two partitions"
+            );
+            return Err(Error::halt(Code::ForeignTopic, message, hint));
         }
         Ok(())
     }
@@ -247,7 +259,11 @@ impl Worker {
         let wanted: Vec<Partition> = wanted.cloned().collect();
         if !wanted.is_empty() {
             match self.sink.take_partitions(&wanted).await {
-                Ok(rows) => rows.into_iter().try_for_each(|row| self.open(row))?,
+                Ok(rows) => {
+                    // Nobody else moves them from here on.
+                    let known = self.sink.foreign_partitions().await?;
+                    rows.into_iter().try_for_each(|row| self.open(row, &known))?;
+                }
                 // Their last owner sat in a transaction, which is ended by now. Where it is the connection, the next call says so.
                 Err(failure) => tracing::warn!(sink = self.options.name, "taking partitions: {}", Error::from(failure)),
             }
@@ -255,13 +271,14 @@ impl Worker {
         Ok(())
     }
 
-    fn open(&mut self, row: PartitionRow) -> Result<()> {
+    fn open(&mut self, row: PartitionRow, known: &[Known]) -> Result<()> {
         let Some(table) = self.tables.iter().position(|table| table.topic == row.partition.topic) else {
             return Ok(());
         };
         let part = self.spans.ensure(&row.partition.topic, row.partition.number, row.next_offset)?;
         let (mark, next) = (row.position, row.next_offset);
-        let lane = Lane { row, part, table, mark, next, held: None, behind: 0 };
+        let newest_us = known.iter().find(|known| known.partition == row.partition).and_then(|known| known.newest_us);
+        let lane = Lane { row, part, table, mark, newest_us, next, held: None, behind: 0 };
         self.lanes.insert(lane.row.partition.clone(), lane);
         Ok(())
     }
@@ -274,7 +291,12 @@ impl Worker {
         {
             return;
         }
-        let mine: Vec<Partition> = self.lanes.keys().cloned().collect();
+        let mut mine: Vec<Partition> = self.lanes.keys().cloned().collect();
+        if !mine.is_empty() {
+            // Each is first once: a transaction is full before all had their turn, where there is much.
+            self.turn = (self.turn + 1) % mine.len();
+            mine.rotate_left(self.turn);
+        }
         loop {
             let mut any = false;
             for partition in &mine {
@@ -354,26 +376,51 @@ impl Worker {
         let lane = &self.lanes[partition];
         let table = lane.table;
         self.check_source(table, &envelope, &at)?;
-        let Some(verdict) = judge(lane.mark, &envelope.source) else {
+        let Some(verdict) = judge(lane.mark, lane.newest_us, &envelope.source) else {
             let hint = "take Debezium's PostgreSQL connector, and transforms that cut the source block off it";
             return Err(at.refuse("says no position: source.lsn and source.sequence", hint));
         };
-        let Verdict::Apply(mark) = verdict else {
-            self.dropped += 1;
-            return Ok(Taken::Done);
+        let mark = match verdict {
+            Verdict::Apply(mark) => mark,
+            Verdict::Drop => {
+                self.dropped += 1;
+                return Ok(Taken::Done);
+            }
+            Verdict::Newer => return Err(self.another_server(partition, &at)),
         };
+        let repeated = mark == lane.mark;
         let taken = match envelope.op {
             Op::Truncate => self.truncate(partition, &at).await?,
             Op::Delete if raw.moves_away && self.partitions.get(&partition.topic) == Some(&1) => {
                 self.hold(partition, raw, &at).await?
             }
             Op::Delete => self.delete(partition, raw, &envelope, &at).await?,
-            Op::Create | Op::Update | Op::Read => self.upsert(partition, raw, &envelope, &at).await?,
+            Op::Create | Op::Update | Op::Read => self.upsert(partition, raw, &envelope, (&at, repeated)).await?,
         };
-        if let Taken::Done = taken {
-            self.lane(partition).mark = mark;
+        let time = envelope.source.time_us().filter(|_| envelope.source.snapshot() == Snapshot::No);
+        let lane = self.lane(partition);
+        // A delete that is held is not in before the create behind it, which has the same position.
+        if matches!(taken, Taken::Done) && lane.held.as_ref().is_none_or(|(held, _)| held.offset != raw.offset) {
+            lane.mark = mark;
+            lane.newest_us = lane.newest_us.max(time);
         }
         Ok(taken)
+    }
+
+    fn another_server(&self, partition: &Partition, at: &At<'_>) -> Error {
+        let found = "stands before what was applied, and was committed after it: Debezium reads another server, or its positions began anew";
+        let hint = format!(
+            "UPDATE lockstep.partition_progress SET commit_lsn = '0/0', ordinal = 0 WHERE pipeline = '{}' AND sink = '{}' AND topic = '{}' \
+             at the sink while no process of it runs, and have Debezium read the table again (a new snapshot)",
+            self.config.name, self.options.name, partition.topic
+        );
+        match at.refuse(found, hint) {
+            Error::Halt(mut halt) => {
+                halt.code = Code::ForeignTopic;
+                Error::Halt(halt)
+            }
+            other => other,
+        }
     }
 
     fn check_source(&self, table: usize, envelope: &Envelope<'_>, at: &At<'_>) -> Result<()> {
@@ -436,7 +483,7 @@ impl Worker {
         partition: &Partition,
         raw: &Raw,
         envelope: &Envelope<'_>,
-        at: &At<'_>,
+        (at, repeated): (&At<'_>, bool),
     ) -> Result<Taken> {
         let (version, key) = self.key(partition, raw, envelope, at).await?;
         let table = self.lanes[partition].table;
@@ -447,12 +494,13 @@ impl Worker {
         // With REPLICA IDENTITY FULL Debezium has what was not sent from the old row.
         let old_is_whole = envelope.before.is_some() && !raw.came;
         let partial = (envelope.op == Op::Update || raw.came) && !old_is_whole;
-        let row = version.row(after, partial, &self.unsent);
+        let row = version.row(after, (partial, envelope.op == Op::Read), &self.unsent);
         let row = row.map_err(|(column, unread)| self.tables[table].unread(&column, unread))?;
         if version.key_of(&row) != Some(key.clone()) {
             return Err(at.refuse("has a key that is not its row's", NO_ROW));
         }
-        if raw.came && row.row().has_absent() && self.lanes[partition].held.is_some() {
+        // One that is written again has moved already.
+        if raw.came && !repeated && row.row().has_absent() && self.lanes[partition].held.is_some() {
             let (_, old) = self.held_key(partition, at).await?;
             match self.pending_of(table, &version).latest.rekey(old, key, row) {
                 Ok(true) => self.lane(partition).held = None,
@@ -474,7 +522,8 @@ impl Worker {
         }
         let (version, key) = self.held_key(partition, at).await?;
         let lane = self.lane(partition);
-        lane.held = None;
+        // Its partition moves with it.
+        lane.next = lane.held.take().map_or(lane.next, |(held, _)| lane.next.max(held.offset + 1));
         let table = lane.table;
         self.pending_of(table, &version).latest.remove(key);
         Ok(())
@@ -487,7 +536,6 @@ impl Worker {
         for partition in old {
             let offset = self.lane(&partition).held.as_ref().map_or(0, |(raw, _)| raw.offset);
             self.release_held(&partition, &At(&partition, offset)).await?;
-            self.lane(&partition).next = offset + 1;
         }
         Ok(())
     }
@@ -597,6 +645,12 @@ impl Worker {
         mut pending: BTreeMap<usize, Pending>,
     ) -> Result<Counts, Failure> {
         self.sink.begin_partitions(moves).await?;
+        let newest = moves.iter().filter_map(|(row, _)| {
+            let time = self.lanes.get(&row.partition)?.newest_us?;
+            Some((row.partition.clone(), time))
+        });
+        let newest: Vec<_> = newest.collect();
+        self.sink.note_newest(&newest).await?;
         let nets = pending.values_mut().map(|pending| (&pending.version.plan, pending.latest.drain()));
         let batch: Vec<_> = nets.filter(|(_, net)| !net.is_empty()).collect();
         let mut counts = Counts::default();
@@ -612,8 +666,10 @@ impl Worker {
             self.measured = Some(Instant::now());
             for lane in self.lanes.values_mut() {
                 let Partition { topic, number } = &lane.row.partition;
-                let (_, high) = self.spans.watermarks(topic, *number, QUERY_TIMEOUT)?;
-                lane.behind = u64::try_from(high - lane.next).unwrap_or_default();
+                // Of a partition without a leader what was known last goes on standing there.
+                if let Ok((_, high)) = self.spans.watermarks(topic, *number, LAG_TIMEOUT) {
+                    lane.behind = u64::try_from(high - lane.next).unwrap_or_default();
+                }
             }
         }
         let of = |lane: &Lane| PartitionStatus {

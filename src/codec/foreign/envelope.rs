@@ -42,6 +42,10 @@ pub struct Source<'a> {
     sequence: Option<Cow<'a, str>>,
     #[serde(default)]
     lsn: Option<u64>,
+    #[serde(default)]
+    ts_us: Option<i64>,
+    #[serde(default)]
+    ts_ms: Option<i64>,
 }
 
 /// What kind of row of a snapshot it is.
@@ -63,6 +67,11 @@ impl Source<'_> {
             Some("incremental") => Snapshot::Incremental,
             Some(_) => Snapshot::Whole,
         }
+    }
+
+    /// When its transaction was committed, in microseconds since 1970; older versions of Debezium say milliseconds.
+    pub fn time_us(&self) -> Option<i64> {
+        self.ts_us.or_else(|| self.ts_ms?.checked_mul(1000))
     }
 
     pub fn lsn(&self) -> Option<Lsn> {

@@ -1,4 +1,4 @@
-//! Records that Debezium itself wrote, read as changes of rows: JSON with and without schemas, and Avro.
+//! Records that Debezium itself wrote, read as changes of rows: JSON with and without schemas.
 //!
 //! Nothing of ours is in these records: no header says which relation version they are of, and no exact text rides beside a value.
 //! What a value means is said by its schema, where the record has one, or else by the sink's column and by what the writer is
@@ -17,5 +17,5 @@ mod value;
 
 pub use envelope::{Envelope, Fields, Key, Snapshot, Source, Unlike, key, row_schema};
 pub use placeholder::Placeholders;
-pub use schema::{Node, encoding, plain_encoding};
+pub use schema::{Node, changes, encoding, plain_encoding};
 pub use value::{Reading, Unread, read};

@@ -48,7 +48,10 @@ pub fn encoding(node: &Node, column: &Column, modes: &Modes) -> Result<Encoding,
             Encoding::Bit { varying } => Encoding::Bit { varying },
             _ => Encoding::Bool,
         },
-        "int8" | "int16" | "int32" | "int64" => Encoding::Int64,
+        // Arrays of these have no placeholder.
+        "int8" | "int16" => Encoding::Int16,
+        "int32" | "int64" => Encoding::Int64,
+        "float" | "float32" if base_oid(column) == oid::FLOAT4 => Encoding::Float32,
         "float" | "float32" | "double" | "float64" => match base_oid(column) {
             oid::NUMERIC => Encoding::DecimalDouble,
             oid::MONEY => Encoding::MoneyDouble,
@@ -61,6 +64,38 @@ pub fn encoding(node: &Node, column: &Column, modes: &Modes) -> Result<Encoding,
         "map" => Encoding::HstoreMap,
         _ => return Err(Unread::Unfit),
     })
+}
+
+/// What could come out as another value than the source's where the sink's column has other modifiers than the source's, which
+/// records don't tell of: a scale, or a unit, that is the column's; or digits that the column rounds away.
+pub fn changes(encoding: &Encoding, column: &Column, has_schema: bool) -> bool {
+    let typmod = match &column.kind {
+        TypeKind::Domain { base } if column.typmod == -1 => base.typmod,
+        _ => column.typmod,
+    };
+    let is_rounded = typmod != -1;
+    // pg_type_typmod of numeric: precision and an eleven-bit signed scale.
+    let scale = || (((typmod - 4) & 0x7ff) ^ 1024) - 1024;
+    let digits = || if is_rounded { typmod & 0xffff } else { 6 };
+    match encoding {
+        Encoding::Array { element, .. } => changes(element, column, has_schema),
+        Encoding::Decimal { scale: told, .. } => match has_schema {
+            true => is_rounded && i64::from(*told) > i64::from(scale()),
+            false => true,
+        },
+        Encoding::VariableDecimal | Encoding::DecimalDouble | Encoding::DecimalText { .. } => is_rounded,
+        Encoding::Time(unit) | Encoding::Timestamp(unit) => match (has_schema, unit) {
+            (true, Unit::Millis) => digits() < 3,
+            (true, _) => digits() < 6,
+            (false, _) => true,
+        },
+        Encoding::ConnectTime | Encoding::ConnectTimestamp => digits() < 3,
+        Encoding::IsoTime | Encoding::IsoTimestamp | Encoding::TimeTz => digits() < 6,
+        Encoding::TimestampTz { .. } => digits() < 6,
+        Encoding::IntervalText => is_rounded,
+        Encoding::Float64 => base_oid(column) == oid::FLOAT4,
+        _ => false,
+    }
 }
 
 /// Without a schema: the column says what it is, and the configuration how it is written.
@@ -160,4 +195,45 @@ fn named(name: &str, node: &Node, own: &Encoding) -> Option<Encoding> {
         _ if node.kind == "string" => Encoding::Text(None),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(type_oid: u32, typmod: i32) -> Column {
+        Column {
+            name: "c".into(),
+            type_oid,
+            type_name: String::new(),
+            typmod,
+            kind: TypeKind::Base,
+            nullable: true,
+            default: None,
+            key: None,
+            exact: false,
+        }
+    }
+
+    #[test]
+    fn what_the_columns_modifiers_decide_is_not_told_by_records() {
+        let numeric = |precision: i32, scale: i32| column(oid::NUMERIC, ((precision << 16) | (scale & 0x7ff)) + 4);
+        let decimal = |scale| Encoding::Decimal { precision: 0, scale };
+        assert!(!changes(&decimal(2), &numeric(12, 4), true) && !changes(&decimal(2), &numeric(10, 2), true));
+        assert!(changes(&decimal(4), &numeric(10, 2), true), "it would be rounded");
+        assert!(changes(&decimal(0), &numeric(10, -2), true));
+        assert!(changes(&decimal(4), &numeric(12, 4), false), "the scale is the column's");
+        assert!(changes(&Encoding::DecimalText { scale: 0 }, &numeric(12, 4), true));
+        assert!(!changes(&Encoding::DecimalText { scale: 0 }, &column(oid::NUMERIC, -1), false));
+        let (millis, micros) = (Encoding::Timestamp(Unit::Millis), Encoding::Timestamp(Unit::Micros));
+        let at = |digits| column(oid::TIMESTAMP, digits);
+        assert!(
+            !changes(&millis, &at(-1), true) && !changes(&micros, &at(-1), true) && !changes(&millis, &at(3), true)
+        );
+        assert!(changes(&micros, &at(3), true) && changes(&millis, &at(2), true));
+        assert!(changes(&micros, &at(-1), false), "the source's may have had three digits, and be milliseconds");
+        let real = |encoding| changes(&encoding, &column(oid::FLOAT4, -1), true);
+        assert!(real(Encoding::Float64) && !real(Encoding::Float32));
+        assert!(!changes(&Encoding::Int64, &column(oid::INT8, -1), false));
+    }
 }

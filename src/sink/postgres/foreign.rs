@@ -9,7 +9,9 @@ use crate::error::{Code, Error, Result};
 use crate::postgres::catalog::{TableFacts, table_facts};
 use crate::relation::TableName;
 use crate::session::classify;
+use crate::sink::Outcome;
 use crate::sink::partition_progress::{FORMAT_FOREIGN, Partition};
+use crate::sink::refusal::failure;
 use crate::sink::sql::SinkTablePlan;
 
 /// A partition as the sink knows it, or as it is to begin.
@@ -18,6 +20,8 @@ pub struct Known {
     pub partition: Partition,
     pub topic_id: Uuid,
     pub next_offset: i64,
+    /// When the newest of its records was committed.
+    pub newest_us: Option<i64>,
 }
 
 impl PostgresSink {
@@ -26,12 +30,48 @@ impl PostgresSink {
         if self.progress(create).await?.is_some() {
             return Err(goes_by_a_ledger(&self.name.pipeline, &self.name.sink).into());
         }
-        self.create_partitions_table(create).await
+        self.create_partitions_table(create).await?;
+        self.add_newest(create).await
+    }
+
+    /// A column that only such partitions have.
+    async fn add_newest(&mut self, create: bool) -> Result<()> {
+        const ADD: &str = "ALTER TABLE lockstep.partition_progress ADD COLUMN IF NOT EXISTS newest_us bigint";
+        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute \
+                    WHERE attrelid = 'lockstep.partition_progress'::regclass AND attname = 'newest_us' AND NOT attisdropped)";
+        let found = self.client.query_one(sql, &[]).await;
+        if found.map_err(|error| classify("looking at lockstep.partition_progress", error))?.get(0) {
+            return Ok(());
+        }
+        if !create {
+            let message = "create = false and lockstep.partition_progress at the sink has no column newest_us";
+            return Err(Error::halt(Code::CreateOff, message, ADD));
+        }
+        let added = self.client.batch_execute(ADD).await;
+        added.map_err(|error| failure("adding a column to lockstep.partition_progress", None, error).into())
+    }
+
+    /// Within the open transaction that moves these partitions: when the newest of their records was committed.
+    pub async fn note_newest(&mut self, newest: &[(Partition, i64)]) -> Outcome<()> {
+        let sql = "UPDATE lockstep.partition_progress p SET newest_us = t.newest \
+                     FROM unnest($3::text[], $4::int4[], $5::int8[]) AS t(topic, number, newest) \
+                    WHERE p.pipeline = $1 AND p.sink = $2 AND p.topic = t.topic AND p.partition = t.number \
+                      AND p.newest_us IS DISTINCT FROM t.newest";
+        let topics: Vec<&str> = newest.iter().map(|(of, _)| of.topic.as_str()).collect();
+        let numbers: Vec<i32> = newest.iter().map(|(of, _)| of.number).collect();
+        let times: Vec<i64> = newest.iter().map(|(_, time)| *time).collect();
+        let sql = self.prepared(sql, None).await?;
+        let (pipeline, sink) = (&self.name.pipeline, &self.name.sink);
+        let noted = self.client.execute(&sql, &[pipeline, sink, &topics, &numbers, &times]).await;
+        noted.map(drop).map_err(|error| {
+            self.fail();
+            failure("moving the progress of partitions", None, error)
+        })
     }
 
     /// The partitions that the sink knows, in their order.
     pub async fn foreign_partitions(&mut self) -> Result<Vec<Known>> {
-        let sql = "SELECT p.topic, p.partition, p.topic_id, p.next_offset, p.format FROM lockstep.partition_progress p \
+        let sql = "SELECT p.topic, p.partition, p.topic_id, p.next_offset, p.format, p.newest_us FROM lockstep.partition_progress p \
                     WHERE p.pipeline = $1 AND p.sink = $2 ORDER BY 1, 2";
         let found = self.client.query(sql, &[&self.name.pipeline, &self.name.sink]).await;
         let found = found.map_err(|error| classify("reading the progress of partitions", error))?;
@@ -44,7 +84,7 @@ impl PostgresSink {
                 return Err(Error::halt(Code::ProgressMismatch, message, "TABLE lockstep.partition_progress"));
             }
             let partition = Partition { topic: row.get(0), number: row.get(1) };
-            known.push(Known { partition, topic_id: row.get(2), next_offset: row.get(3) });
+            known.push(Known { partition, topic_id: row.get(2), next_offset: row.get(3), newest_us: row.get(5) });
         }
         Ok(known)
     }
@@ -57,7 +97,8 @@ impl PostgresSink {
         let offsets: Vec<i64> = partitions.iter().map(|known| known.next_offset).collect();
         // All of a topic or none: its number of partitions is what is known of it from then on.
         let insert = format!(
-            "INSERT INTO lockstep.partition_progress \
+            "INSERT INTO lockstep.partition_progress (pipeline, sink, topic, topic_id, partition, next_offset, commit_lsn, ordinal, \
+                    worker_epoch, worker_id, format) \
              SELECT $1, $2, t.topic, t.id, t.number, t.next, '0/0'::pg_lsn, 0, 0, $7, {FORMAT_FOREIGN} \
                FROM unnest($3::text[], $4::int4[], $5::uuid[], $6::int8[]) AS t(topic, number, id, next) \
               WHERE NOT EXISTS (SELECT FROM lockstep.partition_progress p \
