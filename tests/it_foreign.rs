@@ -428,7 +428,8 @@ fn item(topic: &str, op: &str, at: (Option<u64>, u64), id: i64, after: Option<&s
         "before": if op == "d" { serde_json::json!({"id": id, "v": null, "n": null}) } else { Value::Null },
         "after": after.map_or(Value::Null, row),
         "source": {"version": "3.6.3.Final", "connector": "postgresql", "name": "x", "snapshot": snapshot, "db": "d",
-            "sequence": sequence, "schema": "public", "table": "items", "txId": 1, "lsn": at.1, "xmin": null},
+            "sequence": sequence, "schema": "public", "table": "items", "txId": 1, "lsn": at.1, "xmin": null,
+            "ts_us": at.0.unwrap_or(at.1) * 1000},
         "transaction": null, "op": op, "ts_ms": 1
     });
     Recorded {
@@ -571,7 +572,15 @@ async fn what_can_not_be_taken_halts_by_name() {
     fn with(topic: &str, value: &str) -> Vec<Recorded> {
         vec![Recorded { value: Some(value.as_bytes().to_vec()), ..item(topic, "c", AT, 2, Some(&row(2, "x"))) }]
     }
-    let writes: [(i32, Write); 8] = [
+    /// Of another server, whose positions are lower.
+    fn moved(topic: &str) -> Vec<Recorded> {
+        let record = item(topic, "c", (Some(5), 5), 2, Some(&row(2, "x")));
+        let value = String::from_utf8(record.value.clone().unwrap()).unwrap();
+        let later = value.replace("\"ts_us\":5000", "\"ts_us\":10001");
+        assert_ne!(value, later);
+        vec![Recorded { value: Some(later.into_bytes()), ..record }]
+    }
+    let writes: [(i32, Write); 9] = [
         (1, |topic| with(topic, "nonsense")),
         (1, |topic| with(topic, r#"{"id":2,"v":"flat","n":"bg=="}"#)),
         (1, |topic| with(topic, r#"{"schema":{},"payload":{}}"#)),
@@ -581,6 +590,7 @@ async fn what_can_not_be_taken_halts_by_name() {
         // Debezium's placeholder, for a row that is not there.
         (1, |topic| vec![item(topic, "u", AT, 2, Some(r#"{"id":2,"v":"__debezium_unavailable_value","n":"bg=="}"#))]),
         (2, |topic| vec![Recorded { key: None, ..item(topic, "t", AT, 2, None) }]),
+        (1, moved),
     ];
     let mut halts = Vec::new();
     for some in writes.chunks(AT_ONCE) {
@@ -603,6 +613,7 @@ async fn what_can_not_be_taken_halts_by_name() {
             "FOREIGN_RECORD a value of public.items for column n is not what its schema or the sink's column says",
             "SINK_DIVERGED updating rows of public.items reached 0 rows of the 1 that it names: the sink is not the state that it claims: it came without all of its columns (Debezium's placeholder)",
             "FOREIGN_RECORD the record at offset 1 of P.public.items/0 is a TRUNCATE in a topic of several partitions, where nothing says which rows of the others came before it",
+            "FOREIGN_TOPIC the record at offset 1 of P.public.items/0 stands before what was applied, and was committed after it: Debezium reads another server, or its positions began anew",
         ]
     );
     assert!(halts.iter().all(|(_, _, hint)| !hint.is_empty() && !hint.contains("resync")), "{halts:?}");
