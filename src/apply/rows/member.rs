@@ -55,12 +55,15 @@ pub(super) async fn run<S: Sink>(
     sink: config::Sink,
     (reporter, metrics): (SinkReporter, SinkMetrics),
     stop: CancellationToken,
-) -> Result<()> {
+) -> Result<Ended> {
     let started = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        member = Member::<S>::start(config.clone(), sink.clone(), (reporter, metrics)) => member?,
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+        begun = Member::<S>::start(config.clone(), sink.clone(), (reporter, metrics)) => begun?,
     };
-    let mut member = started;
+    let mut member = match started {
+        Begun::Member(member) => member,
+        Begun::Otherwise(why) => return Ok(Ended::Otherwise(why)),
+    };
     let (owner, heard) = (member.writer.sink.member().await?, member.writer.sink.heard());
     tokio::select! {
         outcome = member.run(&stop) => outcome,
@@ -69,11 +72,25 @@ pub(super) async fn run<S: Sink>(
     }
 }
 
+/// How a member ended that did not fail.
+pub(super) enum Ended {
+    Stopped,
+    /// This process' configuration is another one than what the sink's owner asked for.
+    Otherwise(String),
+}
+
+enum Begun<S: Sink> {
+    Member(Box<Member<S>>),
+    Otherwise(String),
+}
+
 struct Member<S: Sink> {
     sink: config::Sink,
     tables: BTreeSet<TableName>,
     /// How they are taken.
     takes: Vec<Taken>,
+    /// Why that is not what the owner asked for.
+    otherwise: Option<String>,
     /// Where the whole sink stood when it was looked at last.
     standing: Standing,
     machine: Machine,
@@ -96,15 +113,13 @@ struct Member<S: Sink> {
 }
 
 /// What the sink's owner asked for last is what every process writes: a member that takes a table in another way would leave rows
-/// which nobody writes again.
-fn taken_alike(state: &Ledger, sink: &str, takes: &[Taken]) -> Result<()> {
+/// which nobody writes again. Says why, if this one would.
+fn otherwise(state: &Ledger, sink: &str, takes: &[Taken]) -> Option<String> {
     let Otherwise { moved, reshaped, begun } = Otherwise::of(state, sink, takes);
-    match [moved, reshaped, begun].iter().flatten().next() {
-        Some(table) => Err(Error::retry_plain(format!(
-            "the owner of sink {sink} takes table {table} in another way than the configuration of this process says"
-        ))),
-        None => Ok(()),
-    }
+    let table = [&moved, &reshaped, &begun].into_iter().flatten().next()?;
+    Some(format!(
+        "the owner of sink {sink} takes table {table} in another way than the configuration of this process says"
+    ))
 }
 
 impl<S: Sink> Member<S> {
@@ -112,7 +127,7 @@ impl<S: Sink> Member<S> {
         config: Arc<Config>,
         sink: config::Sink,
         (reporter, metrics): (SinkReporter, SinkMetrics),
-    ) -> Result<Member<S>> {
+    ) -> Result<Begun<S>> {
         // Another one with every connection, so that its name tells the connection, too.
         let mut database = S::connect_member(&sink, &config.name, Uuid::new_v4()).await?;
         let floor = wait_for_floor(&mut database).await?;
@@ -144,7 +159,9 @@ impl<S: Sink> Member<S> {
         if place.offset >= 0 {
             machine.check_row()?;
         }
-        taken_alike(machine.state(), &sink.name, &takes)?;
+        if let Some(why) = otherwise(machine.state(), &sink.name, &takes) {
+            return Ok(Begun::Otherwise(why));
+        }
         let mut window = Window::new(&sink.name, tables.clone(), machine.loads());
         window.knows(machine.state().joined(&sink.name));
         let topics = config.tables.iter().filter(|table| tables.contains(&table.name));
@@ -157,11 +174,12 @@ impl<S: Sink> Member<S> {
         let ahead = Ahead::open(&config.kafka, wanted, sink.span_wait, ended, metrics.ahead_bytes())?;
         let mut writer = Writer::new(database, &sink, targets);
         writer.again = Some(Reread::new(&config.kafka));
-        Ok(Member {
+        let member = Member {
             sink,
             standing: floor.standing,
             tables,
             takes,
+            otherwise: None,
             machine,
             assembler,
             tail,
@@ -176,13 +194,17 @@ impl<S: Sink> Member<S> {
             looked: None,
             reporter,
             metrics,
-        })
+        };
+        Ok(Begun::Member(Box::new(member)))
     }
 
-    async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Ended> {
         while !stop.is_cancelled() {
             self.writer.sink.keep_lease().await?;
             self.read_ahead()?;
+            if let Some(why) = self.otherwise.take() {
+                return Ok(Ended::Otherwise(why));
+            }
             let chosen = self.choose();
             self.look(chosen.intervals.is_empty()).await?;
             // What was looked at may have taken some of it away.
@@ -195,7 +217,7 @@ impl<S: Sink> Member<S> {
                 self.report();
             }
         }
-        Ok(())
+        Ok(Ended::Stopped)
     }
 
     fn choose(&self) -> Chosen {
@@ -220,7 +242,7 @@ impl<S: Sink> Member<S> {
         self.window.knows(self.machine.state().joined(&self.sink.name));
         while let Some(item) = self.machine.pop() {
             if matches!(item, Item::Joined(..)) {
-                taken_alike(self.machine.state(), &self.sink.name, &self.takes)?;
+                self.otherwise = otherwise(self.machine.state(), &self.sink.name, &self.takes);
             }
             self.window.push(item);
         }
@@ -403,7 +425,7 @@ impl<S: Sink> Member<S> {
             lag_records: self.window.lag(row),
         };
         let partitions: Vec<PartitionStatus> = self.owned.values().map(of).collect();
-        self.reporter.update(|status| status.partitions = partitions);
+        self.reporter.update(|status| (status.partitions, status.waiting_for) = (partitions, None));
     }
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use refusals::refusals;
 
+use self::member::Ended;
 use crate::apply::start::taken;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ use crate::status::{PartitionStatus, SinkReporter, SinkStatus, State};
 
 /// How often at most what owner and member say of themselves is put together.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a member that takes tables in another way than the owner looks whether it still does.
+const OTHERWISE_INTERVAL: Duration = Duration::from_secs(2);
 /// So long a member that can't go on leaves the word to the owner.
 const OWNER_FIRST: Duration = Duration::from_secs(10);
 
@@ -60,8 +63,24 @@ pub async fn run<S: Sink>(
         outcome
     };
     let shared = async {
-        let running =
-            member::run::<S>(config.clone(), sink.clone(), (member.clone(), metrics.clone()), after.clone()).await;
+        let running = loop {
+            let of = (member.clone(), metrics.clone());
+            match member::run::<S>(config.clone(), sink.clone(), of, after.clone()).await {
+                Ok(Ended::Stopped) => break Ok(()),
+                // The owner may be this process, which is about to ask for it in its way.
+                Ok(Ended::Otherwise(why)) => {
+                    tracing::info!(sink = sink.name, "writing nothing: {why}");
+                    member.update(|status| {
+                        status.partitions = vec![];
+                        status.waiting_for = Some(why);
+                    });
+                    if after.run_until_cancelled(tokio::time::sleep(OTHERWISE_INTERVAL)).await.is_none() {
+                        break Ok(());
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
         let Err(Error::Halt(halt)) = running else { return running };
         // Whether that is one the owner says, which reads the same ledger; and what it does about it may be all that is needed.
         tracing::warn!(code = %halt.code, hint = %halt.hint, "a member can't go on, and leaves its partitions: {}", halt.message);
@@ -97,7 +116,14 @@ fn tell(status: &mut SinkStatus, owner: SinkStatus, member: SinkStatus) {
     let (halt, retry) = (status.halt.take(), status.retry.take());
     let told = match owner.state {
         State::Standby => {
-            SinkStatus { state: member.state, position: member.position, closed_lsn: member.closed_lsn, ..owner }
+            let waiting_for = member.waiting_for.or(owner.waiting_for);
+            SinkStatus {
+                state: member.state,
+                position: member.position,
+                closed_lsn: member.closed_lsn,
+                waiting_for,
+                ..owner
+            }
         }
         _ => owner,
     };
