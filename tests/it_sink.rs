@@ -137,7 +137,7 @@ fn progress_of_another_ledger_format_or_without_a_table_is_named() {
         row.check_identity(&first()).unwrap();
         let other = Standing { ledger_topic_id: Uuid::from_u128(8), ..first() };
         assert_eq!(row.check_identity(&other).unwrap_err().code(), Some(Code::LedgerRecreated));
-        world.run("UPDATE lockstep.progress SET format = 3").await;
+        world.run("UPDATE lockstep.progress SET format = 4").await;
         assert_eq!(sink.progress(false).await.unwrap_err().code(), Some(Code::ProgressMismatch));
     });
 }
