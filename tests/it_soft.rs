@@ -8,7 +8,7 @@ mod world;
 use lockstep::apply::net::{Folded, NetEffect};
 use lockstep::apply::soft;
 use lockstep::change::Op;
-use lockstep::config::{Delete, SinkTable};
+use lockstep::config::{Delete, Expression, Function, SinkTable, Value};
 use lockstep::error::Code;
 use lockstep::key::KeyRange;
 use lockstep::relation::TableName;
@@ -166,6 +166,21 @@ fn what_a_table_must_be_like_is_said_with_what_mends_it() {
         world.run(&found[2].hint).await;
         let halts = a.sink.preflight(&all()).await.unwrap().halts;
         assert!(halts.is_empty(), "the hints mend it: {halts:?}");
+        // What nothing is written to holds no value that another row has now; a computed column does.
+        world.run("ALTER TABLE t ADD sid serial UNIQUE, ADD low text; CREATE UNIQUE INDEX t_low ON t (low)").await;
+        assert_eq!(a.sink.preflight(&all()).await.unwrap().halts.len(), 0);
+        let low = Value {
+            column: "low".into(),
+            expression: Expression::Of { function: Function::Lower, columns: vec!["v".into()] },
+        };
+        let target = SinkTable {
+            delete: Delete::Soft { column: "deleted_at".into() },
+            values: vec![low],
+            ..SinkTable::new("orders", TableName::new("public", "t"))
+        };
+        let computed = WantedTable::of(&relation("t", COLUMNS), &target).unwrap();
+        let found = a.sink.preflight(&[computed]).await.unwrap().halts;
+        assert!(found.iter().any(|halt| halt.message.contains("t_low of public.t")), "{found:?}");
         let again = [wanted("t", COLUMNS, "v2"), wanted("t", COLUMNS, "big2"), wanted("t", COLUMNS, "strict")];
         world
             .run("ALTER TABLE t ADD v2 timestamptz(0), ADD big2 int, ADD strict timestamptz NOT NULL DEFAULT now()")

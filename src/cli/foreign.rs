@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Halt, Result};
 use crate::kafka::topics;
 use crate::sink;
 use crate::sink::postgres::PostgresSink;
+use crate::sink::postgres::foreign::goes_by_a_ledger;
 
 pub(super) async fn check(config: &Arc<Config>, _topics: &Topics) -> Vec<Part> {
     let mut parts = vec![check_kafka(config).await];
@@ -47,7 +48,7 @@ async fn check_sink(config: &Config, sink: &Sink, findings: &mut Vec<Finding>) -
         config.tables.iter().flat_map(|table| &table.sinks).filter(|target| target.sink == sink.name).collect();
     let mut database = PostgresSink::connect(sink, &config.name, Uuid::new_v4()).await?;
     if database.found_progress().await?.is_some() {
-        findings.push(Finding::from(Error::from(foreign::goes_by_a_ledger(&config.name, &sink.name))));
+        findings.push(Finding::from(Error::from(goes_by_a_ledger(&config.name, &sink.name))));
     }
     let tables: Vec<_> = targets.iter().map(|target| target.table.clone()).collect();
     let facts = database.own_tables(&tables).await?;

@@ -201,9 +201,8 @@ pub fn may_be_null(name: &str, before: &str, facts: &TableFacts, steps: &[String
 
 /// Columns that we don't write must fill themselves.
 fn columns_left_empty(wanted: &WantedTable, facts: &TableFacts) -> Vec<Halt> {
-    let computed = |name: &str| wanted.values.iter().any(|value| value.column == name);
-    let ours = |name: &str| wanted.columns.iter().any(|c| c.column.name == name) || computed(name);
-    let empty = facts.columns.iter().filter(|c| !ours(&c.name) && c.not_null && !c.has_default && !c.generated);
+    let empty =
+        facts.columns.iter().filter(|c| !wanted.writes(&c.name) && c.not_null && !c.has_default && !c.generated);
     empty
         .map(|c| {
             halt(

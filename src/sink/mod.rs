@@ -208,6 +208,12 @@ pub struct WantedColumn {
 }
 
 impl WantedTable {
+    /// Whether anything is written to the column of this name.
+    pub fn writes(&self, name: &str) -> bool {
+        self.columns.iter().any(|wanted| wanted.column.name == name)
+            || self.values.iter().any(|value| value.column == name)
+    }
+
     /// What `target` takes of `relation`. Refused: columns that the relation does not have, a subset without the key.
     pub fn of(relation: &Relation, target: &config::SinkTable) -> Result<WantedTable, Halt> {
         WantedTable::of_version(relation, target, &[relation])

@@ -144,10 +144,8 @@ pub(super) async fn findings(
             // Rows of different keys differ where it holds the key.
             let has_key = columns.as_ref().is_some_and(|columns| key.clone().all(|name| columns.contains(name)));
             let is_partial = predicate.as_ref().is_some_and(|predicate| leaves_out_marked(predicate, mark, is_flag));
-            // Of the service's own columns alone, which marks don't touch.
-            let is_own = columns.as_ref().is_some_and(|columns| {
-                !columns.iter().any(|name| wanted.columns.iter().any(|wanted| wanted.column.name == *name))
-            });
+            // Of columns that nothing is written to.
+            let is_own = columns.as_ref().is_some_and(|columns| !columns.iter().any(|name| wanted.writes(name)));
             if has_key || is_partial || is_own {
                 continue;
             }

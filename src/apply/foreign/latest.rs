@@ -38,7 +38,6 @@ pub struct Missing;
 pub struct Latest {
     truncated: bool,
     words: HashMap<Key, Word>,
-    bytes: usize,
 }
 
 impl Latest {
@@ -46,18 +45,13 @@ impl Latest {
         !self.truncated && self.words.is_empty()
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub fn truncate(&mut self) {
         self.words.clear();
-        (self.truncated, self.bytes) = (true, 0);
+        self.truncated = true;
     }
 
     /// The row at this key is this one.
     pub fn put(&mut self, key: Key, row: RowBuf) -> Result<(), Missing> {
-        self.bytes += row.bytes();
         let word = match (row.row().has_absent(), self.words.remove(&key)) {
             (true, Some(Word::Whole(before))) => Word::Whole(before.merged(row.row())),
             (true, Some(Word::Part(before))) => Word::Part(before.merged(row.row())),
@@ -88,7 +82,6 @@ impl Latest {
 
     /// There is no row at this key.
     pub fn remove(&mut self, key: Key) {
-        self.bytes += key.bytes();
         if let Some(Word::Moved(from, _)) = self.words.remove(&key) {
             self.words.entry(from).or_insert(Word::Gone);
         }
@@ -113,7 +106,6 @@ impl Latest {
             }
             Some(_) => return Ok(false),
         };
-        self.bytes += new.bytes();
         self.words.insert(new, word);
         Ok(true)
     }
@@ -139,7 +131,6 @@ impl Latest {
         }
         net.updates = updates.into_iter().map(|(columns, rows)| Updates { columns, rows }).collect();
         net.moves = moves.into_iter().map(|(columns, rows)| Moves { columns, rows }).collect();
-        self.bytes = 0;
         net
     }
 }

@@ -50,17 +50,6 @@ pub fn refused(config: &Config, sink: &config::Sink) -> Vec<Halt> {
     halts
 }
 
-/// A sink of ours under these names; who goes by a ledger has its own idea of what is there.
-pub fn goes_by_a_ledger(pipeline: &str, sink: &str) -> Halt {
-    let message = format!(
-        "sink {sink} goes by a ledger of pipeline {pipeline}, and here its topics are another program's ([topics])"
-    );
-    let hint = format!(
-        "DELETE FROM lockstep.progress WHERE pipeline = '{pipeline}' AND sink = '{sink}' at the sink, once no other process applies that ledger"
-    );
-    Halt { code: Code::ProgressMismatch, message, facts: vec![], hint }
-}
-
 /// The role of one process: runs until it is stopped or fails.
 pub async fn run(
     config: Arc<Config>,

@@ -2,7 +2,7 @@
 //! the way at the sink's tables says [`crate::sink::rows`].
 
 use crate::apply::routes::has_patterns;
-use crate::config::{self, Config, Consistency, Delete, Evolve, ForeignKeys, OnRefused};
+use crate::config::{self, Config, Consistency, Evolve, ForeignKeys};
 use crate::error::{Code, Halt};
 
 /// All of it.
@@ -30,14 +30,8 @@ pub fn refusals(config: &Config, sink: &config::Sink) -> Vec<Halt> {
         let hint = format!("name each table of sink {} in a connector of its own", sink.name);
         halts.push(halt("takes tables by their names, not by a pattern".to_owned(), hint));
     }
-    let tables = || config.tables.iter().flat_map(|table| &table.sinks).filter(|table| table.sink == sink.name);
-    let marks = |table: &&config::SinkTable| matches!(table.delete, Delete::Soft { .. });
-    for table in tables().filter(|table| sink.parking.on_refused == OnRefused::Park && marks(table)) {
-        let hint =
-            format!("write on_refused = \"halt\" under [sinks.{}], or delete = \"row\" for the table", sink.name);
-        halts.push(halt(format!("can't park rows of table {}, whose deleted rows stay", table.table), hint));
-    }
-    for table in tables().filter(|table| table.evolve != Evolve::Off) {
+    let tables = config.tables.iter().flat_map(|table| &table.sinks).filter(|table| table.sink == sink.name);
+    for table in tables.filter(|table| table.evolve != Evolve::Off) {
         let hint =
             format!("write evolve = \"off\" under [sinks.{}] of the connector, and alter the table there", sink.name);
         halts.push(halt(format!("can't let table {} follow the source's", table.table), hint));

@@ -4,8 +4,7 @@
 use uuid::Uuid;
 
 use super::PostgresSink;
-use crate::apply::foreign::goes_by_a_ledger;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Halt, Result};
 use crate::postgres::catalog::{TableFacts, table_facts};
 use crate::relation::TableName;
 use crate::session::classify;
@@ -22,6 +21,17 @@ pub struct Known {
     pub next_offset: i64,
     /// When the newest of its records was committed.
     pub newest_us: Option<i64>,
+}
+
+/// A sink of ours under these names; who goes by a ledger has its own idea of what is there.
+pub fn goes_by_a_ledger(pipeline: &str, sink: &str) -> Halt {
+    let message = format!(
+        "sink {sink} goes by a ledger of pipeline {pipeline}, and here its topics are another program's ([topics])"
+    );
+    let hint = format!(
+        "DELETE FROM lockstep.progress WHERE pipeline = '{pipeline}' AND sink = '{sink}' at the sink, once no other process applies that ledger"
+    );
+    Halt { code: Code::ProgressMismatch, message, facts: vec![], hint }
 }
 
 impl PostgresSink {
